@@ -1,0 +1,37 @@
+# Two commands do everything: `make run` and `make test`.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# The constraints pin everything that is installed, build tools included.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# No telemetry and no update checks of Flower and Ray, in whatever is started from here.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_UPDATE_CHECK := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: run test lint install proto clean
+
+run: $(VENV)/.installed
+	$(VENV)/bin/confed run experiments/digits/config.toml
+
+test: $(VENV)/.installed
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+proto: $(VENV)/.installed
+	$(PYTHON) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/confed/wire/v1/confed.proto
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

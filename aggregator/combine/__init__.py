@@ -1,0 +1,1 @@
+"""The mathematics of a round: the weighted mean over chunks, and the server optimizer that is applied to it."""

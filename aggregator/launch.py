@@ -1,0 +1,93 @@
+"""What the enclave is told when it starts. Nothing in it is trusted but the instance's key, which is a secret.
+
+Brokers are known by the keys in the manifest, the manifest by its digest, which is in the measured configuration.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+from confed import canonical, record
+from confed.errors import EncodingError
+from confed.manifest import Manifest
+from confed.wire.channel import Endpoint, TlsIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerServer:
+    """One server that holds the brokers of one or several owners, by their public keys."""
+
+    target: str
+    certificate: str
+    brokers: tuple[bytes, ...]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint(target=self.target, certificate=self.certificate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorLaunch:
+    """The launch document: canonical JSON, read once from an inherited descriptor.
+
+    Attributes:
+        manifest, instance: canonical bytes of the manifest and of the simulated TEE's instance, in base64.
+        listen: ``unix:PATH``, or ``127.0.0.1:0`` with ``tls``.
+        endpoint_file: where to say that the service listens; its folder is the only one that is written to.
+        base_records_dir: folder with commit records of an earlier instance, beside those in the courier; or empty.
+    """
+
+    manifest: str
+    instance: str
+    brokers: tuple[BrokerServer, ...]
+    courier: Endpoint
+    listen: str
+    tls: TlsIdentity | None
+    endpoint_file: str
+    readable: tuple[str, ...]
+    network: bool
+    base_records_dir: str = ""
+
+    def __repr__(self) -> str:
+        return f"AggregatorLaunch(listen={self.listen!r}, …)"
+
+    @classmethod
+    def decode(cls, data: bytes) -> AggregatorLaunch:
+        """Return the document of canonical JSON.
+
+        Raises:
+            EncodingError: anything else.
+        """
+        return record.from_json(cls, canonical.decode(data), at="launch")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the endpoint's file."""
+        return Path(self.endpoint_file).parent
+
+    def manifest_decoded(self) -> Manifest:
+        """Return the manifest.
+
+        Raises:
+            EncodingError: not base64 of canonical JSON.
+            ConfigError: not a manifest.
+        """
+        return Manifest.decode(_from_base64("launch.manifest", self.manifest))
+
+    def instance_bytes(self) -> bytes:
+        """Return the instance's secret.
+
+        Raises:
+            EncodingError: not base64.
+        """
+        return _from_base64("launch.instance", self.instance)
+
+
+def _from_base64(field: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise EncodingError(field, expected="base64", got="something else") from error

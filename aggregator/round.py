@@ -1,0 +1,451 @@
+"""The rules of a run's rounds: who may send what, when, and what counts. No input or output, no keys.
+
+A run (``Rounds``):
+
+- begins at the manifest's start (version 0) or at one committed version, and moves only when a commit is noted;
+- opens a training round only as the successor of its version, an evaluation only of its version;
+- opens an attempt only if it is later than every attempt at that round and purpose, and below ``max_attempts``;
+- has one round open: opening another voids what was open, and what was sent to it;
+- never opens a training round or an evaluation again that it has committed;
+- remembers every ticket that counted, so that none counts twice.
+
+A round (``Round``) accepts an update only if:
+
+- it is open, and its site is in the cohort that the manifest draws;
+- its site has no update in it yet: an identity counts once;
+- it is of the purpose's kind, and every field of its signed header is this run, manifest, round, attempt, purpose,
+  base, aggregator instance and site;
+- its signer has a credential from the site's own broker for exactly this step;
+- it shows a ticket from the site's own broker for exactly this step, base, aggregator and signer, not used before;
+- it is sealed to this aggregator and nobody else, and has exactly the model's size (none, for evaluations);
+- once opened, it declares a weight within the cap, a norm within the bound, finite metrics and the site's dataset.
+
+A round closes once. It yields a cohort only if at least ``cohort.least`` accepted sites remain; every other site
+that was drawn is named with a code, the enclave's own reason before what the governor reports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from confed.errors import (
+    CohortError,
+    ConfedError,
+    CredentialError,
+    DuplicateUpdateError,
+    EncodingError,
+    ManifestMismatchError,
+    NormError,
+    NotFiniteError,
+    PurposeError,
+    RecipientError,
+    RoundError,
+    ShapeError,
+    SignatureError,
+    SizeError,
+    StaleUpdateError,
+    TicketError,
+    WeightError,
+)
+from confed.journey import Kind, Purpose, base_version
+from confed.keybroker.statements import ClientCredential, Ticket
+from confed.model.update import Declaration, UpdateDetail
+from confed.sealing.header import CHUNK_BYTES, Header
+from confed.sealing.recipients import Method
+from confed.statement import Signed, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from confed.manifest import Manifest, Site
+
+PURPOSES = (Purpose.TRAIN, Purpose.EVALUATE)
+ABSENT = "no-answer"
+"""The code of a drawn site of which nothing was heard."""
+
+_CODE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One attempt at one round, what it starts from, and who combines it."""
+
+    run: str
+    manifest: str
+    round: int
+    attempt: int
+    purpose: Purpose
+    base: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What came for a site: a container's header and signer, and the documents that go with it; nothing believed."""
+
+    site: str
+    digest: str
+    header: Header
+    signer: bytes
+    credential: Signed
+    ticket: Signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """An arrival that kept every rule."""
+
+    site: Site
+    digest: str
+    ticket: Signed
+
+
+class Round:
+    """One attempt at one round: open, then closed for good.
+
+    Args:
+        key_id: SHA-256 of this aggregator's HPKE public key.
+        update_bytes: size of an update's plaintext.
+
+    Raises:
+        CohortError: the manifest draws nobody for this purpose.
+    """
+
+    def __init__(
+        self, manifest: Manifest, step: Step, *, key_id: str, update_bytes: int, used: frozenset[bytes]
+    ) -> None:
+        self._manifest = manifest
+        self.step = step
+        self._key_id = key_id
+        self._update_bytes = update_bytes if step.purpose is Purpose.TRAIN else 0
+        self._used = used
+        self._open = True
+        self._accepted: dict[str, Accepted] = {}
+        self._refused: dict[str, str] = {}
+        self.cohort = manifest.draw(purpose=step.purpose, round_number=step.round)
+        if not self.cohort:
+            raise CohortError("cohort", expected=f"sites drawn to {step.purpose}", got="none")
+
+    @property
+    def accepted(self) -> tuple[Accepted, ...]:
+        """The updates that count so far, in identity order."""
+        return tuple(self._accepted[name] for name in sorted(self._accepted))
+
+    @property
+    def plaintext_bytes(self) -> int:
+        """Size of what is in every update."""
+        return self._update_bytes
+
+    @property
+    def untouched(self) -> bool:
+        """True while nothing was accepted or refused."""
+        return self._open and not self._accepted and not self._refused
+
+    def drawn(self, name: str) -> Site:
+        """Return the drawn site of this name, while the round is open.
+
+        Raises:
+            RoundError: the round is closed.
+            CohortError: not drawn.
+        """
+        self._require_open()
+        for site in self.cohort:
+            if site.owner.name == name:
+                return site
+        raise CohortError("site", expected="one that was drawn for this round", got=name[:60])
+
+    def accept(self, arrival: Arrival, *, now_ms: int) -> None:
+        """Count an update, or refuse it; a refusal changes nothing but the site's code.
+
+        Args:
+            arrival: what came, nothing of it believed.
+            now_ms: the time by the site's own broker.
+
+        Raises:
+            RoundError: the round is closed.
+            CohortError: a site that was not drawn.
+            DuplicateUpdateError: a second update of the site, or a ticket that was used.
+            StaleUpdateError: another kind, run, manifest, round, attempt, purpose, base, aggregator or site.
+            CredentialError, TicketError: a document that is not for exactly this.
+            RecipientError: not sealed to this aggregator alone.
+            ShapeError, SizeError: not the model's tensors or size.
+        """
+        site = self.drawn(arrival.site)
+        if arrival.site in self._accepted:
+            raise DuplicateUpdateError(f"{arrival.site} update", expected="one in a round", got="a second")
+        self._check_header(arrival, site)
+        self._check_credential(arrival, site, now_ms)
+        ticket = self._check_ticket(arrival, site, now_ms)
+        if ticket.ticket_id in self._used:
+            raise DuplicateUpdateError(f"{arrival.site} ticket", expected="one not used", got="a used one")
+        self._check_seal(arrival)
+        self._accepted[arrival.site] = Accepted(site=site, digest=arrival.digest, ticket=arrival.ticket)
+        self._refused.pop(arrival.site, None)
+
+    def note_refused(self, site: str, error: ConfedError) -> None:
+        """Remember why a drawn site's update did not count, unless one did."""
+        if self._open and site not in self._accepted and any(site == entry.owner.name for entry in self.cohort):
+            self._refused[site] = error.code
+
+    def close(self) -> tuple[Accepted, ...]:
+        """Accept nothing more and return what counts, in identity order.
+
+        Raises:
+            RoundError: closed before.
+            CohortError: fewer than ``cohort.least``.
+        """
+        self._require_open()
+        self._open = False
+        require_cohort(self._manifest, len(self._accepted))
+        return self.accepted
+
+    def excluded(self, *, absent: Mapping[str, str], failed: Mapping[str, ConfedError]) -> dict[str, str]:
+        """Return why each drawn site that is not in the result is not: name -> code.
+
+        Args:
+            absent: what the governor reports; believed only where the enclave knows nothing itself.
+            failed: what opening and folding found.
+
+        Raises:
+            EncodingError: a reported code that is not one.
+        """
+        codes: dict[str, str] = {}
+        for site in self.cohort:
+            name = site.owner.name
+            if name in failed:
+                codes[name] = failed[name].code
+            elif name not in self._accepted:
+                codes[name] = self._refused.get(name) or _checked_code(absent.get(name, ABSENT))
+        return codes
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise RoundError("round", expected="an open one", got="a closed one")
+
+    def _check_header(self, arrival: Arrival, site: Site) -> None:
+        header, step = arrival.header, self.step
+        kind = Kind.UPDATE if step.purpose is Purpose.TRAIN else Kind.METRICS
+        detail = UpdateDetail(
+            run=step.run,
+            manifest=step.manifest,
+            round=step.round,
+            attempt=step.attempt,
+            purpose=step.purpose,
+            base=step.base,
+            aggregator=step.instance,
+            site=site.owner.name,
+            credential=arrival.credential.digest,
+            ticket=arrival.ticket.digest,
+            layout=self._manifest.model.layout,
+        ).to_detail()
+        _require_same("kind", kind, header.kind, StaleUpdateError)
+        _require_same("detail", sorted(detail), sorted(header.detail), StaleUpdateError)
+        for name, expected in detail.items():
+            error = ShapeError if name == "layout" else StaleUpdateError
+            _require_same(name, expected, header.detail[name], error)
+        _require_same("header manifest", step.manifest, header.manifest, StaleUpdateError)
+        _require_same("header parents", (step.base,), header.parents, StaleUpdateError)
+        _require_same("header owner", site.owner.identity, header.owner, StaleUpdateError)
+
+    def _check_credential(self, arrival: Arrival, site: Site, now_ms: int) -> None:
+        try:
+            credential = verify(arrival.credential, ClientCredential, signer=site.owner.broker)
+        except (SignatureError, EncodingError) as error:
+            raise CredentialError("credential", expected=f"one of {site.owner.name}'s broker", got="another") from error
+        expected: dict[str, Any] = {**self._common(site), "signing_public": arrival.signer}
+        for name, value in expected.items():
+            _require_same(f"credential {name}", value, getattr(credential, name), CredentialError)
+        _require_current("credential", credential.expires_at, now_ms, CredentialError)
+
+    def _check_ticket(self, arrival: Arrival, site: Site, now_ms: int) -> Ticket:
+        try:
+            ticket = verify(arrival.ticket, Ticket, signer=site.owner.broker)
+        except (SignatureError, EncodingError) as error:
+            raise TicketError("ticket", expected=f"one of {site.owner.name}'s broker", got="another") from error
+        expected: dict[str, Any] = {
+            **self._common(site),
+            "base": self.step.base,
+            "aggregator": self.step.instance,
+            "credential": arrival.credential.digest,
+            "signing_public": arrival.signer,
+        }
+        for name, value in expected.items():
+            _require_same(f"ticket {name}", value, getattr(ticket, name), TicketError)
+        _require_current("ticket", ticket.expires_at, now_ms, TicketError)
+        return ticket
+
+    def _common(self, site: Site) -> dict[str, Any]:
+        return {
+            "broker": site.owner.broker,
+            "identity": site.owner.identity,
+            "manifest": self.step.manifest,
+            "run": self.step.run,
+            "round": self.step.round,
+            "attempt": self.step.attempt,
+            "purpose": self.step.purpose,
+        }
+
+    def _check_seal(self, arrival: Arrival) -> None:
+        header = arrival.header
+        recipients = [(entry.method, entry.key_id) for entry in header.recipients]
+        if recipients != [(Method.HPKE, self._key_id)]:
+            raise RecipientError("recipients", expected="this aggregator alone", got=f"{len(recipients)} entries")
+        _require_same("plaintext size", self._update_bytes, header.plaintext_bytes, SizeError)
+        _require_same("chunk size", CHUNK_BYTES, header.chunk_bytes, SizeError)
+
+
+class Rounds:
+    """The rounds of one run, in order.
+
+    Args:
+        version, base: the version that the run is at, and its file digest.
+    """
+
+    def __init__(self, manifest: Manifest, *, instance: str, key_id: str) -> None:
+        self._manifest = manifest
+        self._digest = manifest.digest
+        self._instance = instance
+        self._key_id = key_id
+        self.version = 0
+        self.base = manifest.model.start.digest
+        self.current: Round | None = None
+        self._attempts: dict[tuple[int, Purpose], int] = {}
+        self._evaluated: set[int] = set()
+        self._used: set[bytes] = set()
+
+    def begin_at(self, *, version: int, base: str) -> None:
+        """Go on from a committed version, which the caller has verified.
+
+        Raises:
+            RoundError: rounds were opened already.
+        """
+        if self._attempts:
+            raise RoundError("first round", expected="to be said before any round", got=version + 1)
+        self.version, self.base = version, base
+
+    def reopened(self, *, round_number: int, attempt: int, purpose: str) -> Round | None:
+        """Return the current round if it is this one and nothing was sent to it, so that asking twice does no harm."""
+        current = self.current
+        if current is None or not current.untouched:
+            return None
+        step = current.step
+        return current if (step.round, step.attempt, step.purpose) == (round_number, attempt, purpose) else None
+
+    def open(self, *, round_number: int, attempt: int, purpose: Purpose, update_bytes: int) -> Round:
+        """Open a round; what was open is void.
+
+        Args:
+            round_number: of a training round the successor of the version, of an evaluation the version.
+            attempt: from 0, later than every one before.
+            purpose: train or evaluate.
+            update_bytes: size of an update's plaintext.
+
+        Raises:
+            RoundError: not the next round, or not a later attempt.
+            CohortError: nobody is drawn.
+        """
+        self.require_next(round_number=round_number, attempt=attempt, purpose=purpose)
+        step = Step(
+            run=self._manifest.run,
+            manifest=self._digest,
+            round=round_number,
+            attempt=attempt,
+            purpose=purpose,
+            base=self.base,
+            instance=self._instance,
+        )
+        opened = Round(self._manifest, step, key_id=self._key_id, update_bytes=update_bytes, used=frozenset(self._used))
+        self._attempts[round_number, purpose] = attempt
+        self.current = opened
+        return opened
+
+    def require_next(self, *, round_number: int, attempt: int, purpose: Purpose) -> None:
+        """Refuse a step that may not come now.
+
+        Raises:
+            RoundError: not the next round, or not a later attempt.
+        """
+        if not 1 <= round_number <= self._manifest.rounds:
+            raise RoundError("round", expected=f"from 1 to {self._manifest.rounds}", got=round_number)
+        if base_version(purpose=purpose, round_number=round_number) != self.version:
+            raise RoundError(f"round to {purpose}", expected=f"one on version {self.version}", got=round_number)
+        if purpose is Purpose.EVALUATE and round_number in self._evaluated:
+            raise RoundError("evaluation", expected="one not committed", got=round_number)
+        earliest = self._attempts.get((round_number, purpose), -1) + 1
+        if not earliest <= attempt < self._manifest.max_attempts:
+            raise RoundError("attempt", expected=f"from {earliest} to {self._manifest.max_attempts - 1}", got=attempt)
+
+    def commit(self, finished: Round, *, digest: str, tickets: tuple[bytes, ...]) -> None:
+        """Note that the current round's result is committed.
+
+        Raises:
+            RoundError: another round than the current one.
+        """
+        if finished is not self.current:
+            raise RoundError("committed round", expected="the current one", got="another")
+        self._used.update(tickets)
+        self.current = None
+        if finished.step.purpose is Purpose.TRAIN:
+            self.version, self.base = finished.step.round, digest
+        else:
+            self._evaluated.add(finished.step.round)
+
+
+def purpose_named(purpose: str) -> Purpose:
+    """Return the purpose that a round can have.
+
+    Raises:
+        PurposeError: neither train nor evaluate.
+    """
+    if purpose not in PURPOSES:
+        raise PurposeError("purpose", expected="train or evaluate", got=purpose[:60])
+    return Purpose(purpose)
+
+
+def check_declaration(declaration: Declaration, *, manifest: Manifest, site: Site) -> None:
+    """Check what a sender declares against the manifest, before its weights are opened.
+
+    Raises:
+        NotFiniteError: a weight, norm or metric that is NaN or infinite.
+        WeightError: a weight that is not above 0 and at most ``update.weight_cap``.
+        NormError: a norm below 0 or above ``update.norm_bound``.
+        ManifestMismatchError: another dataset than the site's.
+    """
+    for name, value in (("weight", declaration.weight), ("norm", declaration.norm), *declaration.metrics.items()):
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{site.owner.name} {name}", expected="a finite number", got="NaN or infinity")
+    if not 0 < declaration.weight <= manifest.update.weight_cap:
+        raise WeightError(f"{site.owner.name} weight", expected=f"up to {manifest.update.weight_cap}", got="another")
+    if not 0 <= declaration.norm <= manifest.update.norm_bound:
+        raise NormError(f"{site.owner.name} norm", expected=f"up to {manifest.update.norm_bound}", got="another")
+    dataset = site.dataset.digest if site.dataset else ""
+    _require_same(f"{site.owner.name} dataset", dataset, declaration.dataset, ManifestMismatchError)
+
+
+def require_cohort(manifest: Manifest, count: int) -> None:
+    """Check the cohort rule.
+
+    Raises:
+        CohortError: fewer distinct identities than the manifest asks for.
+    """
+    if count < manifest.cohort.least:
+        raise CohortError("cohort", expected=f"at least {manifest.cohort.least}", got=count)
+
+
+def _checked_code(code: str) -> str:
+    if not _CODE.fullmatch(code):
+        raise EncodingError("reported code", expected="lower-case words and hyphens", got=repr(code)[:60])
+    return code
+
+
+def _require_same(field: str, expected: object, got: object, error: type[ConfedError]) -> None:
+    if expected != got:
+        raise error(field, expected=str(expected)[:80], got=str(got)[:80])
+
+
+def _require_current(field: str, expires_at: int, now_ms: int, error: type[ConfedError]) -> None:
+    if now_ms > expires_at:
+        raise error(f"{field} time", expected=f"before {expires_at}", got=now_ms)

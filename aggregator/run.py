@@ -1,0 +1,540 @@
+"""One run inside the enclave: what each of the governor's calls does, in order.
+
+The caller is hostile. It chooses when something is asked, and nothing else: rounds come in the order that
+``round.py`` permits, cohorts, parameters and limits are the manifest's, and no answer holds more than the manifest
+lets out in clear after a countersigned commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from aggregator.combine.flower_strategy import ServerOptimizer
+from aggregator.combine.fold import Contribution, Weights, combine
+from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
+from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
+from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics, commit_topic
+from aggregator.round import Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
+from confed import canonical
+from confed.errors import (
+    CohortError,
+    ConfedError,
+    CredentialError,
+    LineageError,
+    NotFiniteError,
+    QuorumError,
+    RoundError,
+    ShapeError,
+    StaleUpdateError,
+    TicketError,
+)
+from confed.journey import Kind, Purpose, base_version
+from confed.keybroker.lineage import verify_commit_record
+from confed.keybroker.statements import Candidate, CommitRecord, Ticket
+from confed.model.update import Declaration, update_key_info
+from confed.model.weights import unpack
+from confed.sealing.container import Container, OpenContainer
+from confed.statement import Signed, unverified
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_LOG = logging.getLogger("confed.aggregator")
+STAGES: tuple[str, ...] = ("release", "fetch", "open", "combine", "seal", "send", "commit")
+
+
+class Courier(Store, Letters, Protocol):
+    """Ciphertext and letters; ``confed.wire.courier_client.CourierClient`` is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An open round, as the governor is told."""
+
+    base: str
+    version: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """A committed round, as the governor is told."""
+
+    record: bytes
+    metrics: Mapping[str, float]
+    excluded: Mapping[str, str]
+    seconds: Mapping[str, float]
+    cohort_size: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Version:
+    """The version that the run is at; weights and state once they are open."""
+
+    version: int
+    digest: str
+    attempt: int = 0
+    record: bytes = b""
+    signer: bytes
+    state_digest: str = ""
+    weights: Weights | None = field(default=None, repr=False)
+    state: Mapping[str, NDArray[Any]] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """A round that is sealed and proposed, until it is committed."""
+
+    round: Round
+    proposal: Proposal
+    cohort: tuple[Accepted, ...]
+    sealed: SealedVersion
+    metrics: Mapping[str, float]
+    excluded: Mapping[str, str]
+    weights: Weights | None = field(default=None, repr=False)
+    state: Mapping[str, NDArray[Any]] | None = field(default=None, repr=False)
+
+
+class Run:
+    """The aggregator's side of one run.
+
+    Guarantees: calls may come from any thread and in any order; at most one of them changes the run at a time.
+
+    Args:
+        folder: the enclave's own folder, for ciphertext only.
+        threads: how many open, fold and seal.
+        records: a folder with commit records of an earlier instance, beside those in the courier.
+    """
+
+    def __init__(
+        self, enclave: Enclave, courier: Courier, *, folder: Path, threads: int = 1, records: Path | None = None
+    ) -> None:
+        self._enclave = enclave
+        self._manifest = enclave.manifest
+        self._courier = courier
+        self._folder = folder
+        self._threads = threads
+        self._records = records
+        self._optimizer = ServerOptimizer(self._manifest.strategy)
+        self._inbox = Inbox(courier, folder=folder)
+        self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
+        self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
+        self._lock = threading.RLock()
+        self._keys: dict[tuple[int, int], RoundKeys] = {}
+        self._pending: _Pending | None = None
+        self._seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.excluded: Mapping[str, str] = {}
+        """Why drawn sites are not in the round that was closed last, also if it failed."""
+        self._at = _Version(
+            version=0, digest=self._manifest.model.start.digest, signer=self._manifest.model.owner.identity
+        )
+
+    @property
+    def instance(self) -> str:
+        """The name of this enclave instance."""
+        return self._enclave.instance
+
+    def attest(self, *, first_round: int, attempt: int) -> str:
+        """Attest to every owner's broker for the rounds from ``first_round`` on; return the instance's name.
+
+        An instance that is new to a run that has begun takes up the version before ``first_round`` from its
+        commit record; the model owner's broker releases keys only if that is the newest that it has witnessed.
+
+        Raises:
+            RoundError: not the round that comes next.
+            LineageError: no valid commit record of the version before.
+            QuorumError, CohortError: too few sites' brokers credential this enclave.
+            ConfedError: the model owner's broker refused, of the class that says why.
+        """
+        with self._lock:
+            if not 1 <= first_round <= self._manifest.rounds:
+                raise RoundError("first round", expected=f"from 1 to {self._manifest.rounds}", got=first_round)
+            if first_round - 1 != self._rounds.version:
+                self._begin_at(first_round - 1)
+            asked = self._asked(first_round, attempt)
+            with self._timed("release"):
+                self._keys = {(first_round, attempt): self._new_keys(asked)}
+                self._credential(self._manifest.sites, asked)
+            return self.instance
+
+    def open_round(self, *, round_number: int, attempt: int, purpose: str) -> Opened:
+        """Open a round: its keys and base for training, nothing but its cohort for evaluation.
+
+        Raises:
+            PurposeError, RoundError, CohortError: as ``round.Rounds``.
+            ConfedError: a broker refused, of the class that says why; or the base does not open.
+        """
+        with self._lock:
+            wanted = purpose_named(purpose)
+            opened = self._rounds.reopened(round_number=round_number, attempt=attempt, purpose=purpose)
+            if opened is None:
+                self._rounds.require_next(round_number=round_number, attempt=attempt, purpose=wanted)
+                update_bytes = 0
+                self._renew(round_number, attempt, wanted)
+                if wanted is Purpose.TRAIN:
+                    update_bytes = self._prepare(round_number, attempt).layout.total_bytes
+                opened = self._rounds.open(
+                    round_number=round_number, attempt=attempt, purpose=wanted, update_bytes=update_bytes
+                )
+                self._inbox.clear()
+                self._pending = None
+                self.excluded = {}
+            return Opened(
+                base=opened.step.base,
+                version=base_version(purpose=wanted, round_number=round_number),
+                cohort=tuple(site.owner.name for site in opened.cohort),
+            )
+
+    def submit(self, *, site: str, digest: str) -> None:
+        """Fetch a sealed result and count it, if it keeps every rule of ``round.py``.
+
+        Raises:
+            ConfedError: of the class that says why not; the site may send another.
+        """
+        with self._lock:
+            current = self._current()
+            owner = current.drawn(site).owner
+        try:
+            started = time.perf_counter()
+            parcel = self._inbox.fetch(digest, plaintext_bytes=current.plaintext_bytes)
+            try:
+                arrival = self._arrival(current, site, digest, parcel)
+                with self._lock:
+                    if current is not self._rounds.current:
+                        raise RoundError("round", expected="the one that was open", got="another")
+                    current.accept(arrival, now_ms=self._enclave.now(owner.broker))
+                    self._inbox.keep(site, parcel)
+            except BaseException:
+                self._inbox.discard(parcel)
+                raise
+            finally:
+                with self._lock:
+                    self._seconds["fetch"] += time.perf_counter() - started
+        except ConfedError as error:
+            with self._lock:
+                current.note_refused(site, error)
+            raise
+
+    def close_round(self, *, absent: Mapping[str, str]) -> Closed:
+        """Combine what counts, seal it, have it countersigned and committed, publish it.
+
+        A call that failed for want of a broker or the courier, after the round was sealed, may be repeated: it
+        proposes the same candidate again.
+
+        Raises:
+            RoundError: no round is open.
+            CohortError: too few remain; the round has failed and needs another attempt.
+            QuorumError: too few countersignatures.
+            ConfedError: a broker or the courier refused or is down.
+        """
+        with self._lock:
+            if self._pending is None:
+                self._pending = self._combined(self._current(), absent)
+            pending = self._pending
+            with self._timed("commit"):
+                record = self._releaser.commit(pending.proposal)
+            self._committed(pending, record)
+            seconds, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
+            return Closed(
+                record=record,
+                metrics=pending.metrics,
+                excluded=pending.excluded,
+                seconds=seconds,
+                cohort_size=len(pending.cohort),
+            )
+
+    def close_run(self) -> bytes:
+        """End the run: closing and countersignatures as canonical JSON.
+
+        Raises:
+            RoundError: nothing was committed yet.
+            QuorumError: too few brokers agree.
+            ConfedError: the model owner's broker refused or is down.
+        """
+        with self._lock:
+            if not self._at.record:
+                raise RoundError("closing", expected="at least one committed version", got="none")
+            return self._releaser.close_run(self._at.record)
+
+    def _begin_at(self, version: int) -> None:
+        candidate, record = self._committed_version(version)
+        self._rounds.begin_at(version=version, base=candidate.digest)
+        self._at = _Version(
+            version=version,
+            digest=candidate.digest,
+            attempt=candidate.attempt,
+            record=record.to_bytes(),
+            signer=record.candidate.signer,
+            state_digest=candidate.state,
+        )
+
+    def _committed_version(self, version: int) -> tuple[Candidate, CommitRecord]:
+        failure: ConfedError = LineageError("commit record", expected=f"one of version {version}", got="none")
+        bodies = self._courier.collect(commit_topic(self._manifest.run, Purpose.TRAIN, version))
+        if self._records is not None:
+            bodies += [path.read_bytes() for path in sorted(self._records.glob("*.json"))]
+        for body in bodies:
+            try:
+                record = CommitRecord.from_bytes(body)
+                return verify_commit_record(record, manifest=self._manifest, round_number=version), record
+            except ConfedError as error:
+                failure = error
+        raise failure
+
+    def _asked(self, round_number: int, attempt: int) -> Asked:
+        return Asked(round=round_number, attempt=attempt, base=self._at.digest, base_record=self._at.record)
+
+    def _new_keys(self, asked: Asked) -> RoundKeys:
+        stateful = self._optimizer.stateful
+        return round_keys(
+            self._enclave,
+            asked,
+            base_attempt=self._at.attempt,
+            with_base=self._at.weights is None,
+            with_base_state=stateful and self._at.state is None and bool(self._at.state_digest),
+            with_state=stateful,
+        )
+
+    def _credential(self, sites: Sequence[Any], asked: Asked) -> None:
+        refused = self._enclave.credential_by(sites, asked)
+        for name, error in refused.items():
+            _LOG.warning("the broker of %s did not credential this enclave: %s", name, error.code)
+        covered = sum(self._enclave.covered(site, asked.round) for site in self._manifest.sites)
+        first = next(iter(refused.values()), None)
+        for least, error in ((self._manifest.quorum, QuorumError), (self._manifest.cohort.least, CohortError)):
+            if covered < least:
+                raise error("credentials", expected=f"{least} identities", got=covered) from first
+
+    def _renew(self, round_number: int, attempt: int, purpose: Purpose) -> None:
+        """Attest again to the brokers whose credentials do not cover a round."""
+        lacking = [site for site in self._manifest.sites if not self._enclave.covered(site, round_number)]
+        if lacking:
+            with self._timed("release"):
+                asked = self._asked(round_number, attempt)
+                if purpose is Purpose.EVALUATE:
+                    asked = replace(asked, purpose=Purpose.EVALUATE)
+                self._credential(lacking, asked)
+
+    def _prepare(self, round_number: int, attempt: int) -> Weights:
+        """Have a training round's keys, and its base open."""
+        keys = self._keys.get((round_number, attempt))
+        if keys is None:
+            with self._timed("release"):
+                keys = self._new_keys(self._asked(round_number, attempt))
+            self._keys = {(round_number, attempt): keys}
+        with self._timed("open"):
+            if self._at.weights is None:
+                packed = self._open(Kind.MODEL, self._at.digest, keys.base)
+                weights = Weights.parse(packed)
+                if weights.layout.digest != self._manifest.model.layout:
+                    raise ShapeError("base version", expected="the manifest's tensors", got="others")
+                self._at.weights = weights
+            if self._at.state is None:
+                digest = self._at.state_digest
+                stored = bool(digest) and self._optimizer.stateful
+                self._at.state = unpack(self._open(Kind.STRATEGY_STATE, digest, keys.base_state)) if stored else {}
+        return self._at.weights
+
+    def _open(self, kind: Kind, digest: str, key: bytes | None) -> bytearray:
+        """Fetch and open a container of the base version."""
+        if key is None:
+            raise LineageError(f"key of {kind}", expected="one with this attempt", got="none")
+        if self._manifest.model.start.size_bytes <= SMALL_BYTES:
+            return self._plaintext(Container.parse(self._courier.get(digest)), kind, key)
+        path = self._folder / f"{kind}.base"
+        try:
+            self._courier.get_to_file(digest, path)
+            return self._plaintext(Container.map(path), kind, key)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _plaintext(self, container: Container, kind: Kind, key: bytes) -> bytearray:
+        # Its digest is the manifest's or a countersigned commit's; its signer must be that version's maker too.
+        container.verify_signer(self._at.signer)
+        if container.header.kind is not kind:
+            raise LineageError("base container", expected=kind, got=container.header.kind)
+        return container.unlock(key).read_all(self._threads)
+
+    def _current(self) -> Round:
+        if self._rounds.current is None:
+            raise RoundError("round", expected="an open one", got="none")
+        return self._rounds.current
+
+    def _arrival(self, current: Round, site: str, digest: str, parcel: Parcel) -> Arrival:
+        """Find the documents that the container's header names among the site's letters."""
+        header, step = parcel.container.header, current.step
+        topic = f"{step.run}/{step.purpose}/{step.round}/{step.attempt}/{site}"
+        if header.detail.get("site") != site:
+            raise StaleUpdateError("site", expected=site, got=str(header.detail.get("site"))[:60])
+        wanted = (header.detail.get("credential"), header.detail.get("ticket"))
+        found: list[tuple[Signed, Signed]] = []
+        for body in self._courier.collect(topic):
+            try:
+                found.append(_documents(body))
+            except ConfedError:
+                continue  # somebody else's letter: the governor may post what it likes here
+        for credential, ticket in found:
+            if (credential.digest, ticket.digest) == wanted:
+                return Arrival(
+                    site=site,
+                    digest=digest,
+                    header=header,
+                    signer=parcel.container.signer,
+                    credential=credential,
+                    ticket=ticket,
+                )
+        if any(ticket.digest == wanted[1] for _, ticket in found):
+            raise CredentialError(f"{site} credential", expected="the one that the header names", got="none")
+        raise TicketError(f"{site} ticket", expected="the one that the header names", got="none")
+
+    def _combined(self, current: Round, absent: Mapping[str, str]) -> _Pending:
+        step, failed = current.step, dict[str, ConfedError]()
+        try:
+            accepted = current.close()
+            with self._timed("open"):
+                opened = self._declared(current, accepted, failed)
+            require_cohort(self._manifest, len(opened))
+            weights, state, sealed = None, None, SealedVersion(digest=step.base, state="")
+            if step.purpose is Purpose.TRAIN:
+                weights, state = self._next_version(current, opened, failed)
+                opened = {site: entry for site, entry in opened.items() if site not in failed}
+            cohort = tuple(entry for entry in accepted if entry.site.owner.name in opened)
+            metrics = clear_metrics(
+                self._manifest.metrics.clear,
+                self._manifest.metrics.decimals,
+                [opened[entry.site.owner.name][1] for entry in cohort],
+            )
+            if weights is not None and state is not None:
+                keys = self._keys[step.round, step.attempt]
+                sealed = self._releaser.seal_version(
+                    step, weights, state, keys=keys, cohort_size=len(cohort), timed=self._timed
+                )
+        finally:
+            self._inbox.clear()
+            self.excluded = current.excluded(absent=absent, failed=failed)
+            for name, code in self.excluded.items():
+                _LOG.warning("round %d to %s: %s is not in it: %s", step.round, step.purpose, name, code)
+        proposal = self._releaser.propose(
+            step,
+            sealed=sealed,
+            cohort=cohort,
+            excluded=self.excluded,
+            metrics=metrics,
+            base_record=self._at.record,
+        )
+        return _Pending(
+            round=current,
+            proposal=proposal,
+            cohort=cohort,
+            sealed=sealed,
+            metrics=metrics,
+            excluded=self.excluded,
+            weights=weights,
+            state=state,
+        )
+
+    def _declared(
+        self, current: Round, accepted: Sequence[Accepted], failed: dict[str, ConfedError]
+    ) -> dict[str, tuple[OpenContainer, Declaration]]:
+        """Unwrap each data key and open each declaration; note in ``failed`` who is refused."""
+        opened: dict[str, tuple[OpenContainer, Declaration]] = {}
+        step = current.step
+        for entry in accepted:
+            name = entry.site.owner.name
+            try:
+                container = self._inbox.container(name)
+                info = update_key_info(
+                    run=step.run, round_number=step.round, attempt=step.attempt, purpose=step.purpose, site=name
+                )
+                (recipient,) = container.header.recipients
+                unlocked = container.unlock(self._enclave.hpke.unwrap(recipient.wrapped, info=info))
+                declaration = Declaration.from_bytes(unlocked.declaration())
+                check_declaration(declaration, manifest=self._manifest, site=entry.site)
+                opened[name] = (unlocked, declaration)
+            except ConfedError as error:
+                failed[name] = error
+        return opened
+
+    def _next_version(
+        self,
+        current: Round,
+        opened: Mapping[str, tuple[OpenContainer, Declaration]],
+        failed: dict[str, ConfedError],
+    ) -> tuple[Weights, Mapping[str, NDArray[Any]]]:
+        """Fold, and apply the server optimizer; note in ``failed`` who is excluded."""
+        base = self._at.weights
+        if base is None:
+            raise RoundError("base", expected="an open one", got="none")
+        with self._timed("combine"):
+            combined = combine(
+                [
+                    Contribution(site=site, chunks=chunks, weight=declaration.weight, norm=declaration.norm)
+                    for site, (chunks, declaration) in opened.items()
+                ],
+                base=base,
+                least=self._manifest.cohort.least,
+                norm_bound=self._manifest.update.norm_bound,
+                excluded=failed,
+                threads=self._threads,
+            )
+            mean = combined.mean.arrays()
+            applied = self._optimizer.apply(
+                round_number=current.step.round,
+                base=base.numbers().arrays() if self._optimizer.stateful else {},
+                mean=mean,
+                state=self._at.state or {},
+            )
+            numbers = combined.mean if applied.arrays is mean else Weights.of(applied.arrays, base.layout)
+            weights = numbers.restored()
+            for dtype, flat in weights.numbers().flats.items():
+                if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+                    raise NotFiniteError(f"next version {dtype}", expected="finite values", got="NaN or infinity")
+        return weights, applied.state
+
+    def _committed(self, pending: _Pending, record: bytes) -> None:
+        tickets = tuple(unverified(entry.ticket, Ticket).ticket_id for entry in pending.cohort)
+        self._rounds.commit(pending.round, digest=pending.sealed.digest, tickets=tickets)
+        self._pending = None
+        step = pending.round.step
+        if step.purpose is Purpose.TRAIN:
+            self._keys = {}
+            self._at = _Version(
+                version=step.round,
+                digest=pending.sealed.digest,
+                attempt=step.attempt,
+                record=record,
+                signer=pending.proposal.candidate.signer,
+                state_digest=pending.sealed.state,
+                weights=pending.weights,
+                state=pending.state,
+            )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Generator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - started
+
+
+def _documents(body: bytes) -> tuple[Signed, Signed]:
+    """Return the credential and ticket in a letter; nothing is verified yet.
+
+    Raises:
+        CredentialError, EncodingError: another kind of letter.
+    """
+    value = canonical.decode(body)
+    if not isinstance(value, dict) or sorted(value) != ["credential", "ticket"]:  # pyright: ignore[reportUnknownArgumentType]
+        raise CredentialError("letter", expected="credential and ticket", got="something else")
+    return Signed.from_json(value["credential"]), Signed.from_json(value["ticket"])

@@ -1,0 +1,1 @@
+"""Ready tasks: each a model, a training loop and a confidential ClientApp."""

@@ -1,0 +1,97 @@
+"""Handwritten digits: a small network on 8 x 8 images, trained where the images are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import confed.client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Shard = Mapping[str, np.ndarray]
+
+
+class Network(torch.nn.Module):
+    """64 pixels -> 128 hidden units -> 10 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.nn.Linear(64, 128)
+        self.output = torch.nn.Linear(128, 10)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the logits, shape (examples, 10), of pixels in 0..1, shape (examples, 64)."""
+        return self.output(torch.relu(self.hidden(pixels)))
+
+
+def train(network: Network, shard: Shard, *, epochs: int, learning_rate: float, batch_size: int) -> float:
+    """Train on a shard's training half and return the mean loss of the last epoch."""
+    pixels, labels = torch.from_numpy(shard["train_pixels"]), torch.from_numpy(shard["train_labels"])
+    optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
+    network.train()
+    mean = 0.0
+    for _ in range(epochs):
+        total = 0.0
+        for batch in torch.randperm(len(labels)).split(batch_size):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(network(pixels[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch)
+        mean = total / len(labels)
+    return mean
+
+
+def evaluate(network: Network, shard: Shard) -> tuple[float, float]:
+    """Return loss and accuracy on a shard's test half."""
+    pixels, labels = torch.from_numpy(shard["test_pixels"]), torch.from_numpy(shard["test_labels"])
+    network.eval()
+    with torch.no_grad():
+        logits = network(pixels)
+        loss = float(torch.nn.functional.cross_entropy(logits, labels))
+        accuracy = float((logits.argmax(1) == labels).float().mean())
+    return loss, accuracy
+
+
+def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
+    """Give a ClientApp its train and evaluate functions on the shard that ``data`` returns."""
+
+    @app.train()
+    def _train(message: Message, context: Context) -> Message:
+        network, shard = _network(message), data(context)
+        loss = train(
+            network,
+            shard,
+            epochs=int(context.run_config["local-epochs"]),
+            learning_rate=float(context.run_config["learning-rate"]),
+            batch_size=int(context.run_config["batch-size"]),
+        )
+        metrics = MetricRecord({"loss": loss, "num-examples": len(shard["train_labels"])})
+        return Message(
+            RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message
+        )
+
+    @app.evaluate()
+    def _evaluate(message: Message, context: Context) -> Message:
+        shard = data(context)
+        loss, accuracy = evaluate(_network(message), shard)
+        metrics = MetricRecord({"loss": loss, "accuracy": accuracy, "num-examples": len(shard["test_labels"])})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def _network(message: Message) -> Network:
+    network = Network()
+    network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return network
+
+
+client_app = make_app(ClientApp(mods=[confed.client.confidential]), confed.client.site_data)

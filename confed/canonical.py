@@ -1,0 +1,60 @@
+"""Canonical JSON (RFC 8785) and SHA-256 digests: the one form in which confed signs and hashes documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import rfc8785
+
+from confed.errors import EncodingError, SizeError
+
+LIMIT_BYTES = 16 * 1024 * 1024
+"""Largest document that is parsed unless a caller sets a smaller bound."""
+
+
+
+_MAX_INTEGER = 2**53 - 1
+
+
+def encode(value: Any) -> bytes:
+    """Return ``value`` as canonical JSON.
+
+    Raises:
+        EncodingError: a value that JSON, or RFC 8785's number range, cannot hold.
+    Source: RFC 8785.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise EncodingError("canonical JSON", expected="a JSON value", got=type(value).__name__) from error
+
+
+def decode(data: bytes, *, limit_bytes: int = LIMIT_BYTES) -> Any:
+    """Return the value of canonical JSON, refusing any other spelling of it.
+
+    Raises:
+        SizeError: more than ``limit_bytes``.
+        EncodingError: not JSON, or not the canonical form.
+    """
+    if len(data) > limit_bytes:
+        raise SizeError("document size in bytes", expected=f"at most {limit_bytes}", got=len(data))
+    try:
+        value = json.loads(data, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise EncodingError("document", expected="JSON", got="something else") from error
+    if encode(value) != data:
+        raise EncodingError("document", expected="the canonical form (RFC 8785)", got="another spelling")
+    return value
+
+
+def digest(data: bytes | bytearray | memoryview) -> str:
+    """Return the SHA-256 of ``data`` as 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _integer(text: str) -> int | float:
+    # RFC 8785 writes a whole number below 1e21 without exponent; beyond 2^53 it can only have been a float.
+    value = int(text)
+    return value if -_MAX_INTEGER <= value <= _MAX_INTEGER else float(text)

@@ -1,0 +1,98 @@
+"""``confed broker serve``: owners' key brokers as a process of their own. It needs neither torch nor flwr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from confed.errors import ConfigError
+from confed.keybroker.broker import Broker
+from confed.keybroker.identity import OwnerHome
+from confed.keybroker.server import serve_brokers
+from confed.wire.channel import RunningServer
+
+broker = typer.Typer(help="Run owners' key brokers.", no_args_is_help=True)
+app = broker
+
+_OWNER = typer.Option(help="Owner whose broker to serve; repeat for several.")
+_LISTEN = typer.Option(help="127.0.0.1:PORT (0 for a free one), or unix:PATH.")
+_HOME = typer.Option(help="Directory of the owners (default: CONFED_HOME or ~/.confed).")
+_ENDPOINT = typer.Option(help="Write where it listens to this file, not to the output.")
+
+
+@broker.callback()
+def _group() -> None:
+    """Run owners' key brokers: each owner's own, which alone decides when a key goes out."""
+
+
+@broker.command()
+def serve(
+    *,
+    owner: Annotated[list[str], _OWNER],
+    listen: Annotated[str, _LISTEN] = "127.0.0.1:0",
+    home: Annotated[Path | None, _HOME] = None,
+    endpoint_file: Annotated[Path | None, _ENDPOINT] = None,
+) -> None:
+    """Serve the key brokers of one or more owners until SIGTERM or Ctrl-C.
+
+    When it listens it says so as one JSON line: {"brokers": [...], "certificate": ..., "target": ...}.
+
+    Raises:
+        UsageError: an owner that is not there, an address in use, a file that cannot be written.
+    """
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    owners = _owners(owner, home)
+    try:
+        with _serve(owners, listen) as server:
+            _announce(server, owners, endpoint_file)
+            ended.wait()
+    except OSError as error:
+        raise ConfigError(str(error.filename or listen), expected="a place to write", got=error.strerror) from error
+    finally:
+        for entry in owners:
+            entry.close()
+
+
+def _owners(names: list[str], home: Path | None) -> list[OwnerHome]:
+    if len(set(names)) != len(names):
+        raise ConfigError("--owner", expected="each owner once", got=", ".join(names))
+    return [OwnerHome.load(name, home=home) for name in names]
+
+
+def _serve(owners: list[OwnerHome], listen: str) -> RunningServer:
+    brokers = {entry.party.broker: Broker.of(entry) for entry in owners}
+    tls = None if listen.startswith("unix:") else owners[0].tls
+    return serve_brokers(brokers, listen=listen, tls=tls)
+
+
+def _announce(server: RunningServer, owners: list[OwnerHome], endpoint_file: Path | None) -> None:
+    value = {
+        "target": server.endpoint.target,
+        "certificate": server.endpoint.certificate,
+        "brokers": [entry.party.broker.hex() for entry in owners],
+    }
+    text = json.dumps(value, sort_keys=True)
+    if endpoint_file is None:
+        typer.echo(text)
+        return
+    descriptor, draft = tempfile.mkstemp(prefix=f".{endpoint_file.name}.", dir=endpoint_file.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(draft).replace(endpoint_file)

@@ -1,0 +1,53 @@
+"""``confed courier``: the governor's store of ciphertext as a process of its own."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from confed.errors import MissingFileError
+from confed.governor.courier import Courier, serve_courier
+from confed.wire.channel import TlsIdentity
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def _courier() -> None:
+    """The governor's store of ciphertext: it holds no key and reads nothing."""
+
+
+@app.command()
+def serve(
+    *,
+    directory: Annotated[Path, typer.Option(help="Where ciphertext is kept.")],
+    listen: Annotated[str, typer.Option(help="127.0.0.1:PORT (0: a free one) or unix:PATH.")] = "127.0.0.1:0",
+    endpoint_file: Annotated[Path | None, typer.Option(help="Where to write the endpoint (JSON).")] = None,
+    keep: Annotated[list[Path] | None, typer.Option(help="A sealed file to start with; may be repeated.")] = None,
+) -> None:
+    """Serve the courier until SIGTERM or Ctrl-C."""
+    directory.mkdir(parents=True, exist_ok=True)
+    courier = Courier(directory)
+    for path in keep or []:
+        if not path.is_file():
+            raise MissingFileError("sealed file", expected="a file", got=path)
+        courier.put(path)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    tls = None if listen.startswith("unix:") else TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
+    with serve_courier(courier, listen=listen, tls=tls) as server:
+        told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
+        if endpoint_file is not None:
+            temporary = endpoint_file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(told))
+            os.replace(temporary, endpoint_file)  # noqa: PTH105
+        typer.echo(f"courier listens at {server.endpoint.target}", err=True)
+        stop.wait()

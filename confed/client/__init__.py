@@ -1,0 +1,26 @@
+"""OPENS and TRAINS: what runs in a client TEE, and the one line that turns a Flower ClientApp confidential.
+
+The two public names are imported when they are first used: a client TEE confines itself before it imports Flower.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from confed.client.mod import confidential
+    from confed.client.session import site_data
+
+__all__ = ["confidential", "site_data"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "confidential":
+        from confed.client.mod import confidential  # noqa: PLC0415
+
+        return confidential
+    if name == "site_data":
+        from confed.client.session import site_data  # noqa: PLC0415
+
+        return site_data
+    raise AttributeError(name)

@@ -1,0 +1,171 @@
+"""The client host: a long-lived process inside the client TEE that runs the ClientApp which its manifest names.
+
+Two ways to be fed, one way to work: messages over an inherited socket (``local``), or from the Flower deployment
+(``deployment``). Under Ray, Flower owns the process and the session starts with the first message.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance
+from confed.client.launch import ClientLaunch
+from confed.client.session import ClientSession, Services, install, installed
+from confed.errors import ManifestMismatchError, SessionError
+from confed.keybroker.client import BrokerClient
+from confed.manifest import Manifest
+from confed.wire.channel import open_channel
+from confed.wire.courier_client import CourierClient
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.clientapp import ClientApp
+
+_LENGTH = struct.Struct(">Q")
+_LARGEST_FRAME_BYTES = 1 << 30
+_POLL_S = 0.05
+
+
+def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
+    """Start the session of a launch document and install it in this process.
+
+    Raises:
+        ConfedError: the launch document does not fit the manifest.
+    """
+    manifest = launch.manifest_decoded()
+    services = Services(
+        brokers={
+            broker: client
+            for server in launch.brokers
+            for client in (BrokerClient(open_channel(server.endpoint)),)
+            for broker in server.brokers
+        },
+        courier=CourierClient(launch.courier),
+    )
+    instance = SimulatedInstance.from_bytes(base64.b64decode(launch.instance, validate=True))
+    session = ClientSession(
+        manifest=manifest, attester=SimulatedAttester(instance, layers=tuple(layers)), services=services, sites=launch.sites
+    )
+    install(session)
+    return session
+
+
+def session_from_environment() -> ClientSession:
+    """Start the session of a process that Flower started, from the launch document that its environment names.
+
+    Raises:
+        ConfedError: there is none, or it does not fit.
+    """
+    from confed.attestation.tee.confinement import confine_late  # noqa: PLC0415
+
+    return installed() or session_of(ClientLaunch.from_environment(), layers=confine_late())
+
+
+def load_client_app(launch: ClientLaunch, manifest: Manifest) -> ClientApp:
+    """Import the ClientApp that the manifest names, never one from a FAB.
+
+    Raises:
+        ManifestMismatchError: the entry point or the code differs from the manifest's.
+    """
+    if launch.client_app != manifest.code.client_app:
+        raise ManifestMismatchError("client app", expected=manifest.code.client_app, got=launch.client_app)
+    if launch.app_directory and launch.app_directory not in sys.path:
+        sys.path.insert(0, launch.app_directory)
+    module, _, attribute = launch.client_app.partition(":")
+    app = getattr(importlib.import_module(module), attribute, None)
+    if app is None:
+        raise ManifestMismatchError("client app", expected=f"{attribute} in {module}", got="none")
+    return app
+
+
+def serve_socket(launch: ClientLaunch, channel: socket.socket, *, layers: Sequence[str]) -> None:
+    """Answer Flower messages that come over ``channel`` until it is closed.
+
+    A frame is an 8-byte big-endian length and an encoded message, preceded by the partition's number.
+    """
+    from flwr.app import RecordDict  # noqa: PLC0415
+    from flwr.app import Context as FlowerContext  # noqa: PLC0415
+
+    from confed.flower.messages import decode_message, encode_message  # noqa: PLC0415
+
+    session = session_of(launch, layers=layers)
+    app = load_client_app(launch, session.manifest)
+    send_frame(channel, b"ready")
+    while (frame := receive_frame(channel)) is not None:
+        partition = int.from_bytes(frame[:4], "big")
+        message = decode_message(frame[4:])
+        context: Context = FlowerContext(
+            run_id=message.metadata.run_id,
+            node_id=message.metadata.dst_node_id,
+            node_config={"partition-id": partition, "num-partitions": len(session.manifest.sites)},
+            state=RecordDict(),
+            run_config={},
+        )
+        send_frame(channel, encode_message(app(message, context)))
+
+
+def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
+    """Answer the messages that this site's SuperNode has, in this one process, until SIGTERM.
+
+    Raises:
+        SessionError: the launch document names no SuperNode.
+        UnreachableError: the SuperNode does not answer any more.
+    """
+    from confed.flower.runtime import RuntimeAccess  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.flower.serving import serve_client_app  # noqa: PLC0415
+
+    if launch.flower is None:
+        raise SessionError("launch flower", expected="a SuperNode to serve", got="none")
+    session = session_of(launch, layers=layers)
+    app = load_client_app(launch, session.manifest)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    access = RuntimeAccess(
+        address=launch.flower.address,
+        root_certificates=launch.flower.root_certificates,
+        superexec_secret=launch.flower.superexec_secret,
+    )
+    serve_client_app(app, access.connect(), stop, poll_interval_s=_POLL_S)
+
+
+def send_frame(channel: socket.socket, data: bytes) -> None:
+    """Send one frame."""
+    channel.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def receive_frame(channel: socket.socket) -> bytes | None:
+    """Receive one frame, or ``None`` when the other side closed between frames.
+
+    Raises:
+        SessionError: closed inside a frame, or a frame beyond 1 GiB.
+    """
+    head = _receive(channel, _LENGTH.size)
+    if head is None:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > _LARGEST_FRAME_BYTES:
+        raise SessionError("frame size in bytes", expected=f"at most {_LARGEST_FRAME_BYTES}", got=length)
+    body = _receive(channel, length)
+    if body is None and length:
+        raise SessionError("frame", expected=f"{length} bytes", got="a closed socket")
+    return body or b""
+
+
+def _receive(channel: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        part = channel.recv(min(size - len(data), 1 << 20))
+        if not part:
+            if data:
+                raise SessionError("frame", expected=f"{size} bytes", got=len(data))
+            return None
+        data += part
+    return bytes(data)

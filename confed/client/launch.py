@@ -1,0 +1,115 @@
+"""What a client TEE is told when it starts: the manifest, where services listen, and whom it acts for.
+
+Nothing here is trusted: brokers are known by the keys in the manifest, the manifest by its digest, which is in the
+measured configuration of the TEE.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from confed import canonical, record
+from confed.errors import EncodingError, MissingFileError
+from confed.manifest import Manifest
+from confed.wire.channel import Endpoint
+
+LAUNCH_FILE = "CONFED_CLIENT_LAUNCH"
+"""Environment variable with the path of a launch document, for processes that others start (Flower on Ray)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerServer:
+    """One server that holds the brokers of one or several owners, by their public keys."""
+
+    target: str
+    certificate: str
+    brokers: tuple[bytes, ...]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint(target=self.target, certificate=self.certificate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowerNode:
+    """How a host of its own gets Flower's messages: its SuperNode's runtime API, and the secret that opens it."""
+
+    address: str
+    root_certificates: bytes
+    superexec_secret: bytes
+
+    def __repr__(self) -> str:
+        return f"FlowerNode(address={self.address!r}, …)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLaunch:
+    """The launch document of a client TEE.
+
+    Attributes:
+        manifest: the manifest's canonical bytes in base64.
+        instance: the simulated TEE's instance (attestation key and certificate) in base64; a secret.
+        sites: names of the sites that this TEE acts for; empty where Flower decides which (Ray).
+        client_app: entry point ``module:attribute``; must be the manifest's.
+        app_directory: directory that the entry point's module is found in; empty if it is installed.
+        readable: what the TEE may read beside the interpreter and its libraries.
+        network: whether it needs the network (``deployment``) or only Unix sockets.
+        flower: its SuperNode, where Flower's deployment brings the messages.
+    """
+
+    manifest: str
+    instance: str
+    brokers: tuple[BrokerServer, ...]
+    courier: Endpoint
+    sites: tuple[str, ...]
+    client_app: str
+    app_directory: str
+    readable: tuple[str, ...]
+    network: bool
+    flower: FlowerNode | None = None
+
+    def __repr__(self) -> str:
+        return f"ClientLaunch(sites={self.sites!r}, …)"
+
+    def encode(self) -> bytes:
+        """Return the document as canonical JSON."""
+        return canonical.encode(record.to_json(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> ClientLaunch:
+        """Return the document of canonical JSON.
+
+        Raises:
+            EncodingError: anything else.
+        """
+        return record.from_json(cls, canonical.decode(data), at="launch")
+
+    @classmethod
+    def from_environment(cls) -> ClientLaunch:
+        """Return the document that ``CONFED_CLIENT_LAUNCH`` names.
+
+        Raises:
+            MissingFileError: the variable or the file is missing.
+        """
+        path = os.environ.get(LAUNCH_FILE)
+        if not path:
+            raise MissingFileError(LAUNCH_FILE, expected="the path of a launch document", got="nothing")
+        try:
+            return cls.decode(Path(path).read_bytes())
+        except FileNotFoundError as error:
+            raise MissingFileError(LAUNCH_FILE, expected="a file", got=path) from error
+
+    def manifest_decoded(self) -> Manifest:
+        """Return the manifest.
+
+        Raises:
+            EncodingError: not base64 of a canonical manifest.
+        """
+        try:
+            return Manifest.decode(base64.b64decode(self.manifest, validate=True))
+        except ValueError as error:
+            raise EncodingError("launch manifest", expected="base64", got="something else") from error

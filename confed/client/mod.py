@@ -1,0 +1,179 @@
+"""The Flower mod that turns any ClientApp confidential: attest, open, train, seal.
+
+The app sees ordinary ArrayRecords and the manifest's settings. Flower sees a reference to ciphertext, or a stable
+code: no arrays, no metrics, no number of examples, no exception text, no state.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from confed.client.session import ClientSession, Step, acting_for, installed, seed_everything
+from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
+from confed.journey import Purpose
+from confed.manifest import SIMULATION, Site
+
+RECORD = "confed"
+"""Name of the one ConfigRecord that confed's messages carry."""
+
+_APP_FAILED = "client-app-failed"
+_ERROR_CODE = 0
+_log = logging.getLogger(__name__)
+
+
+def confidential(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Run the ClientApp on an opened base version and return only a reference to its sealed result.
+
+    Guarantees: nothing of the model, the data, the metrics or an exception's text is in the reply or the context.
+    A failure is a Flower error whose reason is a stable code.
+    """
+    try:
+        session = installed() or _session_from_environment()
+        return _handle(session, message, context, call_next)
+    except ConfedError as error:
+        _log.warning("refused: %s", error)
+        return _failed(message, error.code)
+    # The service edge: whatever the app raised may quote data, so only its place in the code is logged.
+    except Exception as error:  # noqa: BLE001
+        _log.error("client app failed: %s at %s", type(error).__name__, _place(error))  # noqa: TRY400
+        return _failed(message, _APP_FAILED)
+
+
+def _handle(session: ClientSession, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    partition = context.node_config.get("partition-id")
+    site = session.site_for(int(partition) if partition is not None else None)
+    purpose = _purpose(message)
+    told = message.content.config_records.get(RECORD)
+    if told is None:
+        raise SessionError("message", expected=f"a ConfigRecord named {RECORD}", got="none")
+    if told.get("ask") == "site":
+        return _reply(message, {"site": site.owner.name})
+    round_number, attempt = int(_number(told, "round")), int(_number(told, "attempt"))
+    step, grants = session.step(site, round_number=round_number, attempt=attempt, purpose=purpose)
+    seconds, step.seconds = step.seconds, dict.fromkeys(step.seconds, 0.0)
+    inner_context = _for_the_app(session, step, site, message, context)
+    started = time.perf_counter()
+    seed_everything(session.manifest.client_seed(site=site.owner.name, round_number=round_number))
+    with acting_for(site):
+        reply = call_next(message, inner_context)
+    seconds["train"] += time.perf_counter() - started
+    if reply.has_error():
+        return _failed(message, _APP_FAILED)
+    _keep_state(session, site, inner_context)
+    arrays, weight, metrics = _result(session, reply, purpose)
+    digest = session.seal_result(
+        site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds
+    )
+    answer: dict[str, str | float] = {"site": site.owner.name, "digest": digest}
+    if session.manifest.environment == SIMULATION:
+        # Seconds per stage tell about the size of a site's data, so they leave only where nothing is at stake.
+        answer |= {f"seconds-{stage}": value for stage, value in seconds.items()}
+    return _reply(message, answer)
+
+
+def _session_from_environment() -> ClientSession:
+    """Start a session in a process that Flower itself started (Ray)."""
+    from confed.client.host import session_from_environment  # noqa: PLC0415 (host imports this module's package)
+
+    return session_from_environment()
+
+
+def _purpose(message: Message) -> Purpose:
+    kind = message.metadata.message_type.split(".", 1)[0]
+    try:
+        return {MessageType.TRAIN: Purpose.TRAIN, MessageType.EVALUATE: Purpose.EVALUATE}[kind]
+    except KeyError:
+        raise PurposeError("message type", expected="train or evaluate", got=kind) from None
+
+
+def _number(record: ConfigRecord, name: str) -> int:
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SessionError(f"message {name}", expected="a whole number", got=type(value).__name__)
+    return value
+
+
+def _for_the_app(
+    session: ClientSession, step: Step, site: Site, message: Message, context: Context
+) -> Context:
+    """Put the opened base and the manifest's words in place of the governor's, and return the app's context."""
+    manifest = session.manifest
+    parameters = manifest.strategy.parameters
+    config = manifest.evaluate_config if step.purpose is Purpose.EVALUATE else manifest.train_config
+    content = RecordDict(
+        {
+            str(parameters.get("arrayrecord_key", "arrays")): ArrayRecord(
+                {name: Array(np.array(array)) for name, array in step.arrays.items()}
+            ),
+            str(parameters.get("configrecord_key", "config")): ConfigRecord(
+                {**config, "server-round": step.round_number}
+            ),
+        }
+    )
+    message.content = content
+    inner_context = Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=context.node_config,
+        state=session.states.get(site.owner.name, RecordDict()),
+        run_config=dict(manifest.settings),
+    )
+    return inner_context
+
+
+def _keep_state(session: ClientSession, site: Site, context: Context) -> None:
+    """Keep the app's state inside the TEE: Flower never carries it."""
+    if session.follows_flower and len(context.state) > 0:
+        raise SessionError("context.state", expected="none: Ray may run the next round elsewhere", got="some")
+    session.states[site.owner.name] = context.state
+
+
+def _result(
+    session: ClientSession, reply: Message, purpose: Purpose
+) -> tuple[Mapping[str, np.ndarray] | None, float, dict[str, float]]:
+    """Return the trained arrays (none when evaluating), the weight and the scalar metrics of an app's reply."""
+    records = list(reply.content.metric_records.values())
+    if len(records) != 1:
+        raise DeclarationError("metric records in the reply", expected="exactly 1", got=len(records))
+    key = str(session.manifest.strategy.parameters.get("weighted_by_key", "num-examples"))
+    metrics = _scalars(records[0])
+    if key not in metrics:
+        raise DeclarationError("reply metrics", expected=f"{key} among them", got="none")
+    weight = metrics.pop(key)
+    if purpose is Purpose.EVALUATE:
+        return None, weight, metrics
+    arrays = list(reply.content.array_records.values())
+    if len(arrays) != 1:
+        raise ManifestMismatchError("array records in the reply", expected="exactly 1", got=len(arrays))
+    return {name: array.numpy() for name, array in arrays[0].items()}, weight, metrics
+
+
+def _scalars(record: MetricRecord) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float):
+            raise DeclarationError(f"metric {name}", expected="a number", got=type(value).__name__)
+        values[name] = float(value)
+    return values
+
+
+def _reply(message: Message, fields: Mapping[str, Any]) -> Message:
+    return Message(RecordDict({RECORD: ConfigRecord(dict(fields))}), reply_to=message)
+
+
+def _failed(message: Message, code: str) -> Message:
+    return Message(Error(code=_ERROR_CODE, reason=code), reply_to=message)
+
+
+def _place(error: BaseException) -> str:
+    """Return where an exception was raised, as file:line names: no message and no values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames[-3:]))

@@ -1,0 +1,667 @@
+"""The attested session: one TEE, its keys, and what its owners' brokers gave it for a round.
+
+A step (one round, attempt and purpose) is prepared once for all identities that this TEE hosts:
+
+1. the base version is known by the manifest (version 0) or by a countersigned commit record, never by the governor;
+2. every broker is attested to under its own nonce and asked for keys and a credential, in one batch a server;
+3. the aggregator's credential (from the site's own broker) and its evidence are verified here;
+4. a ticket is bought for each identity;
+5. the base is fetched and opened once, each site's dataset once.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confed import canonical
+from confed.attestation.appraisal import appraise
+from confed.attestation.attester import Attester
+from confed.attestation.evidence import Binding, instance_of
+from confed.attestation.verifier import ExpectedBinding, default_registry
+from confed.errors import ConfedError, CredentialError, LineageError, RefusedError, SessionError, ShapeError
+from confed.journey import Kind, Purpose, Role, Use, base_version
+from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.lineage import verify_commit_record
+from confed.keybroker.statements import (
+    AggregatorCredential,
+    Candidate,
+    ClientCredential,
+    CommitRecord,
+    KeyName,
+    ReleaseRequest,
+    Ticket,
+    TicketRequest,
+)
+from confed.manifest import Manifest, Site
+from confed.model.update import Declaration, UpdateDetail, update_key_info
+from confed.model.weights import layout_of, pack, unpack
+from confed.sealing.container import Container
+from confed.sealing.derivation import new_data_key
+from confed.sealing.identities import HpkeIdentity
+from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
+from confed.sealing.sealer import Draft, seal_to_bytes
+from confed.statement import Signed, sign, verify
+from confed.wire.courier_client import CourierClient
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+Arrays = Mapping[str, np.ndarray]
+STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
+
+
+@dataclass(slots=True, kw_only=True)
+class Grants:
+    """What one identity holds in one step."""
+
+    credential: Signed
+    ticket: Signed
+    aggregator: AggregatorCredential
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One prepared round, attempt and purpose."""
+
+    round_number: int
+    attempt: int
+    purpose: Purpose
+    base: str
+    base_record: bytes
+    arrays: Arrays
+    grants: dict[str, Grants | ConfedError]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Whom a session talks to: broker clients by broker key, and the courier."""
+
+    brokers: Mapping[bytes, BrokerClient]
+    courier: CourierClient
+
+
+class ClientSession:
+    """One client TEE. Its HPKE and signing keys are born here and end with the process.
+
+    Args:
+        manifest: the run's contract; everything that matters is taken from it.
+        attester: makes this TEE's evidence.
+        sites: names of the sites it acts for; empty: whichever Flower assigns, one at a time.
+    """
+
+    def __init__(self, *, manifest: Manifest, attester: Attester, services: Services, sites: Sequence[str]) -> None:
+        self.manifest = manifest
+        self._digest = manifest.digest
+        self._attester = attester
+        self._services = services
+        self._hosted = tuple(sites)
+        self._hpke = HpkeIdentity.generate()
+        self._signing = Ed25519PrivateKey.generate()
+        self._signing_public = self._signing.public_key().public_bytes_raw()
+        self.instance = instance_of(self._hpke.public, self._signing_public)
+        self._clock = EnclaveClock()
+        self._lock = threading.RLock()
+        self._steps: dict[tuple[int, int, Purpose, tuple[str, ...]], Step] = {}
+        self._attested: dict[bytes, int] = {}
+        self._datasets: dict[str, Arrays] = {}
+        self._bases: dict[str, Arrays] = {}
+        self._appraised: set[tuple[str, bytes]] = set()
+        self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
+        self.states: dict[str, Any] = {}
+
+    @property
+    def follows_flower(self) -> bool:
+        """True where Flower decides which identity a worker acts for, so that nothing may stay in one worker."""
+        return not self._hosted
+
+    def site_for(self, partition: int | None) -> Site:
+        """Return the site that a message is for: the only hosted one, or the manifest's at this partition index.
+
+        Raises:
+            SessionError: none, or one that this TEE does not act for.
+        """
+        if len(self._hosted) == 1:
+            return self.manifest.site_named(self._hosted[0])
+        if partition is None or not 0 <= partition < len(self.manifest.sites):
+            raise SessionError("partition-id", expected=f"from 0 to {len(self.manifest.sites) - 1}", got=partition)
+        site = self.manifest.sites[partition]
+        if self._hosted and site.owner.name not in self._hosted:
+            raise SessionError("site", expected="one that this TEE acts for", got=site.owner.name)
+        return site
+
+    def step(self, site: Site, *, round_number: int, attempt: int, purpose: Purpose) -> tuple[Step, Grants]:
+        """Return the prepared step and what ``site`` holds in it, preparing it for all hosted sites if need be.
+
+        Raises:
+            ConfedError: any refusal, of the class that says why; nothing was opened then.
+        """
+        drawn = self.manifest.draw(purpose=purpose, round_number=round_number)
+        if site not in drawn:
+            raise SessionError("site", expected="one drawn for this round", got=site.owner.name)
+        group = tuple(entry for entry in drawn if entry.owner.name in self._hosted) if self._hosted else (site,)
+        key = (round_number, attempt, purpose, tuple(entry.owner.name for entry in group))
+        with self._lock:
+            step = self._steps.get(key)
+            if step is None:
+                step = self._prepare(group, round_number=round_number, attempt=attempt, purpose=purpose)
+                self._steps = {old: kept for old, kept in self._steps.items() if old[0] >= round_number - 1}
+                self._steps[key] = step
+        grants = step.grants[site.owner.name]
+        if isinstance(grants, ConfedError):
+            raise grants
+        return step, grants
+
+    def dataset(self, site: Site) -> Arrays:
+        """Return the opened dataset of a site: name -> array.
+
+        Raises:
+            SessionError: not opened in this session.
+        """
+        if site.owner.name not in self._datasets:
+            raise SessionError("dataset", expected=f"opened for {site.owner.name}", got="none")
+        return self._datasets[site.owner.name]
+
+    def _prepare(self, group: Sequence[Site], *, round_number: int, attempt: int, purpose: Purpose) -> Step:
+        seconds = dict.fromkeys(STAGES, 0.0)
+        version = base_version(purpose=purpose, round_number=round_number)
+        with _timed(seconds, "fetch"):
+            base, record, base_attempt = self._base(version)
+        asks = self._asks(group, version=version, base_attempt=base_attempt, purpose=purpose)
+        terms = _Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
+        replies = self._release(asks, terms, seconds)
+        model_key = replies[0]
+        if isinstance(model_key, ConfedError):
+            raise model_key
+        grants: dict[str, Grants | ConfedError] = {}
+        waiting: list[tuple[Site, Signed, AggregatorCredential]] = []
+        for site, reply in zip(group, replies[1:], strict=True):
+            try:
+                if isinstance(reply, ConfedError):
+                    raise reply
+                self._open_dataset(site, reply.keys, seconds)
+                with _timed(seconds, "attest"):
+                    aggregator = self._verified_aggregator(site, round_number=round_number)
+                if reply.credential is None:
+                    raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
+                waiting.append((site, reply.credential, aggregator))
+            except ConfedError as error:
+                grants[site.owner.name] = error
+        with _timed(seconds, "release"):
+            grants.update(self._tickets(waiting, terms))
+        if base not in self._bases:
+            opened = self._open_base(base, model_key.keys[0], seconds)
+            self._bases = {base: opened}
+        return Step(
+            round_number=round_number,
+            attempt=attempt,
+            purpose=purpose,
+            base=base,
+            base_record=record,
+            arrays=self._bases[base],
+            grants=grants,
+            seconds=seconds,
+        )
+
+    def _base(self, version: int) -> tuple[str, bytes, int]:
+        """Return the base's file digest, its commit record and its attempt (step 1)."""
+        if version == 0:
+            return self.manifest.model.start.digest, b"", 0
+        known = self._records.get(version)
+        if known is None:
+            failure: ConfedError = LineageError("commit record", expected=f"one of version {version}", got="none")
+            for body in self._services.courier.collect(f"{self.manifest.run}/commit/train/{version}"):
+                try:
+                    found = CommitRecord.from_bytes(body)
+                    known = (found, verify_commit_record(found, manifest=self.manifest, round_number=version))
+                    break
+                except ConfedError as error:
+                    failure = error
+            if known is None:
+                raise failure
+            self._records[version] = known
+        return known[1].digest, known[0].to_bytes(), known[1].attempt
+
+    def _asks(
+        self, group: Sequence[Site], *, version: int, base_attempt: int, purpose: Purpose
+    ) -> list[tuple[bytes, bytes, tuple[KeyName, ...]]]:
+        """Return (broker, identity, keys) of every broker to ask: the model owner's first."""
+        del purpose
+        start = self.manifest.model.start
+        model_key = KeyName(
+            key_id=start.key_id,
+            use=Use.START if version == 0 else Use.VERSION,
+            container=start.container_id if version == 0 else "",
+            version=version,
+            attempt=base_attempt,
+        )
+        asks = [(self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))]
+        for site in group:
+            keys: tuple[KeyName, ...] = ()
+            if site.dataset is not None and site.owner.name not in self._datasets:
+                keys = (
+                    KeyName(
+                        key_id=site.dataset.key_id,
+                        use=Use.DATA,
+                        container=site.dataset.container_id,
+                        version=0,
+                        attempt=0,
+                    ),
+                )
+            asks.append((site.owner.broker, site.owner.identity, keys))
+        return asks
+
+    def _release(
+        self, asks: Sequence[tuple[bytes, bytes, tuple[KeyName, ...]]], terms: _Terms, seconds: dict[str, float]
+    ) -> list[Opened | ConfedError]:
+        """Attest to every broker and unwrap what it released (step 2)."""
+        results: list[Opened | ConfedError] = [SessionError("broker", expected="an answer", got="none")] * len(asks)
+        for client, positions in self._by_server([broker for broker, _, _ in asks]):
+            with _timed(seconds, "release"):
+                challenges = client.challenge([(asks[at][0], self._digest) for at in positions])
+            items: list[tuple[Signed, bytes, bytes]] = []
+            waiting: list[int] = []
+            with _timed(seconds, "attest"):
+                for at, challenge in zip(positions, challenges, strict=True):
+                    if isinstance(challenge, ConfedError):
+                        results[at] = challenge
+                        continue
+                    self._clock.advance(challenge.issued_at)
+                    items.append(self._request(asks[at], terms, nonce=challenge.nonce))
+                    waiting.append(at)
+            with _timed(seconds, "release"):
+                replies = client.release(items)
+            for at, item, reply in zip(waiting, items, replies, strict=True):
+                if isinstance(reply, ConfedError):
+                    results[at] = reply
+                    continue
+                self._clock.advance(reply.grant.time)
+                if item[1]:
+                    self._attested[asks[at][0]] = terms.round_number
+                keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
+                results[at] = Opened(keys=keys, credential=reply.credential)
+        return results
+
+    def _request(
+        self, ask: tuple[bytes, bytes, tuple[KeyName, ...]], terms: _Terms, *, nonce: bytes
+    ) -> tuple[Signed, bytes, bytes]:
+        broker, identity, keys = ask
+        request = ReleaseRequest(
+            request_id=os.urandom(16),
+            broker=broker,
+            nonce=nonce,
+            manifest=self._digest,
+            run=self.manifest.run,
+            instance=self.instance,
+            role=Role.CLIENT,
+            purpose=terms.purpose,
+            identity=identity,
+            round=terms.round_number,
+            attempt=terms.attempt,
+            base=terms.base,
+            keys=keys,
+        )
+        envelope = b""
+        attested = self._attested.get(broker)
+        if attested is None or terms.round_number - attested >= self.manifest.client_tee.reattest_rounds:
+            binding = Binding(
+                profile=self._attester.profile,
+                nonce=nonce,
+                audience=canonical.digest(broker),
+                manifest=self._digest,
+                role=Role.CLIENT,
+                run=self.manifest.run,
+                hpke_public=self._hpke.public,
+                signing_public=self._signing_public,
+                issued_at=self._clock.now(),
+            )
+            envelope = self._attester.attest(binding).encode()
+            # The evidence stays readable, so that the run can be verified offline from its records.
+            self._services.courier.post(f"{self.manifest.run}/evidence", envelope)
+        return sign(request, self._signing), envelope, terms.record
+
+    def _by_server(self, brokers: Sequence[bytes]) -> list[tuple[BrokerClient, list[int]]]:
+        groups: dict[int, tuple[BrokerClient, list[int]]] = {}
+        for at, broker in enumerate(brokers):
+            client = self._services.brokers.get(broker)
+            if client is None:
+                raise SessionError("broker endpoint", expected="one for every broker of the manifest", got="none")
+            groups.setdefault(id(client), (client, []))[1].append(at)
+        return list(groups.values())
+
+    def _open_dataset(self, site: Site, keys: Sequence[bytes], seconds: dict[str, float]) -> None:
+        if site.dataset is None or site.owner.name in self._datasets:
+            return
+        with _timed(seconds, "fetch"):
+            sealed = self._services.courier.get(site.dataset.digest)
+        with _timed(seconds, "open"):
+            container = Container.parse(sealed)
+            container.verify_signer(site.owner.identity)
+            _expect_kind(container, Kind.DATASET, site.dataset.container_id)
+            self._datasets[site.owner.name] = unpack(container.unlock(keys[0]).read_all())
+
+    def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
+        with _timed(seconds, "fetch"):
+            sealed = self._services.courier.get(base)
+        with _timed(seconds, "open"):
+            container = Container.parse(sealed)
+            # The digest of the whole file is the manifest's or a countersigned commit's, so the signer is covered.
+            _expect_kind(container, Kind.MODEL, None)
+            arrays = unpack(container.unlock(key).read_all())
+        if layout_of(arrays).digest != self.manifest.model.layout:
+            raise ShapeError("base version", expected="the manifest's tensors", got="others")
+        return arrays
+
+    def _verified_aggregator(self, site: Site, *, round_number: int) -> AggregatorCredential:
+        """Return the aggregator that the site's own broker credentialed, its evidence verified here (step 3)."""
+        failure: ConfedError = CredentialError("aggregator credential", expected=f"one for {site.owner.name}", got="none")
+        bodies = self._services.courier.collect(f"{self.manifest.run}/aggregator/{site.owner.name}")
+        for body in reversed(bodies):
+            try:
+                return self._check_aggregator(body, site, round_number)
+            except ConfedError as error:
+                failure = error
+        raise failure
+
+    def _check_aggregator(self, body: bytes, site: Site, round_number: int) -> AggregatorCredential:
+        mail = canonical.decode(body)
+        if not isinstance(mail, dict) or sorted(mail) != ["credential", "envelope"]:  # pyright: ignore[reportUnknownArgumentType]
+            raise CredentialError("aggregator mail", expected="credential and envelope", got="something else")
+        signed = Signed.from_json(mail["credential"])
+        credential = verify(signed, AggregatorCredential, signer=site.owner.broker)
+        now = self._clock.now()
+        for name, expected, got in (
+            ("broker", site.owner.broker, credential.broker),
+            ("identity", site.owner.identity, credential.identity),
+            ("manifest", self._digest, credential.manifest),
+            ("run", self.manifest.run, credential.run),
+            ("instance", instance_of(credential.hpke_public, credential.signing_public), credential.instance),
+        ):
+            if expected != got:
+                raise CredentialError(f"aggregator credential {name}", expected=expected, got=got)
+        if not credential.first_round <= round_number <= credential.last_round:
+            raise CredentialError(
+                "aggregator credential rounds",
+                expected=f"to cover {round_number}",
+                got=f"{credential.first_round} to {credential.last_round}",
+            )
+        if not credential.issued_at <= now + 1000 or now > credential.expires_at:
+            raise CredentialError("aggregator credential time", expected="now within its validity", got="outside")
+        if (signed.digest, site.owner.broker) not in self._appraised:
+            self._appraise_aggregator(mail["envelope"], credential, site)
+            self._appraised.add((signed.digest, site.owner.broker))
+        return credential
+
+    def _appraise_aggregator(self, envelope: Any, credential: AggregatorCredential, site: Site) -> None:
+        try:
+            evidence = base64.b64decode(envelope, validate=True)
+        except (ValueError, TypeError) as error:
+            raise CredentialError("aggregator evidence", expected="base64", got="something else") from error
+        claims = default_registry().verify(
+            evidence,
+            endorsements=(),
+            expected=ExpectedBinding(
+                nonce=credential.nonce,
+                audience=canonical.digest(site.owner.broker),
+                manifest=self._digest,
+                role=Role.AGGREGATOR,
+                run=self.manifest.run,
+            ),
+            now_ms=credential.issued_at,
+            anchors=self.manifest.trust.anchors,
+        )
+        appraise(
+            claims,
+            policy=self.manifest.aggregator_tee,
+            environment=self.manifest.environment,
+            manifest_digest=self._digest,
+            now_ms=credential.issued_at,
+        )
+        if claims.binding.instance != credential.instance:
+            raise CredentialError("aggregator evidence", expected="for the credentialed keys", got="for other keys")
+
+    def _tickets(
+        self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential]], terms: _Terms
+    ) -> dict[str, Grants | ConfedError]:
+        """Buy a ticket for each identity and show it, with its credential, to the aggregator (step 4)."""
+        results: dict[str, Grants | ConfedError] = {}
+        for client, positions in self._by_server([site.owner.broker for site, _, _ in waiting]):
+            items: list[Signed] = []
+            for at in positions:
+                site, credential, aggregator = waiting[at]
+                own = verify(credential, ClientCredential, signer=site.owner.broker)
+                if own.instance != self.instance or own.identity != site.owner.identity:
+                    raise CredentialError("client credential", expected="for this TEE and site", got="for another")
+                items.append(sign(self._ticket_request(site, credential, aggregator, terms), self._signing))
+            for at, reply in zip(positions, client.ticket(items), strict=True):
+                site, credential, aggregator = waiting[at]
+                results[site.owner.name] = (
+                    reply
+                    if isinstance(reply, ConfedError)
+                    else self._shown(site, Grants(credential=credential, ticket=reply, aggregator=aggregator), terms)
+                )
+        return results
+
+    def _ticket_request(
+        self, site: Site, credential: Signed, aggregator: AggregatorCredential, terms: _Terms
+    ) -> TicketRequest:
+        return TicketRequest(
+            request_id=os.urandom(16),
+            broker=site.owner.broker,
+            identity=site.owner.identity,
+            manifest=self._digest,
+            run=self.manifest.run,
+            round=terms.round_number,
+            attempt=terms.attempt,
+            purpose=terms.purpose,
+            base=terms.base,
+            aggregator=aggregator.instance,
+            credential=credential.digest,
+        )
+
+    def _shown(self, site: Site, grants: Grants, terms: _Terms) -> Grants:
+        ticket = verify(grants.ticket, Ticket, signer=site.owner.broker)
+        if (ticket.base, ticket.aggregator) != (terms.base, grants.aggregator.instance):
+            raise RefusedError("ticket", expected="for this base and aggregator", got="for another")
+        topic = f"{self.manifest.run}/{terms.purpose}/{terms.round_number}/{terms.attempt}/{site.owner.name}"
+        documents = {"credential": grants.credential.to_json(), "ticket": grants.ticket.to_json()}
+        self._services.courier.post(topic, canonical.encode(documents))
+        return grants
+
+    def seal_result(
+        self,
+        site: Site,
+        step: Step,
+        grants: Grants,
+        *,
+        arrays: Arrays | None,
+        weight: float,
+        metrics: Mapping[str, float],
+        seconds: dict[str, float],
+    ) -> str:
+        """Seal an update (or, with no arrays, metrics alone) to the aggregator, send it, and return its digest.
+
+        Raises:
+            ShapeError: tensors other than the base's.
+            ConfedError: the courier refused or is down.
+        """
+        with _timed(seconds, "seal"):
+            sealed = self._sealed(site, step, grants, arrays=arrays, weight=weight, metrics=metrics)
+        with _timed(seconds, "send"):
+            return self._services.courier.put(sealed)
+
+    def _sealed(
+        self, site: Site, step: Step, grants: Grants, *, arrays: Arrays | None, weight: float, metrics: Mapping[str, float]
+    ) -> bytes:
+        if arrays is not None:
+            arrays = _in_base_order(arrays, step.arrays)
+        detail = UpdateDetail(
+            run=self.manifest.run,
+            manifest=self._digest,
+            round=step.round_number,
+            attempt=step.attempt,
+            purpose=step.purpose,
+            base=step.base,
+            aggregator=grants.aggregator.instance,
+            site=site.owner.name,
+            credential=grants.credential.digest,
+            ticket=grants.ticket.digest,
+            layout=self.manifest.model.layout,
+        )
+        declaration = Declaration(
+            weight=weight,
+            norm=_norm(arrays, step.arrays) if arrays is not None else 0.0,
+            metrics=metrics,
+            dataset=site.dataset.digest if site.dataset else "",
+        )
+        info = update_key_info(
+            run=self.manifest.run,
+            round_number=step.round_number,
+            attempt=step.attempt,
+            purpose=step.purpose,
+            site=site.owner.name,
+        )
+        recipient = HpkeRecipient(grants.aggregator.hpke_public)
+        data_key = new_data_key()
+        kind = Kind.UPDATE if arrays is not None else Kind.METRICS
+        container_id = os.urandom(16).hex()
+        draft = Draft(
+            kind=kind,
+            container_id=container_id,
+            version=step.round_number,
+            parents=(step.base,),
+            owner=site.owner.identity,
+            manifest=self._digest,
+            detail=detail.to_detail(),
+            recipients=(
+                RecipientEntry(method=Method.HPKE, key_id=recipient.key_id, wrapped=recipient.wrap(data_key, info=info)),
+            ),
+            declaration_plaintext=declaration.to_bytes(),
+        )
+        parts = pack(arrays) if arrays is not None else []
+        return seal_to_bytes(parts, draft, data_key=data_key, signing_key=self._signing)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What a broker released, unwrapped."""
+
+    keys: tuple[bytes, ...]
+    credential: Signed | None
+
+    def __repr__(self) -> str:
+        return "Opened(…)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    round_number: int
+    attempt: int
+    purpose: Purpose
+    base: str
+    record: bytes
+
+
+def _expect_kind(container: Container, kind: Kind, container_id: str | None) -> None:
+    if container.header.kind is not kind:
+        raise ShapeError("container kind", expected=kind, got=container.header.kind)
+    if container_id is not None and container.header.container_id != container_id:
+        raise ShapeError("container id", expected=container_id, got=container.header.container_id)
+
+
+def _in_base_order(arrays: Arrays, base: Arrays) -> Arrays:
+    """Return the trained arrays in the base's order and dtypes checked against it."""
+    if set(arrays) != set(base):
+        raise ShapeError("trained tensors", expected=f"{len(base)} of the base's names", got=f"{len(arrays)} others")
+    for name, array in arrays.items():
+        if array.shape != base[name].shape or array.dtype != base[name].dtype:
+            raise ShapeError(f"tensor {name}", expected=f"{base[name].dtype}{base[name].shape}", got=f"{array.dtype}{array.shape}")
+    return {name: np.ascontiguousarray(arrays[name]) for name in base}
+
+
+def _norm(arrays: Arrays, base: Arrays) -> float:
+    """L2 norm of the difference from the base over all floating tensors, in float64."""
+    total = 0.0
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating):
+            difference = array.astype(np.float64).ravel() - base[name].astype(np.float64).ravel()
+            total += float(np.dot(difference, difference))
+    return float(np.sqrt(total))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.perf_counter() - started
+
+
+_session: ClientSession | None = None
+_site: ContextVar[Site | None] = ContextVar("confed_site", default=None)
+
+
+def install(session: ClientSession) -> None:
+    """Make ``session`` the one of this process: a client TEE has exactly one.
+
+    Raises:
+        SessionError: there is one already.
+    """
+    global _session  # noqa: PLW0603
+    if _session is not None:
+        raise SessionError("session", expected="none yet in this process", got="one")
+    _session = session
+
+
+def installed() -> ClientSession | None:
+    """Return this process's session, if it has one."""
+    return _session
+
+
+@contextmanager
+def acting_for(site: Site) -> Iterator[None]:
+    """Let ``site_data`` answer for ``site`` inside the block."""
+    token = _site.set(site)
+    try:
+        yield
+    finally:
+        _site.reset(token)
+
+
+def site_data(context: Context) -> Arrays:
+    """Return the arrays of this site's sealed dataset, opened in this TEE: name -> array.
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate, or the manifest names no dataset.
+    """
+    del context
+    site = _site.get()
+    if _session is None or site is None:
+        raise SessionError("site_data", expected="a call inside a confidential train or evaluate", got="none")
+    return _session.dataset(site)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and (if the app imported it) torch, single-threaded, so that every engine sees one run."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (apps use the global generator)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+

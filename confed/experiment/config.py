@@ -1,0 +1,153 @@
+"""What a researcher writes: the experiment file (TOML), read strictly.
+
+Sections and keys are those of the dataclasses below; a key that is not there is refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confed import record
+from confed.errors import ConfigError, MissingFileError
+from confed.manifest import PRODUCTION, SIMULATION
+
+_LARGEST_FILE_BYTES = 1 << 20
+_SETTINGS = dict[str, bool | int | float | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppTable:
+    """Entry points ``module:attribute`` of the ClientApp and the ServerApp, and the directory they are found in.
+
+    ``directory`` is relative to the experiment file; the code under it is measured as the client's image.
+    """
+
+    client: str
+    server: str
+    directory: str = "."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTable:
+    """Rounds, seed, how often a round may be tried, and how long a round may take."""
+
+    rounds: int
+    seed: int
+    max_attempts: int = 3
+    round_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitesTable:
+    """How many sites there are; in simulation they are made as ``site-01`` … by themselves."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortTable:
+    """Least number of distinct identities behind anything that leaves the enclave."""
+
+    least: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataTable:
+    """Where data comes from.
+
+    ``source = "sealed"``: ``shards`` names a function (sites: list of names, seed, settings) -> {site: arrays}, run
+    where the owners are; each site seals its shard. ``source = "app"``: the ClientApp brings its own data.
+    """
+
+    source: str
+    shards: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateTable:
+    """L2 norm bound of an update and the largest weight (number of examples) of one client."""
+
+    norm_bound: float
+    weight_cap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsTable:
+    """Metrics that leave in clear as weighted means of the cohort, and their decimals."""
+
+    clear: tuple[str, ...]
+    decimals: int = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeeTable:
+    """Which TEE runs the roles, and how long attestation holds."""
+
+    profile: str = "simulated/1"
+    max_age_s: int = 300
+    reattest_rounds: int = 100
+    reattest_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One experiment file."""
+
+    name: str
+    environment: str
+    app: AppTable
+    run: RunTable
+    sites: SitesTable
+    cohort: CohortTable
+    data: DataTable
+    update: UpdateTable
+    metrics: MetricsTable
+    tee: TeeTable = field(default_factory=TeeTable)
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(part.isalnum() for part in self.name.split("-")):
+            raise ConfigError("name", expected="letters, digits and hyphens", got=self.name)
+        if self.environment not in (SIMULATION, PRODUCTION):
+            raise ConfigError("environment", expected=f"{SIMULATION} or {PRODUCTION}", got=self.environment)
+        if not 1 <= self.sites.count <= 100_000:
+            raise ConfigError("sites.count", expected="from 1 to 100000", got=self.sites.count)
+        if self.cohort.least > self.sites.count:
+            raise ConfigError("cohort.least", expected=f"at most sites.count ({self.sites.count})", got=self.cohort.least)
+        if self.data.source not in ("sealed", "app"):
+            raise ConfigError("data.source", expected="sealed or app", got=self.data.source)
+        if (self.data.source == "sealed") != bool(self.data.shards):
+            raise ConfigError("data.shards", expected="set exactly when data.source is sealed", got=self.data.shards or "nothing")
+        for key in ("app.client", "app.server"):
+            value = getattr(self.app, key.split(".")[1])
+            if value.count(":") != 1 or not all(value.split(":")):
+                raise ConfigError(key, expected="module:attribute", got=value)
+        rounds = self.settings.get("num-server-rounds", self.run.rounds)
+        if rounds != self.run.rounds:
+            raise ConfigError("settings.num-server-rounds", expected=f"run.rounds ({self.run.rounds})", got=rounds)
+
+    @property
+    def run_config(self) -> dict[str, bool | int | float | str]:
+        """What Flower calls ``run_config``: the settings, with ``num-server-rounds``."""
+        return {**self.settings, "num-server-rounds": self.run.rounds}
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment file.
+
+    Raises:
+        MissingFileError: it is not there.
+        ConfigError: not TOML, or a key is unknown, missing, contradictory or of the wrong type.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise ConfigError(str(path), expected=f"at most {_LARGEST_FILE_BYTES} bytes", got=path.stat().st_size)
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise MissingFileError("experiment file", expected="a file", got=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), expected="TOML", got=str(error)) from error
+    return record.from_json(Experiment, value, error=ConfigError)

@@ -1,0 +1,99 @@
+"""The ``deployment`` engine: real processes on loopback, as partner sites would run them on machines of their own.
+
+SuperLink and SuperNodes with TLS, node authentication and process isolation; each site's client TEE is a long-lived
+process behind its SuperNode that runs the installed ClientApp, never a FAB's code. The ServerApp is a process of its
+own too, and tells how far it is through the run's events.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from confed.client.launch import FlowerNode
+from confed.errors import DeploymentError, error_for
+from confed.experiment.services import Process, Services
+from confed.flower.runtime import RuntimeAccess
+from confed.governor.events import EventName, read_events
+from confed.governor.launch import GOVERNOR_FILE
+from confed.simulation.flower_processes import FlowerProcesses, NodeKind
+
+_HOST_START_S = 120.0
+_RUN_S = 24 * 3600.0
+
+
+def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
+    """Start Flower's processes and one client host a site, run the ServerApp, and end everything.
+
+    Raises:
+        DeploymentError: a process died or did not start.
+        ConfedError: the run was refused, of the class that the governor's events name.
+    """
+    manifest = services.manifest
+    sites = [site.owner.name for site in manifest.sites]
+    configs = [{"partition-id": number, "num-partitions": len(sites)} for number in range(len(sites))]
+    with FlowerProcesses(
+        work_folder=services.log_directory / "flower",
+        node_configs=configs,
+        node_kind=NodeKind.SUPERNODE,
+        start_timeout_s=_HOST_START_S,
+    ) as flower:
+        for node, site in zip(flower.nodes, sites, strict=True):
+            if not isinstance(node.access, RuntimeAccess):
+                raise DeploymentError(site, expected="a SuperNode", got=type(node.access).__name__)
+            _start_host(services, site, node.access)
+        run = flower.start_run(
+            services.prepared.directory,
+            server_app=services.prepared.experiment.app.server,
+            run_config=dict(manifest.settings),
+            environment={
+                GOVERNOR_FILE: os.environ[GOVERNOR_FILE],
+                "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry and Path(entry).is_dir()),
+            },
+            online_timeout_s=_HOST_START_S,
+        )
+
+        def check() -> None:
+            services.require_alive()
+            watch()
+
+        try:
+            flower.wait_for_run(run, timeout_s=_RUN_S, check=check)
+        except DeploymentError as error:
+            watch()
+            code = _refusal_code(services)
+            if code:
+                raise error_for(code, "the governor's run") from error
+            raise
+
+
+def _start_host(services: Services, site: str, access: RuntimeAccess) -> None:
+    launch = services.client_launch(sites=(site,), measurement=services.manifest.code.client_image, shared=False)
+    launch = replace(
+        launch,
+        flower=FlowerNode(
+            address=access.address,
+            root_certificates=access.root_certificates,
+            superexec_secret=access.superexec_secret,
+        ),
+    )
+    services.processes.append(
+        Process(
+            f"client host of {site}",
+            [sys.executable, "-m", "clients", "--launch-fd", "{fd}"],
+            log=services.log_directory / f"client-{site}.log",
+            secret=launch.encode(),
+        )
+    )
+
+
+def _refusal_code(services: Services) -> str:
+    """Return the code with which the governor's events say that the run failed."""
+    path = services.run_directory / "events.jsonl"
+    if not path.is_file():
+        return ""
+    failed = [event for event in read_events(path) if event.event is EventName.RUN_FAILED]
+    return str(failed[-1].fields.get("code", "")) if failed else ""

@@ -1,0 +1,172 @@
+"""Three ways to run the same apps under the same protocol: ``local``, ``ray`` and ``deployment``.
+
+What differs is who carries messages and in which processes client TEEs live. Manifest, brokers, courier and aggregator
+are the same; so are the final weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from confed.errors import ConfedError, ConfigError
+from confed.experiment.resolution import entry_point
+from confed.experiment.services import Services
+from confed.governor.launch import GOVERNOR_FILE, GovernorLaunch
+
+if TYPE_CHECKING:
+    from flwr.serverapp import ServerApp
+
+ENGINES = ("local", "ray", "deployment")
+_WATCH_S = 0.1
+_WORKERS = 2
+
+
+def run_engine(engine: str, services: Services, *, watch: Callable[[], None]) -> None:
+    """Run the experiment's rounds on an engine, calling ``watch`` about ten times a second meanwhile.
+
+    Raises:
+        ConfedError: the run was refused or fell short, or a process died.
+    """
+    runners: dict[str, Callable[[Services, Callable[[], None]], None]] = {
+        "local": _run_local,
+        "ray": _run_ray,
+        "deployment": _run_deployment,
+    }
+    if engine not in runners:
+        raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
+    with _governor_file(services):
+        runners[engine](services, watch)
+
+
+def uses_separate_brokers(engine: str) -> bool:
+    """Whether each owner's broker is a process of its own."""
+    return engine == "deployment"
+
+
+@contextlib.contextmanager
+def _governor_file(services: Services) -> Iterator[Path]:
+    path = services.sockets / "governor.json"
+    launch = GovernorLaunch(
+        manifest=base64.b64encode(services.manifest.encoded).decode(),
+        aggregator=services.aggregator,
+        events_file=str(services.run_directory / "events.jsonl"),
+        round_timeout_s=services.prepared.experiment.run.round_timeout_s,
+    )
+    path.write_bytes(launch.encode())
+    with _environment(GOVERNOR_FILE, str(path)):
+        yield path
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _run_local(services: Services, watch: Callable[[], None]) -> None:
+    """Client TEEs are two processes that host a fixed share of the sites each; Flower's Grid is in this process."""
+    from flwr.app import Context, RecordDict  # noqa: PLC0415 (Flower is slow to import)
+
+    from confed.flower.messages import use_local_task_identity  # noqa: PLC0415
+    from confed.simulation.grid import LocalGrid, Worker  # noqa: PLC0415
+
+    names = [site.owner.name for site in services.manifest.sites]
+    count = min(_WORKERS, len(names))
+    shared = len(names) > 1
+    use_local_task_identity(run_id=1, node_id=1)
+    with contextlib.ExitStack() as stack:
+        workers = [
+            Worker(
+                services.client_launch(
+                    sites=names[number::count], measurement=services.manifest.code.client_image, shared=shared
+                ),
+                log=services.log_directory / f"client-{number + 1}.log",
+            )
+            for number in range(count)
+        ]
+        for worker in workers:
+            stack.callback(worker.stop)
+        for worker in workers:
+            worker.wait_ready()
+        grid = LocalGrid(workers, partitions=len(names))
+        stack.callback(grid.close)
+        app: ServerApp = _server_app(services)
+        context = Context(
+            run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(services.manifest.settings)
+        )
+        _in_thread(lambda: app(grid=grid, context=context), services, watch)
+
+
+def _run_ray(services: Services, watch: Callable[[], None]) -> None:
+    """Client TEEs are Ray's actors, Flower's own simulation engine schedules them: the way to a cluster."""
+    from confed.simulation.ray_engine import run_on_ray  # noqa: PLC0415 (Ray is an extra)
+
+    launch = services.client_launch(sites=(), measurement=services.manifest.code.client_image, shared=True)
+    run_on_ray(
+        launch,
+        server_app=_server_app(services),
+        launch_file=services.sockets / "client.json",
+        run_config=dict(services.manifest.settings),
+        run_in_thread=lambda run: _in_thread(run, services, watch),
+    )
+
+
+def _run_deployment(services: Services, watch: Callable[[], None]) -> None:
+    """SuperLink, ServerApp and one client host a site are processes of their own on loopback, with TLS."""
+    from confed.experiment.deployment import run_deployment  # noqa: PLC0415 (Flower is slow to import)
+
+    run_deployment(services, watch=watch)
+
+
+def _server_app(services: Services) -> ServerApp:
+    directory = str(services.prepared.directory)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    return entry_point("app.server", services.prepared.experiment.app.server)  # pyright: ignore[reportReturnType]
+
+
+def _in_thread(run: Callable[[], object], services: Services, watch: Callable[[], None]) -> None:
+    """Run in a thread and watch from this one, so that Ctrl-C and a dead process end the run at once."""
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        # The edge between threads: whatever ended the run is raised again in the main one.
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001
+            failure.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        watch()
+        services.require_alive()
+        thread.join(_WATCH_S)
+    watch()
+    if failure:
+        raise _told(failure[0])
+
+
+def _told(failure: BaseException) -> BaseException:
+    """Return the confed error behind an exception that Flower may have wrapped."""
+    seen: BaseException | None = failure
+    while seen is not None:
+        if isinstance(seen, ConfedError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return failure
+

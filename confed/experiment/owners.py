@@ -1,0 +1,173 @@
+"""Owners on this machine: made by themselves in simulation, so that a newcomer needs one command.
+
+Each has a home of its own (identity key, broker key, vault, ledger); what they do here is what they would do apart:
+seal, approve by signature, and run a broker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from confed import canonical
+from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
+from confed.errors import ConfigError, MissingFileError
+from confed.experiment.resolution import Arrays, Prepared, SealedParts, make_shards
+from confed.journey import Kind, Purpose
+from confed.keybroker.identity import OwnerHome, confed_home
+from confed.keybroker.vault import KeyFloors
+from confed.manifest import SIMULATION, Manifest, SealedReference, Unchecked
+from confed.model.weights import layout_of, pack
+from confed.sealing.derivation import container_key
+from confed.sealing.recipients import RecipientEntry
+from confed.sealing.sealer import Draft, seal_to_file
+from confed.statement import Signed
+
+MODEL_OWNER = "model-owner"
+_CODE = Unchecked(unchecked="simulation: the code under development changes with every run")
+_COUNTED = Unchecked(unchecked="simulation: every made site counts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owners:
+    """The parties of one experiment and the simulated hardware they trust."""
+
+    home: Path
+    model: OwnerHome
+    sites: tuple[OwnerHome, ...]
+    platform: SimulatedPlatform
+
+    @property
+    def every(self) -> tuple[OwnerHome, ...]:
+        """The model owner, then the sites."""
+        return (self.model, *self.sites)
+
+    @property
+    def anchors(self) -> Mapping[str, tuple[bytes, ...]]:
+        """Trust anchors by evidence profile."""
+        return {PROFILE: (self.platform.anchor,)}
+
+
+def load_owners(prepared: Prepared, *, home: Path | None) -> Owners:
+    """Load the experiment's owners; in simulation make those that are not there, and note whom to trust.
+
+    Raises:
+        MissingFileError: an owner that is not there, outside simulation.
+    """
+    folder = confed_home(home)
+    simulated = prepared.experiment.environment == SIMULATION
+    if not simulated:
+        raise ConfigError(
+            "environment",
+            expected="simulation: this machine can make simulated evidence only, which production refuses",
+            got=prepared.experiment.environment,
+        )
+    now = time.time_ns() // 1_000_000
+    homes = [_owner(name, folder, now) for name in (MODEL_OWNER, *prepared.site_names)]
+    platform = SimulatedPlatform.load_or_create(folder / "simulated-tee" / "root.pem", now)
+    owners = Owners(home=folder, model=homes[0], sites=tuple(homes[1:]), platform=platform)
+    write_trust(owners)
+    return owners
+
+
+def write_trust(owners: Owners) -> None:
+    """Note in the home whom this user trusts: ``confed verify`` reads it."""
+    known = {
+        "anchors": {PROFILE: [owners.platform.anchor.hex()]},
+        "owners": {
+            owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)
+        },
+    }
+    target = owners.home / "trust.json"
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(canonical.encode(known))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(target)
+
+
+def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tuple[SealedParts, dict[str, Path]]:
+    """Seal the start and every site's shard, each by its owner under a key of its own.
+
+    Returns:
+        The references, and the sealed files by digest.
+    """
+    files: dict[str, Path] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    start = _seal(
+        owners.model,
+        prepared.arrays,
+        kind=Kind.MODEL,
+        floors=_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE)),
+        path=folder / "start.sealed",
+    )
+    files[start.digest] = folder / "start.sealed"
+    datasets: dict[str, SealedReference] = {}
+    shards = make_shards(prepared)
+    for owner in owners.sites:
+        if owner.party.name in shards:
+            path = folder / f"{owner.party.name}.sealed"
+            datasets[owner.party.name] = _seal(
+                owner,
+                shards[owner.party.name],
+                kind=Kind.DATASET,
+                floors=_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE)),
+                path=path,
+            )
+            files[datasets[owner.party.name].digest] = path
+    return SealedParts(start=start, datasets=datasets), files
+
+
+def approve(owners: Owners, manifest: Manifest) -> list[Signed]:
+    """Let every owner approve the manifest by signing its digest (in simulation: by itself).
+
+    Raises:
+        FloorError: a key that was not born in simulation.
+    """
+    return [owner.approve_simulation(manifest) for owner in owners.every]
+
+
+def _owner(name: str, home: Path, now: int) -> OwnerHome:
+    try:
+        return OwnerHome.load(name, home=home)
+    except MissingFileError:
+        return OwnerHome.create(name, home=home, environment=SIMULATION, now_ms=now)
+
+
+def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
+    experiment = prepared.experiment
+    return KeyFloors(
+        environment=SIMULATION,
+        least_cohort=experiment.cohort.least,
+        purposes=tuple(purposes),
+        measurements=_CODE,
+        total_rounds=experiment.run.rounds,
+        discloses_to_model_owner=experiment.cohort.least == 1,
+        counted_identities=_COUNTED,
+    )
+
+
+def _seal(owner: OwnerHome, arrays: Arrays, *, kind: Kind, floors: KeyFloors, path: Path) -> SealedReference:
+    key_id, key = owner.new_key(floors=floors)
+    container_id = os.urandom(16).hex()
+    draft = Draft(
+        kind=kind,
+        container_id=container_id,
+        owner=owner.party.identity,
+        detail={"layout": layout_of(arrays).digest} if kind is Kind.MODEL else {},
+        recipients=(RecipientEntry.owner_key(key_id),),
+    )
+    sealed = seal_to_file(
+        pack(arrays),
+        draft,
+        data_key=container_key(key, container_id=container_id),
+        signing_key=owner.identity_key,
+        path=path,
+    )
+    return SealedReference(
+        container_id=container_id, digest=sealed.digest, key_id=key_id, size_bytes=sealed.size_bytes
+    )

@@ -1,0 +1,259 @@
+"""From an experiment file to its manifest: every reference pinned by digest.
+
+What the ServerApp will do is read from the app itself: it is run up to its strategy's ``start``, which tells the
+strategy's parameters, the rounds and the starting arrays. This happens at the model owner's, never at the governor's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from confed import canonical
+from confed.attestation.measurement import aggregator_image, client_image
+from confed.errors import ConfigError, EmptyDatasetError
+from confed.experiment.config import Experiment
+from confed.governor.strategy import Start, catch_start
+from confed.manifest import (
+    FORMAT,
+    CodeTerms,
+    CohortTerms,
+    Manifest,
+    MetricTerms,
+    ModelTerms,
+    Party,
+    SealedReference,
+    Site,
+    StrategyTerms,
+    TeePolicy,
+    TrustTerms,
+    UpdateTerms,
+)
+from confed.model.weights import layout_of
+
+Arrays = Mapping[str, np.ndarray]
+_AGGREGATED_BY = ("FedAvg", "FedAdam")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An experiment with what its apps said: not yet whose keys seal it."""
+
+    experiment: Experiment
+    directory: Path
+    start: Start
+    arrays: Arrays
+    lock: str
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites that simulation makes."""
+        digits = max(2, len(str(self.experiment.sites.count)))
+        return tuple(f"site-{number:0{digits}d}" for number in range(1, self.experiment.sites.count + 1))
+
+    @property
+    def images(self) -> tuple[str, str]:
+        """Measurements of the client's and the aggregator's code."""
+        return client_image(self.directory, self.lock), aggregator_image(self.lock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedParts:
+    """The sealed start and, by site name, the sealed datasets."""
+
+    start: SealedReference
+    datasets: Mapping[str, SealedReference]
+
+
+def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
+    """Import an experiment's apps and run its ServerApp up to ``start``.
+
+    Raises:
+        ConfigError: an entry point that is not there, or a strategy that the enclave does not run.
+    """
+    directory = (config_file.parent / experiment.app.directory).resolve()
+    with _importing(directory):
+        server_app = entry_point("app.server", experiment.app.server)
+        entry_point("app.client", experiment.app.client)
+        context = Context(
+            run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config=dict(experiment.run_config)
+        )
+        start = catch_start(lambda: server_app(grid=_NoGrid(), context=context))
+    if start.name not in _AGGREGATED_BY:
+        raise ConfigError("strategy", expected=f"one that the enclave runs ({', '.join(_AGGREGATED_BY)})", got=start.name)
+    if start.rounds != experiment.run.rounds:
+        raise ConfigError("run.rounds", expected=f"what the ServerApp asks for ({start.rounds})", got=experiment.run.rounds)
+    arrays = {name: array.numpy() for name, array in start.arrays.items()}
+    if not arrays:
+        raise ConfigError("initial_arrays", expected="at least one tensor", got="none")
+    return Prepared(
+        experiment=experiment, directory=directory, start=start, arrays=arrays, lock=lock_digest(config_file)
+    )
+
+
+def make_shards(prepared: Prepared) -> dict[str, Arrays]:
+    """Run the owners' function that makes each site's data, and check that every site has some.
+
+    Raises:
+        ConfigError: it returns other sites than asked for.
+        EmptyDatasetError: a site without arrays or rows.
+    """
+    experiment = prepared.experiment
+    if experiment.data.source != "sealed":
+        return {}
+    with _importing(prepared.directory):
+        function = entry_point("data.shards", experiment.data.shards)
+        shards = function(list(prepared.site_names), experiment.run.seed, dict(experiment.run_config))
+    if not isinstance(shards, dict) or set(shards) != set(prepared.site_names):
+        raise ConfigError("data.shards", expected="one entry for each site", got=f"{len(shards)} entries")
+    for site, arrays in shards.items():
+        if not arrays or any(array.size == 0 for array in arrays.values()):
+            raise EmptyDatasetError(f"dataset of {site}", expected="at least one row in each array", got="none")
+    return shards
+
+
+def resolve(
+    prepared: Prepared,
+    *,
+    run: str,
+    model_owner: Party,
+    site_owners: Sequence[Party],
+    sealed: SealedParts,
+    anchors: Mapping[str, tuple[bytes, ...]],
+) -> Manifest:
+    """Return the manifest: the contract that owners approve.
+
+    Raises:
+        ConfigError: the experiment contradicts itself.
+    """
+    experiment, start = prepared.experiment, prepared.start
+    client, aggregator = prepared.images
+    return Manifest(
+        format=FORMAT,
+        name=experiment.name,
+        run=run,
+        environment=experiment.environment,
+        rounds=experiment.run.rounds,
+        seed=experiment.run.seed,
+        max_attempts=experiment.run.max_attempts,
+        data_source=experiment.data.source,
+        model=ModelTerms(owner=model_owner, start=sealed.start, layout=layout_of(prepared.arrays).digest),
+        sites=tuple(Site(owner=owner, dataset=sealed.datasets.get(owner.name)) for owner in site_owners),
+        code=CodeTerms(
+            client_app=experiment.app.client, client_image=client, aggregator_image=aggregator, lock=prepared.lock
+        ),
+        strategy=StrategyTerms(name=start.name, parameters=start.parameters),
+        cohort=CohortTerms(
+            least=experiment.cohort.least,
+            fraction_train=_fraction(start, "train"),
+            fraction_evaluate=_fraction(start, "evaluate"),
+        ),
+        settings=experiment.run_config,
+        update=UpdateTerms(norm_bound=experiment.update.norm_bound, weight_cap=experiment.update.weight_cap),
+        metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
+        client_tee=_tee(experiment, client),
+        aggregator_tee=_tee(experiment, aggregator),
+        trust=TrustTerms(anchors=anchors),
+        train_config=start.train_config,
+        evaluate_config=start.evaluate_config,
+    )
+
+
+def lock_digest(config_file: Path) -> str:
+    """Return the digest of the nearest ``constraints.txt`` above an experiment file (of nothing, if there is none)."""
+    for folder in config_file.resolve().parents:
+        if (folder / "constraints.txt").is_file():
+            return canonical.digest((folder / "constraints.txt").read_bytes())
+    return canonical.digest(b"")
+
+
+def entry_point(key: str, value: str) -> Callable[..., Any]:
+    """Import ``module:attribute``.
+
+    Raises:
+        ConfigError: no such module or attribute.
+    """
+    module, _, attribute = value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(key, expected="a module that can be imported", got=f"{value} ({error.name} is not there)") from error
+    if found is None:
+        raise ConfigError(key, expected=f"an attribute of {module}", got=attribute)
+    return found
+
+
+def _fraction(start: Start, which: str) -> float:
+    value = start.parameters.get(f"fraction_{which}", 1.0)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"strategy.fraction_{which}", expected="a number", got=value)
+    return float(value)
+
+
+def _tee(experiment: Experiment, measurement: str) -> TeePolicy:
+    tee = experiment.tee
+    return TeePolicy(
+        profiles=(tee.profile,),
+        measurements=(measurement,),
+        max_age_s=tee.max_age_s,
+        reattest_rounds=tee.reattest_rounds,
+        reattest_s=tee.reattest_s,
+    )
+
+
+@contextmanager
+def _importing(directory: Path) -> Iterator[None]:
+    """Let an experiment's own modules be imported from its directory, and forget them afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent == directory:
+                del sys.modules[name]
+
+
+class _NoGrid(Grid):
+    """Stands in for Flower's Grid while a ServerApp runs up to ``start``: nothing may be sent yet."""
+
+    def set_run(self, run: Any) -> None:
+        del run
+
+    @property
+    def run(self) -> Any:
+        raise _too_early()
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        del args, kwargs
+        raise _too_early()
+
+    def get_node_ids(self) -> Iterable[int]:
+        raise _too_early()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        del messages
+        raise _too_early()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        del message_ids
+        raise _too_early()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        del messages, timeout
+        raise _too_early()
+
+
+def _too_early() -> ConfigError:
+    return ConfigError("server", expected="no use of the grid before strategy.start()", got="one")

@@ -1,0 +1,164 @@
+"""One run from an experiment file to its records: the order of things, nothing else."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confed import canonical
+from confed.errors import ConfedError, LineageError
+from confed.experiment.config import load_experiment
+from confed.experiment.engines import run_engine, uses_separate_brokers
+from confed.experiment.owners import Owners, approve, load_owners, seal_everything
+from confed.experiment.resolution import prepare, resolve
+from confed.experiment.services import Services, running_services
+from confed.governor.events import EventReader
+from confed.journey import Purpose
+from confed.keybroker.client import BrokerClient
+from confed.keybroker.statements import Candidate, CommitRecord
+from confed.manifest import Manifest
+from confed.records import metrics
+from confed.records.run_directory import ClosingRecord, RunDirectory
+from confed.sealing.container import Container
+from confed.sealing.derivation import version_key
+from confed.statement import unverified
+from confed.wire.channel import open_channel
+from confed.wire.courier_client import CourierClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What ``confed run`` was asked for: which file on which engine, whose home, and where records go."""
+
+    config_file: Path
+    engine: str
+    home: Path | None
+    runs_directory: Path
+
+
+Watcher = Callable[[Manifest, EventReader], None]
+
+
+def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
+    """Run an experiment and return its summary; everything that it leaves is in its run directory.
+
+    ``watcher`` is called about ten times a second with the manifest and the run's events.
+
+    Raises:
+        ConfedError: a user's mistake, or a check that refused; the run directory then says how far it came.
+    """
+    started = time.perf_counter()
+    experiment = load_experiment(request.config_file)
+    prepared = prepare(experiment, config_file=request.config_file)
+    owners = load_owners(prepared, home=request.home)
+    run = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
+    directory = RunDirectory.create(request.runs_directory / run)
+    parts, files = seal_everything(prepared, owners, folder=directory.path / "sealed")
+    manifest = resolve(
+        prepared,
+        run=run,
+        model_owner=owners.model.party,
+        site_owners=[owner.party for owner in owners.sites],
+        sealed=parts,
+        anchors=owners.anchors,
+    )
+    directory.write_manifest(manifest)
+    directory.write_approvals(approve(owners, manifest))
+    events = EventReader(directory.events_file)
+    failure: ConfedError | None = None
+    with running_services(
+        prepared,
+        owners,
+        manifest,
+        run_directory=directory.path,
+        files=files,
+        apart=uses_separate_brokers(request.engine),
+    ) as services:
+        try:
+            run_engine(request.engine, services, watch=lambda: watcher(manifest, events))
+        except ConfedError as error:
+            failure = error
+        watcher(manifest, events)
+        collect_records(services, directory)
+    last = directory.version_file(max(directory.versions()))
+    if failure is None:
+        open_version(owners, manifest, last)
+    directory.write_metrics(metrics.collect(directory))
+    summary = metrics.summarize(
+        directory, engine=request.engine, total_s=time.perf_counter() - started, model=str(last)
+    )
+    if failure is not None:
+        summary["failed"] = failure.code
+    directory.write_summary(summary)
+    from confed.records.report import write_report
+    summary["report"] = str(write_report(directory))
+    if failure is not None:
+        raise failure
+    return summary
+
+
+def collect_records(services: Services, directory: RunDirectory) -> None:
+    """Bring what the run left with the courier and the brokers into the run directory, as it was received.
+
+    Raises:
+        ConfedError: the courier or a broker does not answer.
+    """
+    manifest = services.manifest
+    courier = CourierClient(services.courier)
+    for body in courier.collect(f"{manifest.run}/evidence"):
+        directory.write_evidence(body)
+    for site in manifest.sites:
+        for body in courier.collect(f"{manifest.run}/aggregator/{site.owner.name}"):
+            directory.write_evidence(base64.b64decode(canonical.decode(body)["envelope"], validate=True))
+    directory.write_version(0, courier.get(manifest.model.start.digest))
+    for purpose in (Purpose.TRAIN, Purpose.EVALUATE):
+        for number in range(1, manifest.rounds + 1):
+            _collect_commits(courier, directory, manifest, purpose, number)
+    for body in courier.collect(f"{manifest.run}/closing"):
+        directory.write_closing(ClosingRecord.from_bytes(body))
+    _collect_ledgers(services, directory)
+
+
+def _collect_commits(
+    courier: CourierClient, directory: RunDirectory, manifest: Manifest, purpose: Purpose, number: int
+) -> None:
+    for body in courier.collect(f"{manifest.run}/commit/{purpose}/{number}"):
+        directory.write_commit(purpose, number, body)
+        if purpose is Purpose.TRAIN:
+            candidate = unverified(CommitRecord.from_bytes(body).candidate, Candidate)
+            directory.write_version(number, courier.get(candidate.digest))
+
+
+def _collect_ledgers(services: Services, directory: RunDirectory) -> None:
+    manifest = services.manifest
+    names = {party.broker: party.name for party in (manifest.model.owner, *(site.owner for site in manifest.sites))}
+    for server in services.brokers:
+        client = BrokerClient(open_channel(server.endpoint))
+        for broker in server.brokers:
+            if broker in names:
+                directory.write_ledger(names[broker], client.records(broker))
+
+
+def open_version(owners: Owners, manifest: Manifest, path: Path) -> int:
+    """Open a sealed version with the model owner's one key, as ``confed model open`` does; return its size in bytes.
+
+    Raises:
+        LineageError: it is the start, so the run made no version.
+        SealError: it does not open.
+    """
+    container = Container.map(path)
+    version = container.header.version
+    if version < 1:
+        raise LineageError("last version", expected="one that the run made", got="the start")
+    key = version_key(
+        owners.model.key(manifest.model.start.key_id),
+        run=manifest.run,
+        version=version,
+        attempt=int(container.header.detail["attempt"]),
+    )
+    return len(container.unlock(key).read_all())

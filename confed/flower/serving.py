@@ -1,0 +1,81 @@
+"""A client host's loop: pull a message, answer it with the ClientApp in this process, push the reply.
+
+An exception in the ClientApp leaves this process as a stable code, never as its text.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Protocol, cast
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+
+if TYPE_CHECKING:
+    import threading
+
+    from flwr.clientapp.typing import ClientAppCallable
+
+    from confed.flower.assignment import Assignment
+
+_logger = logging.getLogger(__name__)
+
+UNKNOWN_FAILURE = "client-app-failed"
+_CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
+
+
+class Connection(Protocol):
+    """Where a client host gets messages from and brings replies to."""
+
+    def pull(self) -> Assignment | None:
+        """Return the next message for this node, or nothing if none waits."""
+        ...
+
+    def push(self, assignment: Assignment, reply: Message) -> None:
+        """Deliver ``reply`` to the one message that was pulled."""
+        ...
+
+
+def serve_client_app(
+    client_app: ClientAppCallable,
+    connection: Connection,
+    stop: threading.Event,
+    *,
+    poll_interval_s: float = 0.1,
+) -> int:
+    """Answer messages with ``client_app`` in this process until ``stop`` is set; return how many were answered.
+
+    A message that is being worked on when ``stop`` is set is answered first. An exception in the app becomes an error
+    reply whose reason is the exception's ``code``, or ``client-app-failed`` if it has none.
+
+    A poll costs the SuperLink a few milliseconds of CPU: with many nodes on one, allow it about 30 ms per node.
+
+    Raises:
+        UnreachableError, DeploymentError: what the connection raises; a supervisor starts the host again.
+    """
+    answered = 0
+    while not stop.is_set():
+        assignment = connection.pull()
+        if assignment is None:
+            stop.wait(poll_interval_s)
+            continue
+        connection.push(assignment, _answer(client_app, assignment))
+        answered += 1
+    return answered
+
+
+def _answer(client_app: ClientAppCallable, assignment: Assignment) -> Message:
+    try:
+        # An app is not checked by the types that its signature promises.
+        reply = cast("object", client_app(assignment.message, assignment.context))
+        if not isinstance(reply, Message):
+            raise TypeError(type(reply))
+    # The one service edge: whatever an app raises must leave as a code, and must not end the host.
+    except Exception as error:
+        code = getattr(error, "code", None)
+        reason = code if isinstance(code, str) and _CODE.fullmatch(code) else UNKNOWN_FAILURE
+        _logger.warning("client app failed: %s", reason)
+        _logger.debug("client app failed", exc_info=error)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=assignment.message)
+    return reply

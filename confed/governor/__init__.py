@@ -1,0 +1,1 @@
+"""Moves the sealed model and the sealed updates, and holds no key."""

@@ -1,0 +1,228 @@
+"""The courier: sealed objects and public letters, kept on disk and moved over gRPC by one that can read none of it.
+
+It is hostile in the threat model: whoever gets something from it checks the digest or the signatures. What it
+promises to an honest operator is that it never serves an upload that is not whole, and never fills the disk past its
+quota.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from confed.errors import ConfedError, EncodingError, RefusedError, StorageError
+from confed.governor.letter_box import LetterBox
+from confed.governor.object_store import ObjectStore, Progress, Quota
+from confed.wire.channel import RunningServer, TlsIdentity, refusal, serve
+from confed.wire.upload import Buffer
+from confed.wire.v1 import confed_pb2 as pb
+from confed.wire.v1 import confed_pb2_grpc as services
+
+T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a courier holds at most.
+
+    Attributes:
+        object_bytes: one object.
+        store_bytes: everything together, uploads in progress included.
+        topics: topics that letters may be posted under.
+        topic_bytes: all letters under one topic; what ``Collect`` returns in one message.
+    """
+
+    object_bytes: int = 64 * 1024**3
+    store_bytes: int = 1024**4
+    topics: int = 10_000
+    topic_bytes: int = 48 * 1024**2
+
+
+class Courier:
+    """A ciphertext store and letter box in one directory, for use in the process; ``serve_courier`` serves it.
+
+    ``durable=False`` leaves out fsync: a power cut may then lose what was stored last (never more than that: readers
+    check digests), while kill -9 of the courier still loses nothing.
+    """
+
+    def __init__(self, directory: Path, *, limits: Limits | None = None, durable: bool = True) -> None:
+        limits = limits or Limits()
+        self._quota = Quota(limits.store_bytes)
+        self.objects = ObjectStore(directory, object_bytes=limits.object_bytes, quota=self._quota, durable=durable)
+        self.letters = LetterBox(
+            directory, topics=limits.topics, topic_bytes=limits.topic_bytes, quota=self._quota, durable=durable
+        )
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes held, and promised to uploads in progress."""
+        return self._quota.used_bytes
+
+    def put(self, data: Buffer | Path) -> str:
+        """Store a buffer or file and return its digest.
+
+        Raises:
+            MissingFileError: no such file.
+            SizeError: larger than an object or the whole store may be.
+            StorageError: the disk is full or fails.
+        """
+        return _on_disk(lambda: self.objects.put(data))
+
+    def path(self, digest: str) -> Path:
+        """Return where a complete object lies; its bytes are not verified again.
+
+        Raises:
+            EncodingError: not a digest.
+            MissingObjectError: no complete object of this digest.
+        """
+        return self.objects.path(digest)
+
+    def progress(self, digest: str) -> Progress:
+        """Return how much of an object is stored.
+
+        Raises:
+            EncodingError: not a digest.
+        """
+        return self.objects.progress(digest)
+
+    def remove(self, digest: str) -> None:
+        """Delete an object, if it is there.
+
+        Raises:
+            EncodingError: not a digest.
+        """
+        self.objects.remove(digest)
+
+    def post(self, topic: str, body: bytes) -> None:
+        """Add a letter under a topic; the same body again changes nothing.
+
+        Raises:
+            EncodingError: not a topic.
+            SizeError: the letter, the topic, the number of topics or the whole store would be too large.
+            StorageError: the disk is full or fails.
+        """
+        _on_disk(lambda: self.letters.post(topic, body))
+
+    def collect(self, topic: str) -> list[bytes]:
+        """Return the letters under a topic, oldest first.
+
+        Raises:
+            EncodingError: not a topic.
+            StorageError: the disk fails.
+        """
+        return _on_disk(lambda: self.letters.collect(topic))
+
+
+def serve_courier(
+    directory: Path | Courier, *, listen: str, tls: TlsIdentity | None, limits: Limits | None = None, threads: int = 32
+) -> RunningServer:
+    """Serve the courier of a directory, or one that this process uses too, and return the running server.
+
+    Every transfer holds one of ``threads`` threads while it runs; further ones wait.
+
+    Raises:
+        PortInUseError: the address cannot be bound.
+        EncodingError: a network address without TLS.
+    """
+    courier = directory if isinstance(directory, Courier) else Courier(directory, limits=limits)
+    service = _CourierService(courier)
+    return serve(
+        lambda server: services.add_CourierServicer_to_server(service, server),
+        listen=listen,
+        tls=tls,
+        threads=threads,
+    )
+
+
+class _CourierService(services.CourierServicer):
+    """The edge: messages in, messages out, and every failure as a code."""
+
+    def __init__(self, courier: Courier) -> None:
+        self._courier = courier
+
+    def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:  # noqa: N802
+        """Store one object, or one part more of it."""
+        del context
+        try:
+            return pb.PutReply(stored_bytes=_at_edge(lambda: self._receive(request_iterator)))
+        except ConfedError as error:
+            return pb.PutReply(refusal=refusal(error))
+
+    def Progress(self, request: pb.ProgressCall, context: grpc.ServicerContext) -> pb.ProgressReply:  # noqa: N802
+        """Say where an upload may go on."""
+        try:
+            found = _at_edge(lambda: self._courier.progress(request.digest))
+        except ConfedError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
+        return pb.ProgressReply(stored_bytes=found.stored_bytes, complete=found.complete)
+
+    def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[pb.GetPart]:  # noqa: N802
+        """Stream an object from an offset on."""
+        del context
+        parts = self._courier.objects.parts(request.digest, offset=request.offset)
+        try:
+            size, data = _at_edge(lambda: next(parts))
+            yield pb.GetPart(size_bytes=size, data=data)
+            while (part := _at_edge(lambda: next(parts, None))) is not None:
+                yield pb.GetPart(data=part[1])
+        except ConfedError as error:
+            yield pb.GetPart(refusal=refusal(error))
+        finally:
+            parts.close()
+
+    def Post(self, request: pb.Letter, context: grpc.ServicerContext) -> pb.PostReply:  # noqa: N802
+        """Add a letter."""
+        del context
+        try:
+            _at_edge(lambda: self._courier.post(request.topic, request.body))
+        except ConfedError as error:
+            return pb.PostReply(refusal=refusal(error))
+        return pb.PostReply()
+
+    def Collect(self, request: pb.CollectCall, context: grpc.ServicerContext) -> pb.CollectReply:  # noqa: N802
+        """Return the letters under a topic."""
+        try:
+            return pb.CollectReply(bodies=_at_edge(lambda: self._courier.collect(request.topic)))
+        except ConfedError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
+
+    def _receive(self, messages: Iterator[pb.PutPart]) -> int:
+        first = next(messages, None)
+        if first is None:
+            raise EncodingError("upload", expected="at least one part", got="none")
+
+        def parts() -> Iterator[tuple[int, bytes]]:
+            yield first.offset, first.data
+            for message in messages:
+                yield message.offset, message.data
+
+        return self._courier.objects.receive(
+            first.digest, size_bytes=first.size_bytes, offset=first.offset, parts=parts()
+        )
+
+
+def _on_disk(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except OSError as error:
+        raise StorageError("courier storage", expected="room and a working disk", got=error.strerror) from error
+
+
+def _at_edge(work: Callable[[], T]) -> T:
+    """Do the work of a call, every failure but a cut connection turned into an error with a code."""
+    try:
+        return _on_disk(work)
+    except (ConfedError, grpc.RpcError) as error:
+        if isinstance(error, StorageError):
+            _logger.warning("%s", error)
+        raise
+    except Exception as error:  # The service's edge: what is not foreseen must not end the service or travel in clear.
+        _logger.exception("courier call failed")
+        raise RefusedError("courier") from error

@@ -1,0 +1,150 @@
+"""The governor's view of the aggregator enclave: it says when, and carries what the enclave answers.
+
+Nothing that is answered here is trusted or secret: records are verified by whoever relies on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from confed.keybroker.statements import Candidate, CommitRecord
+from confed.statement import unverified
+from confed.wire.channel import Endpoint, open_channel, raise_if_refused, reaching
+from confed.wire.v1 import confed_pb2 as pb
+from confed.wire.v1 import confed_pb2_grpc as services
+
+_SERVICE = "aggregator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRound:
+    """A round that accepts updates.
+
+    Attributes:
+        base: file digest of the base version in the courier.
+        version: the base version's number.
+        instance: the enclave instance that will combine.
+        cohort: names of the sites drawn, in identity order.
+    """
+
+    base: str
+    version: int
+    instance: str
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedRound:
+    """A round that was combined and committed.
+
+    Attributes:
+        record: the CommitRecord's bytes.
+        version: the number of the version in it: the new one, or the one that was evaluated; not verified.
+        digest: that version's file digest; not verified.
+        metrics: the cohort's clear means.
+        excluded: why a site is not in the result, as a code by site.
+        seconds: time spent, by stage.
+        cohort_size: identities in the result.
+    """
+
+    record: bytes
+    version: int
+    digest: str
+    metrics: Mapping[str, float]
+    excluded: Mapping[str, str]
+    seconds: Mapping[str, float]
+    cohort_size: int
+
+
+class EnclaveClient:
+    """A client of one aggregator enclave.
+
+    No call is repeated by itself: whether an interrupted round is tried again is the governor's decision, as a new
+    attempt. ``timeout_s`` bounds each call, the combining of a round included.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 3600.0) -> None:
+        self._channel = open_channel(endpoint)
+        self._stub = services.AggregatorStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def close(self) -> None:
+        """Close the channel; running calls end."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def attest(self, *, first_round: int, attempt: int) -> str:
+        """Let the enclave attest to every owner's broker, to be credentialed from a round on; return its instance.
+
+        Raises:
+            RefusedError: the class that the enclave's code names.
+            UnreachableError: the aggregator is down.
+        """
+        call = pb.AttestCall(first_round=first_round, attempt=attempt)
+        reply: pb.AttestReply = self._ask(self._stub.Attest, call)
+        return reply.instance
+
+    def open_round(self, *, round_number: int, attempt: int, purpose: str) -> OpenedRound:
+        """Open a round for updates; ``purpose`` is ``train`` or ``evaluate``.
+
+        Raises:
+            RefusedError: the class that the enclave's code names.
+            UnreachableError: the aggregator is down.
+        """
+        call = pb.OpenRoundCall(round=round_number, attempt=attempt, purpose=purpose)
+        reply: pb.OpenRoundReply = self._ask(self._stub.OpenRound, call)
+        return OpenedRound(base=reply.base, version=reply.version, instance=reply.instance, cohort=tuple(reply.cohort))
+
+    def submit(self, *, site: str, digest: str) -> None:
+        """Say that a site's sealed update lies in the courier.
+
+        Raises:
+            UpdateError: the enclave refused the update, as the subclass that its code names.
+            UnreachableError: the aggregator is down.
+        """
+        call = pb.SubmitCall(site=site, digest=digest)
+        self._ask(self._stub.Submit, call)
+
+    def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
+        """Close the cohort, combine, commit; ``absent`` maps sites to the code of why they sent nothing.
+
+        Raises:
+            RefusedError: the class that the enclave's code names; nothing was published.
+            EncodingError: the answer is not a commit record.
+            UnreachableError: the aggregator is down.
+        """
+        call = pb.CloseRoundCall(absent=dict(absent))
+        reply: pb.CloseRoundReply = self._ask(self._stub.CloseRound, call)
+        candidate = unverified(CommitRecord.from_bytes(reply.record).candidate, Candidate)
+        return ClosedRound(
+            record=reply.record,
+            version=candidate.version,
+            digest=candidate.digest,
+            metrics=dict(reply.metrics),
+            excluded=dict(reply.excluded),
+            seconds=dict(reply.seconds),
+            cohort_size=reply.cohort_size,
+        )
+
+    def close_run(self) -> bytes:
+        """End the run; return the closing entry with its countersignatures, canonical JSON.
+
+        Raises:
+            RefusedError: the class that the enclave's code names.
+            UnreachableError: the aggregator is down.
+        """
+        reply: pb.CloseRunReply = self._ask(self._stub.CloseRun, pb.CloseRunCall())
+        return reply.closing
+
+    def _ask(self, method: Callable[..., Any], call: object) -> Any:
+        with reaching(_SERVICE):
+            reply = method(call, timeout=self._timeout_s)
+        raise_if_refused(reply, who=_SERVICE)
+        return reply

@@ -1,0 +1,373 @@
+"""Ciphertexts on disk, each under the SHA-256 of its bytes.
+
+Layout: ``objects/<first 2 digits>/<digest>`` complete and verified; ``partial/<digest>`` what an upload that was cut
+left behind; ``partial/<digest>.<token>`` an upload in progress. An upload writes to a file of its own, which it holds
+locked, and takes over what an earlier one left by renaming it: two uploads of one digest never share a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import secrets
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from confed.errors import EncodingError, MissingObjectError, SizeError, TamperedError
+from confed.wire.addresses import PART_BYTES, check_digest
+from confed.wire.upload import Buffer, BufferSource, FileSource
+
+_NAME_DIGITS = 64
+_OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How much of an object is stored: where an upload may go on, or that it is complete."""
+
+    stored_bytes: int
+    complete: bool
+
+
+class Quota:
+    """The bytes that a store may hold, counted across objects, uploads and letters; safe between threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes held or promised to uploads in progress."""
+        return self._used
+
+    def take(self, size_bytes: int) -> None:
+        """Count ``size_bytes`` more.
+
+        Raises:
+            SizeError: they do not fit; nothing is counted.
+        """
+        with self._lock:
+            if self._used + size_bytes > self._limit:
+                free = max(0, self._limit - self._used)
+                raise SizeError("courier quota in bytes", expected=f"at most {free} more", got=size_bytes)
+            self._used += size_bytes
+
+    def count(self, size_bytes: int) -> None:
+        """Count what is there already, even beyond the limit; a negative number gives back."""
+        with self._lock:
+            self._used += size_bytes
+
+
+class _Upload:
+    """One upload in progress: its own locked file and the hash of what is in it."""
+
+    def __init__(self, path: Path, file: io.FileIO, *, digest: str, size_bytes: int, stored_bytes: int) -> None:
+        self.path, self.file, self.digest, self.size_bytes = path, file, digest, size_bytes
+        self.written = 0
+        self.worthless = False
+        self._hash = hashlib.sha256()
+        while self.written < stored_bytes:
+            self._count(file.read(min(PART_BYTES, stored_bytes - self.written)))
+
+    def append(self, offset: int, data: bytes) -> None:
+        """Write one part.
+
+        Raises:
+            EncodingError: it does not start where the last one ended.
+            SizeError: it is too large, or goes beyond the end that was announced.
+        """
+        if offset != self.written:
+            raise EncodingError("part offset", expected=self.written, got=offset)
+        if len(data) > min(PART_BYTES, self.size_bytes - self.written):
+            raise SizeError("part size in bytes", expected=f"at most {PART_BYTES}, up to the end", got=len(data))
+        view = memoryview(data)
+        while view:
+            view = view[self.file.write(view) :]
+        self._count(data)
+
+    def check_digest_of_bytes(self) -> None:
+        """Refuse bytes that are not those of the address; the upload is then worthless.
+
+        Raises:
+            TamperedError: another digest.
+        """
+        found = self._hash.hexdigest()
+        if found != self.digest:
+            self.worthless = True
+            raise TamperedError("object digest", expected=self.digest, got=found)
+
+    def _count(self, data: bytes) -> None:
+        if not data:
+            raise EncodingError("partial upload", expected="the bytes that were there", got="fewer")
+        self._hash.update(data)
+        self.written += len(data)
+
+
+class ObjectStore:
+    """A content-addressed store of ciphertexts.
+
+    Guarantees: no path from a caller is used; an object becomes visible only whole, verified against its digest and
+    (with ``durable``) on the disk; an upload that is cut, also by kill -9, leaves a part that the next one goes on
+    from, and one with a wrong digest leaves nothing. Safe between threads, and between processes but for the quota.
+    """
+
+    def __init__(self, directory: Path, *, object_bytes: int, quota: Quota, durable: bool) -> None:
+        self._objects, self._partial = directory / "objects", directory / "partial"
+        self._object_bytes, self._quota, self._durable = object_bytes, quota, durable
+        self._lock = threading.Lock()
+        for folder in (self._objects, self._partial):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._keep_what_a_crash_left()
+        quota.count(sum(size_of(path) for path in self._objects.glob("*/*")))
+        quota.count(sum(size_of(path) for path in self._partial.iterdir()))
+
+    def progress(self, digest: str) -> Progress:
+        """Return how much of an object is stored; 0 bytes while another upload of it is in progress.
+
+        Raises:
+            EncodingError: not a digest.
+        """
+        check_digest(digest)
+        path = self._path(digest)
+        if path.exists():
+            return Progress(stored_bytes=size_of(path), complete=True)
+        return Progress(stored_bytes=size_of(self._partial / digest), complete=False)
+
+    def receive(self, digest: str, *, size_bytes: int, offset: int, parts: Iterable[tuple[int, bytes]]) -> int:
+        """Store the parts ``(offset, data)`` of an object and return how many bytes of it are stored afterwards.
+
+        Guarantees: starting at 0 starts over; any other start must be where the stored part ends, or nothing is
+        read and the answer says where that is. Whatever interrupts ``parts`` leaves what has arrived. An object that
+        is complete stays as it is, its parts unread.
+
+        Raises:
+            EncodingError: not a digest, or parts that do not follow each other.
+            SizeError: larger than an object or the whole store may be, or than announced.
+            TamperedError: the bytes have another digest; they are deleted.
+            OSError: the disk is full or fails; what was stored before stays.
+        """
+        if size_bytes > self._object_bytes:
+            raise SizeError("object size in bytes", expected=f"at most {self._object_bytes}", got=size_bytes)
+        stored = self.progress(digest)
+        if stored.complete or (offset and offset != stored.stored_bytes):
+            return stored.stored_bytes
+        if offset > size_bytes:
+            raise SizeError("object size in bytes", expected=f"at least the {offset} stored", got=size_bytes)
+        with self._upload(digest, size_bytes=size_bytes, offset=offset) as upload:
+            if upload is None:
+                return self.progress(digest).stored_bytes
+            for part_offset, data in parts:
+                if data:
+                    upload.append(part_offset, data)
+            if upload.written == size_bytes:
+                self._publish(upload)
+            return upload.written
+
+    def put(self, data: Buffer | Path) -> str:
+        """Store the bytes of a buffer or file and return their digest.
+
+        Raises:
+            MissingFileError: no such file.
+            SizeError: see ``receive``.
+            OSError: see ``receive``.
+        """
+        with closing(FileSource(data) if isinstance(data, Path) else BufferSource(data)) as source:
+            digest = source.digest()
+            size = source.size_bytes
+            parts = ((offset, source.read(offset)) for offset in range(0, size, PART_BYTES))
+            self.receive(digest, size_bytes=size, offset=0, parts=parts)
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """Return where a complete object lies, for those on the same machine; its bytes are not verified again.
+
+        Raises:
+            EncodingError: not a digest.
+            MissingObjectError: no complete object of this digest.
+        """
+        check_digest(digest)
+        path = self._path(digest)
+        if not path.exists():
+            raise MissingObjectError("object", expected="one that is stored", got=digest)
+        return path
+
+    def parts(self, digest: str, *, offset: int = 0) -> Generator[tuple[int, bytes], None, None]:
+        """Yield ``(size of the whole, bytes)`` from an offset on, at least once; not verified again.
+
+        Raises:
+            EncodingError: not a digest.
+            MissingObjectError: no complete object of this digest.
+            SizeError: an offset beyond the end.
+        """
+        try:
+            file = io.FileIO(self.path(digest), opener=_open_to_read)
+        except FileNotFoundError as error:
+            raise MissingObjectError("object", expected="one that is stored", got=digest) from error
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if offset > size:
+                raise SizeError("offset", expected=f"at most {size}", got=offset)
+            os.posix_fadvise(file.fileno(), offset, 0, os.POSIX_FADV_SEQUENTIAL)
+            yield size, os.pread(file.fileno(), PART_BYTES, offset)
+            for start in range(offset + PART_BYTES, size, PART_BYTES):
+                yield size, os.pread(file.fileno(), PART_BYTES, start)
+
+    def remove(self, digest: str) -> None:
+        """Delete an object, if it is there; for the operator only, nobody can ask for it over the network.
+
+        Raises:
+            EncodingError: not a digest.
+        """
+        check_digest(digest)
+        with self._lock:
+            self._unlink(self._path(digest))
+
+    @contextmanager
+    def _upload(self, digest: str, *, size_bytes: int, offset: int) -> Generator[_Upload | None, None, None]:
+        self._make_room(size_bytes - offset, sparing=digest if offset else "")
+        try:
+            upload = self._begin(digest, size_bytes=size_bytes, offset=offset)
+        except BaseException:
+            self._quota.count(offset - size_bytes)
+            raise
+        if upload is None:
+            self._quota.count(offset - size_bytes)
+            yield None
+            return
+        try:
+            yield upload
+        finally:
+            self._settle(upload)
+
+    def _begin(self, digest: str, *, size_bytes: int, offset: int) -> _Upload | None:
+        path = self._partial / f"{digest}.{secrets.token_hex(8)}"
+        if not offset:
+            file = io.FileIO(path, "x+", opener=_open_private)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            with self._lock:
+                file = _take_over(self._partial / digest, path, size_bytes=offset)
+            if file is None:
+                return None
+        return _Upload(path, file, digest=digest, size_bytes=size_bytes, stored_bytes=offset)
+
+    def _publish(self, upload: _Upload) -> None:
+        upload.check_digest_of_bytes()
+        if self._durable:
+            os.fsync(upload.file.fileno())
+        target = self._path(upload.digest)
+        target.parent.mkdir(exist_ok=True, mode=0o700)
+        with self._lock:
+            if target.exists():
+                return  # Another upload of the same bytes was first; _settle drops this one.
+            upload.path.rename(target)
+            self._unlink(self._partial / upload.digest)
+        if self._durable:
+            sync_folder(target.parent)
+            sync_folder(self._objects)
+
+    def _settle(self, upload: _Upload) -> None:
+        """Close an upload's file and keep it for the next one, unless it is published, worthless or not the longest."""
+        kept = self._partial / upload.digest
+        with upload.file, self._lock:
+            if not upload.path.exists():
+                return
+            useless = upload.worthless or not upload.written or self._path(upload.digest).exists()
+            if useless or upload.written <= size_of(kept):
+                upload.path.unlink()
+                self._quota.count(-upload.size_bytes)
+                return
+            upload.file.truncate(upload.written)  # A write that failed half-way may have left more than was counted.
+            self._unlink(kept)
+            upload.path.rename(kept)
+            self._quota.count(upload.written - upload.size_bytes)
+
+    def _make_room(self, size_bytes: int, *, sparing: str) -> None:
+        """Take ``size_bytes`` from the quota; uploads that nobody continues give way, oldest first."""
+        try:
+            self._quota.take(size_bytes)
+        except SizeError:
+            with self._lock:
+                idle = [path for path in self._partial.iterdir() if len(path.name) == _NAME_DIGITS]
+                for path in sorted(idle, key=lambda path: path.stat().st_mtime_ns):
+                    if path.name != sparing:
+                        self._unlink(path)
+                    with suppress(SizeError):
+                        self._quota.take(size_bytes)
+                        return
+            raise
+
+    def _keep_what_a_crash_left(self) -> None:
+        for path in list(self._partial.iterdir()):
+            digest, dot, _ = path.name.partition(".")
+            if not dot:
+                continue
+            with io.FileIO(path, opener=_open_to_read) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # Another process is still writing it.
+                if size_of(path) > size_of(self._partial / digest):
+                    path.rename(self._partial / digest)
+                else:
+                    path.unlink()
+
+    def _path(self, digest: str) -> Path:
+        return self._objects / digest[:2] / digest
+
+    def _unlink(self, path: Path) -> None:
+        size = size_of(path)
+        with suppress(FileNotFoundError):
+            path.unlink()
+            self._quota.count(-size)
+
+
+def _take_over(kept: Path, path: Path, *, size_bytes: int) -> io.FileIO | None:
+    """Rename and lock what a cut upload left, if it is there, of that size and nobody else's."""
+    try:
+        file = io.FileIO(kept, "r+", opener=_open_private)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found, named = os.fstat(file.fileno()), kept.stat()
+    except (BlockingIOError, FileNotFoundError):
+        file.close()
+        return None
+    if found.st_size != size_bytes or found.st_ino != named.st_ino:
+        file.close()
+        return None
+    kept.rename(path)
+    return file
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes, 0 where there is none."""
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def sync_folder(path: Path) -> None:
+    """Put a folder's entries on the disk, so that a rename in it outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | _OPEN_FLAGS, 0o600)
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    return os.open(path, flags | _OPEN_FLAGS)

@@ -1,0 +1,83 @@
+"""What travels, who handles it, and the only steps that are permitted: data, which the key broker enforces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a sealed container holds."""
+
+    MODEL = "model"
+    UPDATE = "update"
+    METRICS = "metrics"
+    DATASET = "dataset"
+    STRATEGY_STATE = "strategy-state"
+
+
+class Role(StrEnum):
+    """Who attests: the role is in the binding, and each role has its own measurements in the policy."""
+
+    CLIENT = "client"
+    AGGREGATOR = "aggregator"
+
+
+class Purpose(StrEnum):
+    """What a key is asked for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    AGGREGATE = "aggregate"
+
+
+class Use(StrEnum):
+    """Which key of an owner is meant.
+
+    DATA is the key of a dataset; START the starting model's container key; VERSION a later version's key; STATE
+    the key of the strategy state that belongs to a version.
+    """
+
+    DATA = "data"
+    START = "start"
+    VERSION = "version"
+    STATE = "state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One permitted step: this role, for this purpose, may have a key of this use, for a version this far ahead.
+
+    ``ahead`` is the key's version minus the base version (round - 1 when training and aggregating, round when
+    evaluating); ``None`` for keys that have no version.
+    """
+
+    role: Role
+    purpose: Purpose
+    use: Use
+    ahead: int | None
+
+
+STEPS: frozenset[Step] = frozenset(
+    {
+        # A client opens its own data and the one base version of the round.
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.DATA, ahead=None),
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.START, ahead=0),
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.VERSION, ahead=0),
+        Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.DATA, ahead=None),
+        Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.START, ahead=0),
+        Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.VERSION, ahead=0),
+        # The aggregator opens the base and its state, and seals the next version and its state.
+        Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.START, ahead=0),
+        Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.VERSION, ahead=0),
+        Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.VERSION, ahead=1),
+        Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.STATE, ahead=0),
+        Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.STATE, ahead=1),
+    }
+)
+"""Everything not listed is refused."""
+
+
+def base_version(*, purpose: Purpose, round_number: int) -> int:
+    """Return the version that a step of this purpose starts from: evaluation looks at the round's own result."""
+    return round_number if purpose is Purpose.EVALUATE else round_number - 1

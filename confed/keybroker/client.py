@@ -1,0 +1,316 @@
+"""Asks key brokers, in batches, and believes only what the broker that was asked has signed.
+
+Nothing is unwrapped here: the enclave that owns the HPKE key does that. One identity's refusal does not fail a
+batch: every item gives its value or the error that the broker's refusal names.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+
+from confed.errors import BrokerError, ConfedError, CredentialError, EncodingError, SessionError
+from confed.journey import Role
+from confed.keybroker.statements import (
+    AggregatorCredential,
+    Candidate,
+    Challenge,
+    ClientCredential,
+    Closing,
+    ClosingCountersignature,
+    Commit,
+    Countersignature,
+    Grant,
+    Head,
+    ReleaseRequest,
+    Ticket,
+    TicketRequest,
+)
+from confed.statement import Signed, unverified, verify
+from confed.wire.channel import pack, raise_if_refused, reaching, unpack
+from confed.wire.v1 import confed_pb2 as pb
+from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
+
+T = TypeVar("T")
+ReleaseItem = tuple[Signed, bytes, bytes]
+"""A signed ``ReleaseRequest``, the evidence envelope (or nothing) and the base's commit record (or nothing)."""
+
+
+class EnclaveClock:
+    """Time inside an enclave: the last broker-signed time plus the enclave's own monotonic clock.
+
+    Guarantees: never goes back, so an old statement that is played again cannot revive what has expired.
+    """
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._offset_ms: float | None = None
+
+    def advance(self, time_ms: int) -> None:
+        """Take over a time that a broker has signed, unless the clock is already past it."""
+        offset = time_ms - self._monotonic() * 1000
+        with self._lock:
+            self._offset_ms = offset if self._offset_ms is None else max(self._offset_ms, offset)
+
+    def now(self) -> int:
+        """Return Unix milliseconds.
+
+        Raises:
+            SessionError: no broker has been heard yet: unknown means refuse.
+        """
+        if self._offset_ms is None:
+            raise SessionError("enclave clock", expected="a broker-signed time", got="none yet")
+        return int(self._offset_ms + self._monotonic() * 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What a broker released: the verified grant, its signed form, the wrapped keys in the request's order.
+
+    ``credential`` comes from a data owner's broker only; its signature and fields have been checked.
+    """
+
+    grant: Grant
+    signed_grant: Signed
+    wrapped_keys: tuple[bytes, ...]
+    credential: Signed | None
+
+
+class BrokerClient:
+    """Calls the brokers behind one channel; one server may hold the brokers of several owners."""
+
+    def __init__(self, channel: grpc.Channel, *, timeout_s: float = 60.0) -> None:
+        self._stub = KeyBrokerStub(channel)
+        self._timeout_s = timeout_s
+
+    def challenge(self, items: Sequence[tuple[bytes, str]]) -> list[Challenge | ConfedError]:
+        """Return a verified challenge for each (broker key, manifest digest), or why there is none.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.ChallengeBatch(items=[pb.ChallengeBatch.Item(broker=item[0], manifest=item[1]) for item in items])
+        replies = self._items(self._stub.Challenge, batch, len(items))
+
+        def read(at: int) -> Challenge:
+            broker, manifest = items[at]
+            challenge = verify(unpack(replies[at].challenge), Challenge, signer=broker)
+            _expect("challenge", (broker, manifest), (challenge.broker, challenge.manifest))
+            return challenge
+
+        return _outcomes(replies, read)
+
+    def release(self, items: Sequence[ReleaseItem]) -> list[Release | ConfedError]:
+        """Return what each request's broker released, its grant and credential verified, or why it did not.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.ReleaseBatch(
+            items=[
+                pb.ReleaseBatch.Item(request=pack(request), envelope=envelope, base_record=record)
+                for request, envelope, record in items
+            ]
+        )
+        replies = self._items(self._stub.Release, batch, len(items))
+        return _outcomes(replies, lambda at: _read_release(items[at][0], replies[at].released))
+
+    def ticket(self, requests: Sequence[Signed]) -> list[Signed | ConfedError]:
+        """Return a verified ticket for each signed ``TicketRequest``, or why there is none.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.TicketBatch(items=[pb.TicketBatch.Item(request=pack(request)) for request in requests])
+        replies = self._items(self._stub.Ticket, batch, len(requests))
+
+        def read(at: int) -> Signed:
+            asked = unverified(requests[at], TicketRequest)
+            signed = unpack(replies[at].ticket)
+            ticket = verify(signed, Ticket, signer=asked.broker)
+            names = (
+                "broker",
+                "identity",
+                "manifest",
+                "run",
+                "round",
+                "attempt",
+                "purpose",
+                "base",
+                "aggregator",
+                "credential",
+            )
+            _expect("ticket", [getattr(asked, name) for name in names], [getattr(ticket, name) for name in names])
+            _expect("ticket key", requests[at].signer, ticket.signing_public)
+            return signed
+
+        return _outcomes(replies, read)
+
+    def countersign(
+        self, brokers: Sequence[bytes], *, candidate: Signed, tickets: Sequence[Signed], base_record: bytes = b""
+    ) -> list[Signed | ConfedError]:
+        """Return each broker's verified countersignature of a candidate, or why it gave none.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.CountersignBatch(
+            brokers=brokers,
+            candidate=pack(candidate),
+            tickets=[pack(ticket) for ticket in tickets],
+            base_record=base_record,
+        )
+        replies = self._items(self._stub.Countersign, batch, len(brokers))
+
+        def read(at: int) -> Signed:
+            signed = unpack(replies[at].countersignature)
+            statement = verify(signed, Countersignature, signer=brokers[at])
+            _expect("countersignature", (brokers[at], candidate.digest), (statement.broker, statement.candidate))
+            return signed
+
+        return _outcomes(replies, read)
+
+    def commit(
+        self,
+        broker: bytes,
+        *,
+        candidate: Signed,
+        tickets: Sequence[Signed],
+        countersignatures: Sequence[Signed],
+        base_record: bytes = b"",
+    ) -> Signed:
+        """Return the model owner's broker's verified commit of a candidate.
+
+        Raises:
+            ConfedError: the broker refused, of the class that says why.
+            UnreachableError: the server did not answer.
+        """
+        call = pb.CommitCall(
+            broker=broker,
+            candidate=pack(candidate),
+            tickets=[pack(ticket) for ticket in tickets],
+            countersignatures=[pack(signed) for signed in countersignatures],
+            base_record=base_record,
+        )
+        with reaching("key broker"):
+            reply = self._stub.Commit(call, timeout=self._timeout_s)
+        raise_if_refused(reply, who="commit")
+        signed = unpack(reply.commit)
+        commit = verify(signed, Commit, signer=broker)
+        asked = unverified(candidate, Candidate)
+        _expect("commit", (broker, candidate.digest, asked.digest), (commit.broker, commit.candidate, commit.digest))
+        return signed
+
+    def observe(self, items: Sequence[tuple[bytes, str, bytes, bytes]]) -> list[Head | ConfedError]:
+        """Return each broker's verified head for (broker key, run, nonce, commit record to witness or nothing).
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.ObserveBatch(
+            items=[
+                pb.ObserveBatch.Item(broker=broker, run=run, nonce=nonce, record=record)
+                for broker, run, nonce, record in items
+            ]
+        )
+        replies = self._items(self._stub.Observe, batch, len(items))
+
+        def read(at: int) -> Head:
+            head = verify(unpack(replies[at].head), Head, signer=items[at][0])
+            _expect("head", items[at][:3], (head.broker, head.run, head.nonce))
+            return head
+
+        return _outcomes(replies, read)
+
+    def close(
+        self, brokers: Sequence[bytes], *, run: str, manifest: str, final_record: bytes, closing: Signed | None = None
+    ) -> list[Signed | ConfedError]:
+        """Return the model owner's broker's ``Closing`` (without ``closing``) or the others' countersignatures of it.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        call = pb.CloseCall(brokers=brokers, run=run, manifest=manifest, final_record=final_record)
+        if closing is not None:
+            call.closing.CopyFrom(pack(closing))
+        replies = self._items(self._stub.Close, call, len(brokers))
+
+        def read(at: int) -> Signed:
+            signed = unpack(replies[at].signed)
+            if closing is None:
+                own = verify(signed, Closing, signer=brokers[at])
+                _expect("closing", (brokers[at], run, manifest), (own.broker, own.run, own.manifest))
+            else:
+                agreed = verify(signed, ClosingCountersignature, signer=brokers[at])
+                _expect("closing", (brokers[at], closing.digest), (agreed.broker, agreed.closing))
+            return signed
+
+        return _outcomes(replies, read)
+
+    def records(self, broker: bytes, *, first: int = 0) -> tuple[Signed, ...]:
+        """Return a broker's ledger entries from sequence number ``first`` on; check them with ``verify_ledger``.
+
+        Raises:
+            UnreachableError: the server did not answer, or holds no such broker.
+        """
+        with reaching("key broker"):
+            call = pb.RecordsCall(broker=broker, first=first)
+            return tuple(unpack(item.entry) for item in self._stub.Records(call, timeout=self._timeout_s))
+
+    def _items(self, method: Callable[..., Any], batch: Any, count: int) -> Sequence[Any]:
+        with reaching("key broker"):
+            replies = method(batch, timeout=self._timeout_s).items
+        if len(replies) != count:
+            raise EncodingError("key broker replies", expected=count, got=len(replies))
+        return replies
+
+
+def _outcomes(replies: Sequence[Any], read: Callable[[int], T]) -> list[T | ConfedError]:
+    results: list[T | ConfedError] = []
+    for at, reply in enumerate(replies):
+        try:
+            if reply.WhichOneof("outcome") is None:
+                raise EncodingError("key broker reply", expected="an outcome", got="none")
+            raise_if_refused(reply, who="key broker")
+            results.append(read(at))
+        except ConfedError as error:
+            results.append(error)
+    return results
+
+
+def _read_release(request: Signed, released: pb.ReleaseReplies.Released) -> Release:
+    asked = unverified(request, ReleaseRequest)
+    signed = unpack(released.grant)
+    grant = verify(signed, Grant, signer=asked.broker)
+    _expect("grant", (asked.broker, request.digest), (grant.broker, grant.request))
+    _expect("wrapped keys", len(asked.keys), len(released.wrapped_keys))
+    credential = unpack(released.credential) if released.HasField("credential") else None
+    if credential is not None:
+        _check_credential(credential, asked, request.signer)
+    return Release(grant=grant, signed_grant=signed, wrapped_keys=tuple(released.wrapped_keys), credential=credential)
+
+
+def _check_credential(signed: Signed, asked: ReleaseRequest, signing_public: bytes) -> None:
+    if asked.role is Role.CLIENT:
+        own = verify(signed, ClientCredential, signer=asked.broker)
+        got = (own.broker, own.identity, own.manifest, own.run, own.instance, own.signing_public)
+        expected = (asked.broker, asked.identity, asked.manifest, asked.run, asked.instance, signing_public)
+        step = (own.round, own.attempt, own.purpose) == (asked.round, asked.attempt, asked.purpose)
+    else:
+        other = verify(signed, AggregatorCredential, signer=asked.broker)
+        got = (other.broker, other.manifest, other.run, other.instance, other.signing_public)
+        expected = (asked.broker, asked.manifest, asked.run, asked.instance, signing_public)
+        step = other.first_round <= asked.round <= other.last_round
+    if got != expected or not step:
+        raise CredentialError("credential", expected="for this request", got="for another")
+
+
+def _expect(what: str, expected: object, got: object) -> None:
+    if expected != got:
+        raise BrokerError(what, expected="an answer to what was asked", got="an answer to something else")

@@ -1,0 +1,80 @@
+"""What a key itself demands, whatever manifest its owner approved: floors, and a budget of rounds over all of them."""
+
+from __future__ import annotations
+
+from confed.errors import BudgetError, CohortError, FloorError, MeasurementError, PurposeError
+from confed.journey import Purpose, Use
+from confed.keybroker.decision import Decision
+from confed.keybroker.statements import ReleaseRequest
+from confed.keybroker.vault import KeyFloors
+from confed.manifest import Unchecked
+
+
+def require_key_floors(decision: Decision, request: ReleaseRequest, *, measurement: str) -> None:
+    """Refuse a request for a key that its own floors do not permit, and charge the model key's round.
+
+    Raises:
+        FloorError, PurposeError, MeasurementError, BudgetError: the floor that refuses.
+    """
+    for key_id, use in {(name.key_id, name.use) for name in request.keys}:
+        floors = decision.vault.floors(decision.tx, key_id)
+        require_manifest_floors(decision, floors, is_data=use is Use.DATA)
+        if request.purpose not in floors.purposes:
+            raise PurposeError("key purpose", expected=", ".join(floors.purposes), got=request.purpose)
+        if not isinstance(floors.measurements, Unchecked) and measurement not in floors.measurements:
+            raise MeasurementError("key measurement", expected="one of the key's own", got=measurement[:16])
+        if request.purpose in (Purpose.TRAIN, Purpose.AGGREGATE):
+            charge_round(decision, key_id, floors, request.round, spend=request.purpose is Purpose.AGGREGATE)
+
+
+def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: bool) -> None:
+    """Refuse a manifest below what a key itself carries.
+
+    Raises:
+        FloorError: another environment, too small a cohort, or too few organisations that count.
+    """
+    manifest = decision.terms.manifest
+    if floors.environment != manifest.environment:
+        raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
+    if floors.least_cohort > manifest.cohort.least:
+        raise FloorError("cohort.least", expected=f"at least {floors.least_cohort}", got=manifest.cohort.least)
+    if is_data and manifest.cohort.least == 1 and not floors.discloses_to_model_owner:
+        raise FloorError("cohort of one", expected="discloses_to_model_owner on the data key", got="nothing")
+    if not isinstance(floors.counted_identities, Unchecked):
+        count = len({site.owner.identity for site in manifest.sites} & set(floors.counted_identities))
+        if count < floors.least_cohort:
+            raise FloorError("sites that count", expected=f"at least {floors.least_cohort}", got=count)
+
+
+def charge_round(decision: Decision, key_id: str, floors: KeyFloors, round_number: int, *, spend: bool) -> None:
+    """Check a key's budget of rounds over all manifests for one more round and, with ``spend``, charge it.
+
+    Raises:
+        BudgetError: it is spent; a round that was charged before is free.
+    """
+    where = (key_id, decision.terms.run, round_number)
+    if decision.tx.one("SELECT 1 FROM charges WHERE key_id = ? AND run = ? AND round = ?", where) is not None:
+        return
+    row = decision.tx.one("SELECT COUNT(*) FROM charges WHERE key_id = ?", (key_id,))
+    spent = row[0] if row is not None else 0
+    if spent >= floors.total_rounds:
+        raise BudgetError("rounds of the key", expected=f"at most {floors.total_rounds}", got=spent + 1)
+    if spend:
+        decision.tx.execute("INSERT INTO charges VALUES (?, ?, ?)", where)
+
+
+def require_counted_cohort(decision: Decision, cohort: tuple[bytes, ...]) -> None:
+    """Refuse a result in which this owner's data meets too few organisations that its key counts.
+
+    Raises:
+        CohortError: fewer than the data key's least cohort.
+    """
+    own = decision.data_floors()
+    if own is None or decision.party.identity not in cohort:
+        return
+    floors = own[1]
+    counted = set(cohort)
+    if not isinstance(floors.counted_identities, Unchecked):
+        counted &= set(floors.counted_identities)
+    if len(counted) < floors.least_cohort:
+        raise CohortError("identities that count", expected=f"at least {floors.least_cohort}", got=len(counted))

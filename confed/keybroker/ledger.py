@@ -1,0 +1,133 @@
+"""What a broker decided, in order: hash-chained entries, each signed by the broker, verifiable by anybody.
+
+An entry is written in the transaction of the decision that it records, refusals too. Bodies hold digests and public
+names, never a secret, so that a verifier can link every release, ticket and commit to the statements themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confed.errors import ConfedError, LedgerError
+from confed.keybroker.statements import LedgerEntry
+from confed.keybroker.store import Store, Transaction
+from confed.statement import Signed, public_bytes, sign, verify
+
+EVENTS = frozenset(
+    {
+        "created",
+        "approved",
+        "refused",
+        "released",
+        "credentialed-aggregator",
+        "credentialed-client",
+        "ticketed",
+        "countersigned",
+        "committed",
+        "witnessed",
+        "closing",
+        "closing-countersigned",
+    }
+)
+_PAGE = 500
+
+
+class Ledger:
+    """Writes the one chain of a broker; its tip is always read from the store, so two processes share it."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self._public = public_bytes(key)
+
+    def append(self, tx: Transaction, *, event: str, body: Mapping[str, Any], time: int) -> str:
+        """Append an entry inside a transaction and return its digest.
+
+        Raises:
+            LedgerError: an event that no verifier knows.
+        """
+        if event not in EVENTS:
+            raise LedgerError("ledger event", expected="a known one", got=event)
+        last = tx.one("SELECT sequence, digest, time FROM ledger ORDER BY sequence DESC LIMIT 1")
+        entry = LedgerEntry(
+            broker=self._public,
+            sequence=0 if last is None else last[0] + 1,
+            previous="" if last is None else last[1],
+            time=time if last is None else max(time, last[2]),
+            event=event,
+            body=body,
+        )
+        signed = sign(entry, self._key)
+        digest = signed.digest
+        tx.execute(
+            "INSERT INTO ledger VALUES (?, ?, ?, ?, ?)",
+            (entry.sequence, digest, entry.time, signed.payload, signed.signature),
+        )
+        return digest
+
+    @staticmethod
+    def time(tx: Transaction) -> int:
+        """Return the time of the last entry (0 if there is none): the clock may not be before it."""
+        last = tx.one("SELECT time FROM ledger ORDER BY sequence DESC LIMIT 1")
+        return 0 if last is None else last[0]
+
+    @staticmethod
+    def tip(tx: Transaction) -> str:
+        """Return the digest of the last entry (empty if there is none)."""
+        last = tx.one("SELECT digest FROM ledger ORDER BY sequence DESC LIMIT 1")
+        return "" if last is None else last[0]
+
+    def read(self, store: Store, *, first: int = 0) -> Iterable[Signed]:
+        """Yield the entries from a sequence number on, page by page."""
+        while True:
+            rows = store.rows(
+                "SELECT sequence, payload, signature FROM ledger WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+                (first, _PAGE),
+            )
+            for _, payload, signature in rows:
+                yield Signed(payload=payload, signer=self._public, signature=signature)
+            if len(rows) < _PAGE:
+                return
+            first = rows[-1][0] + 1
+
+
+def verify_ledger(entries: Sequence[Signed], *, broker: bytes, through: str | None = None) -> tuple[LedgerEntry, ...]:
+    """Return the entries of a broker's whole ledger, its chain, signatures, order and times checked.
+
+    Args:
+        broker: the broker's public key, from outside the ledger.
+        through: the digest of an entry that must be in it, such as a closing countersignature's ``head``. A chain
+            alone cannot show that its end was cut off.
+
+    Raises:
+        LedgerError: names the first sequence number at which something does not hold.
+    """
+    found: list[LedgerEntry] = []
+    previous, time = "", 0
+    reached = through is None
+    for sequence, signed in enumerate(entries):
+        try:
+            entry = verify(signed, LedgerEntry, signer=broker)
+        except ConfedError as error:
+            raise LedgerError(f"ledger entry {sequence}", expected="one signed by its broker", got="another") from error
+        for what, expected, got in (
+            ("broker", broker.hex()[:16], entry.broker.hex()[:16]),
+            ("sequence", sequence, entry.sequence),
+            ("previous", previous, entry.previous),
+        ):
+            if expected != got:
+                raise LedgerError(f"ledger entry {sequence} {what}", expected=expected, got=got)
+        if entry.time < time:
+            raise LedgerError(f"ledger entry {sequence} time", expected=f"at least {time}", got=entry.time)
+        if entry.event not in EVENTS or (entry.event == "created") != (sequence == 0):
+            raise LedgerError(
+                f"ledger entry {sequence} event", expected="a known one in its place", got=entry.event[:40]
+            )
+        previous, time = signed.digest, entry.time
+        reached = reached or previous == through
+        found.append(entry)
+    if not reached:
+        raise LedgerError(f"ledger entry {len(found)}", expected=f"entries up to {str(through)[:16]}", got="the end")
+    return tuple(found)

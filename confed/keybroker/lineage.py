@@ -1,0 +1,306 @@
+"""What makes a sealed file a version of the model: a commit, a majority of countersignatures, and their cohort.
+
+The public half: clients, the aggregator, the governor, brokers and ``confed verify`` all check with these functions.
+The rules for one record:
+
+1. the commit is signed by the model owner's broker and is over this candidate, with equal fields;
+2. countersignatures are by distinct sites' own brokers over this candidate, more than half of all sites;
+3. the cohort is made of distinct identities, drawn by the manifest for this round, at least ``cohort.least``;
+4. each of them has one ticket, signed by its own broker, for exactly this step and this aggregator;
+5. a trained version's number is its round; an evaluation's version is its own base.
+
+The aggregator's own signature counts for nothing alone: its key is accepted only because the countersigning
+brokers, each of which attested and credentialed it, sign the candidate's digest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from confed.errors import CohortError, LineageError, ManifestMismatchError, QuorumError, TicketError
+from confed.journey import Purpose, base_version
+from confed.keybroker.statements import Candidate, Commit, CommitRecord, Countersignature, Ticket
+from confed.manifest import Manifest
+from confed.statement import Signed, verify
+
+T = TypeVar("T")
+_HEX = frozenset("0123456789abcdef")
+_KEPT = 64
+_KEPT_RECORDS = 512
+
+
+class Lineage:
+    """The rules for versions of one manifest; remembers what it has verified, since records do not change."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.digest = manifest.digest
+        self._names = {site.owner.name: site.owner.identity for site in manifest.sites}
+        self._brokers = {site.owner.identity: site.owner.broker for site in manifest.sites}
+        self._drawn: dict[tuple[str, int], tuple[bytes, ...]] = {}
+        self._verified: OrderedDict[tuple[object, ...], Candidate] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def drawn(self, purpose: Purpose, round_number: int) -> tuple[bytes, ...]:
+        """Return the identities of a round's cohort in identity order."""
+        key = (str(purpose), round_number)
+        found = self._drawn.get(key)
+        if found is None:
+            sites = self.manifest.draw(purpose=purpose, round_number=round_number)
+            found = self._drawn[key] = tuple(site.owner.identity for site in sites)
+        return found
+
+    def verify(
+        self,
+        record: CommitRecord,
+        *,
+        round_number: int,
+        purpose: Purpose = Purpose.TRAIN,
+        attempt: int | None = None,
+        base: str | None = None,
+    ) -> Candidate:
+        """Return the candidate that a record makes a version (rules 1 to 5 of this module).
+
+        Raises:
+            LineageError, SignatureError, EncodingError: the commit, a countersignature or a field does not hold.
+            QuorumError: too few countersignatures.
+            CohortError: too few identities, one twice, or one that was not drawn.
+            TicketError: a ticket that is absent or for something else.
+        """
+        key = (record, round_number, purpose, attempt, base)
+        known = self._verified.get(key)
+        if known is not None:
+            return known
+        candidate = verified(record.candidate, Candidate, record.candidate.signer)
+        _equal("candidate round", round_number, candidate.round)
+        _equal("candidate purpose", purpose, candidate.purpose)
+        if attempt is not None:
+            _equal("candidate attempt", attempt, candidate.attempt)
+        if base is not None:
+            _equal("candidate base", base, candidate.base)
+        self.verify_candidate(candidate, record.tickets)
+        digests = self.verify_countersignatures(record.candidate.digest, candidate, record.countersignatures)
+        self._verify_commit(record, candidate, digests)
+        with self._lock:
+            self._verified[key] = candidate
+            if len(self._verified) > _KEPT_RECORDS:
+                self._verified.popitem(last=False)
+        return candidate
+
+    def verify_candidate(self, candidate: Candidate, tickets: Sequence[Signed]) -> None:
+        """Check what a candidate proposes and the tickets of its cohort (rules 3, 4 and 5).
+
+        Raises:
+            LineageError: another manifest, run, round or version, or a digest that is none.
+            CohortError: too few identities, one twice, one that was not drawn, or not in identity order.
+            TicketError: a ticket that is absent, used twice or for something else.
+            ManifestMismatchError: a metric in clear that the manifest does not allow.
+        """
+        self._verify_fields(candidate)
+        self._verify_cohort(candidate)
+        if len(tickets) != len(candidate.cohort) or tuple(ticket.digest for ticket in tickets) != candidate.tickets:
+            raise TicketError("tickets", expected="those that the candidate names, in its order", got="others")
+        if len({*candidate.tickets}) != len(candidate.tickets):
+            raise TicketError("tickets", expected="each once", got="one twice")
+        for identity, signed in zip(candidate.cohort, tickets, strict=True):
+            self._verify_ticket(candidate, identity, signed)
+
+    def verify_countersignatures(
+        self, digest: str, candidate: Candidate, countersignatures: Sequence[Signed]
+    ) -> tuple[str, ...]:
+        """Return the digests of the countersignatures of a candidate with this digest (rule 2).
+
+        Raises:
+            LineageError, SignatureError: one that is not by a site's own broker over this candidate.
+            QuorumError: fewer distinct identities than more than half of the sites.
+        """
+        seen: set[bytes] = set()
+        by_broker = {broker: identity for identity, broker in self._brokers.items()}
+        for signed in countersignatures:
+            identity = by_broker.get(signed.signer)
+            if identity is None:
+                raise LineageError("countersignature signer", expected="a site's broker", got=signed.signer.hex()[:16])
+            found = verified(signed, Countersignature, signed.signer)
+            _equal("countersignature broker", signed.signer, found.broker)
+            _equal("countersignature identity", identity, found.identity)
+            _equal("countersignature candidate", digest, found.candidate)
+            for name in ("run", "round", "attempt", "purpose", "base", "digest"):
+                _equal(f"countersignature {name}", getattr(candidate, name), getattr(found, name))
+            seen.add(identity)
+        if len(seen) < self.manifest.quorum:
+            raise QuorumError("countersignatures", expected=f"{self.manifest.quorum} identities", got=len(seen))
+        return tuple(signed.digest for signed in countersignatures)
+
+    def _verify_commit(self, record: CommitRecord, candidate: Candidate, digests: tuple[str, ...]) -> None:
+        owner = self.manifest.model.owner.broker
+        if record.commit.signer != owner:
+            raise LineageError(
+                "commit signer", expected="the model owner's broker", got=record.commit.signer.hex()[:16]
+            )
+        commit = verified(record.commit, Commit, owner)
+        _equal("commit broker", owner, commit.broker)
+        _equal("commit candidate", record.candidate.digest, commit.candidate)
+        _equal("commit countersignatures", digests, commit.countersignatures)
+        for name in ("run", "round", "attempt", "purpose", "version", "digest"):
+            _equal(f"commit {name}", getattr(candidate, name), getattr(commit, name))
+
+    def _verify_fields(self, candidate: Candidate) -> None:
+        manifest = self.manifest
+        _equal("candidate run", manifest.run, candidate.run)
+        _equal("candidate manifest", self.digest, candidate.manifest)
+        if not 1 <= candidate.round <= manifest.rounds:
+            raise LineageError("candidate round", expected=f"from 1 to {manifest.rounds}", got=candidate.round)
+        if not 0 <= candidate.attempt < manifest.max_attempts:
+            raise LineageError("candidate attempt", expected=f"below {manifest.max_attempts}", got=candidate.attempt)
+        if candidate.purpose not in (Purpose.TRAIN, Purpose.EVALUATE):
+            raise LineageError("candidate purpose", expected="train or evaluate", got=candidate.purpose)
+        _equal("candidate version", candidate.round, candidate.version)
+        for name in ("base", "digest", "instance"):
+            _digest(f"candidate {name}", getattr(candidate, name))
+        if candidate.purpose is Purpose.EVALUATE:
+            _equal("evaluated digest", candidate.base, candidate.digest)
+            _equal("evaluated state", "", candidate.state)
+        elif candidate.digest == candidate.base:
+            raise LineageError("candidate digest", expected="a new version", got="its own base")
+        if candidate.state:
+            _digest("candidate state", candidate.state)
+        if (
+            candidate.purpose is Purpose.TRAIN
+            and base_version(purpose=candidate.purpose, round_number=candidate.round) == 0
+        ):
+            _equal("candidate base", manifest.model.start.digest, candidate.base)
+        self._verify_metrics(candidate)
+
+    def _verify_metrics(self, candidate: Candidate) -> None:
+        terms = self.manifest.metrics
+        for name, value in candidate.metrics.items():
+            if name not in terms.clear:
+                raise ManifestMismatchError("clear metric", expected="one that the manifest allows", got=name[:40])
+            if round(value, terms.decimals) != value:
+                raise ManifestMismatchError(f"clear metric {name}", expected=f"{terms.decimals} decimals", got="more")
+
+    def _verify_cohort(self, candidate: Candidate) -> None:
+        cohort = candidate.cohort
+        if len(set(cohort)) != len(cohort):
+            raise CohortError("cohort", expected="distinct identities", got="one twice")
+        drawn = self.drawn(candidate.purpose, candidate.round)
+        if any(identity not in drawn for identity in cohort):
+            raise CohortError("cohort", expected="identities drawn for this round", got="another")
+        if len(cohort) < self.manifest.cohort.least:
+            raise CohortError("cohort", expected=f"at least {self.manifest.cohort.least}", got=len(cohort))
+        if cohort != tuple(identity for identity in drawn if identity in set(cohort)):
+            raise CohortError("cohort", expected="identity order", got="another order")
+        for name in candidate.excluded:
+            if self._names.get(name) not in drawn or self._names[name] in cohort:
+                raise CohortError("excluded", expected="drawn sites outside the cohort", got=name[:40])
+
+    def _verify_ticket(self, candidate: Candidate, identity: bytes, signed: Signed) -> None:
+        broker = self._brokers[identity]
+        if signed.signer != broker:
+            raise TicketError("ticket signer", expected="the identity's own broker", got="another")
+        ticket = verified(signed, Ticket, broker)
+        expected = (
+            broker, identity, self.digest, candidate.run, candidate.round,
+            candidate.attempt, candidate.purpose, candidate.base, candidate.instance,
+        )  # fmt: skip
+        got = (
+            ticket.broker, ticket.identity, ticket.manifest, ticket.run, ticket.round,
+            ticket.attempt, ticket.purpose, ticket.base, ticket.aggregator,
+        )  # fmt: skip
+        if expected != got:
+            raise TicketError("ticket", expected="for this step, base and aggregator", got="for another")
+
+
+def verify_commit_record(
+    record: CommitRecord,
+    *,
+    manifest: Manifest,
+    round_number: int,
+    purpose: Purpose = Purpose.TRAIN,
+    attempt: int | None = None,
+    base: str | None = None,
+) -> Candidate:
+    """Return the candidate that a commit record makes a version of ``manifest``'s run, all signatures checked.
+
+    ``attempt`` and ``base`` are checked where they are given. Not promised: that ``base`` itself was committed; the
+    caller knows that from the record before.
+
+    Raises:
+        LineageError, SignatureError, EncodingError: a part is not what its place in the record needs.
+        QuorumError, CohortError, TicketError: as the names say.
+    """
+    lineage = lineage_of(manifest)
+    return lineage.verify(record, round_number=round_number, purpose=purpose, attempt=attempt, base=base)
+
+
+def base_of(manifest: Manifest, record: CommitRecord | None, *, version: int) -> str:
+    """Return the file digest of ``version``: the manifest's start, or what a verified record commits.
+
+    Raises:
+        LineageError: no record for a version after the start, or one of another version.
+    """
+    if version == 0:
+        return manifest.model.start.digest
+    if record is None:
+        raise LineageError("commit record", expected=f"one for version {version}", got="none")
+    return verify_commit_record(record, manifest=manifest, round_number=version).digest
+
+
+def lineage_of(manifest: Manifest) -> Lineage:
+    """Return the one ``Lineage`` of this process for a manifest (a digest is computed once an object)."""
+    with _lock:
+        entry = _by_object.get(id(manifest))
+        if entry is not None and entry[0] is manifest:
+            return entry[1]
+    fresh = Lineage(manifest)
+    with _lock:
+        lineage = _by_digest.setdefault(fresh.digest, fresh)
+        # The entry holds the manifest itself, so its id cannot be given to another object meanwhile.
+        _by_object[id(manifest)] = (manifest, lineage)
+        for kept in (_by_digest, _by_object):
+            while len(kept) > _KEPT:
+                kept.popitem(last=False)
+    return lineage
+
+
+@lru_cache(maxsize=_KEPT_RECORDS)
+def read_record(data: bytes) -> CommitRecord:
+    """Return the commit record of canonical JSON, unverified; equal bytes are parsed once.
+
+    Raises:
+        EncodingError: anything else.
+    """
+    return CommitRecord.from_bytes(data)
+
+
+def verified(signed: Signed, kind: type[T], signer: bytes) -> T:
+    """Return a statement as ``statement.verify`` does, remembering it, so that shared processes parse it once."""
+    return _verified(signed, kind, signer)  # pyright: ignore[reportReturnType]
+
+
+@lru_cache(maxsize=8192)
+def _verified(signed: Signed, kind: type[object], signer: bytes) -> object:
+    return verify(signed, kind, signer=signer)
+
+
+_lock = threading.Lock()
+_by_digest: OrderedDict[str, Lineage] = OrderedDict()
+_by_object: OrderedDict[int, tuple[Manifest, Lineage]] = OrderedDict()
+
+
+def _equal(field: str, expected: object, got: object) -> None:
+    if expected != got:
+        raise LineageError(field, expected=_short(expected), got=_short(got))
+
+
+def _short(value: object) -> object:
+    return value.hex()[:16] if isinstance(value, bytes) else str(value)[:64]
+
+
+def _digest(field: str, value: str) -> None:
+    if len(value) != 64 or not _HEX.issuperset(value):  # noqa: PLR2004 (SHA-256 in hexadecimal)
+        raise LineageError(field, expected="a SHA-256 digest", got=value[:64])

@@ -1,0 +1,151 @@
+"""One SQLite file per owner: the broker's durable memory. A commit is the moment from which something has happened.
+
+WAL with ``synchronous=FULL``: what a transaction wrote is on disk before ``transaction`` returns, so nothing is
+answered that a crash could undo. Transactions begin IMMEDIATE, so two of them, in two threads or two processes,
+see each other's decisions one after the other. The rows hold no secret in the clear: see ``vault``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confed.errors import LedgerError, MissingFileError
+
+_BUSY_MS = 10_000
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
+    payload BLOB NOT NULL, signature BLOB NOT NULL);
+CREATE TABLE keys (key_id TEXT PRIMARY KEY, sealed_key BLOB NOT NULL, sealed_floors BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE approvals (manifest TEXT PRIMARY KEY, run TEXT NOT NULL UNIQUE, document BLOB NOT NULL,
+    payload BLOB NOT NULL, signer BLOB NOT NULL, signature BLOB NOT NULL);
+CREATE TABLE nonces (nonce BLOB PRIMARY KEY, manifest TEXT NOT NULL, expires_at INTEGER NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX nonces_by_expiry ON nonces (expires_at);
+CREATE TABLE replies (request_id BLOB PRIMARY KEY, request TEXT NOT NULL, signer BLOB NOT NULL,
+    sealed BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (manifest TEXT NOT NULL, role TEXT NOT NULL, instance TEXT NOT NULL, signing_public BLOB NOT NULL,
+    hpke_public BLOB NOT NULL, nonce BLOB NOT NULL, binding TEXT NOT NULL, evidence TEXT NOT NULL, claims TEXT NOT NULL,
+    measurement TEXT NOT NULL, appraised_at INTEGER NOT NULL, first_round INTEGER NOT NULL,
+    PRIMARY KEY (manifest, role, instance)) WITHOUT ROWID;
+CREATE TABLE aggregators (manifest TEXT NOT NULL, instance TEXT NOT NULL, first_round INTEGER NOT NULL,
+    last_round INTEGER NOT NULL, signing_public BLOB NOT NULL, expires_at INTEGER NOT NULL,
+    PRIMARY KEY (manifest, instance, first_round)) WITHOUT ROWID;
+CREATE TABLE seats (manifest TEXT NOT NULL, purpose TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    instance TEXT NOT NULL, PRIMARY KEY (manifest, purpose, round, attempt)) WITHOUT ROWID;
+CREATE TABLE issued (manifest TEXT NOT NULL, kind TEXT NOT NULL, purpose TEXT NOT NULL, round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, about TEXT NOT NULL, detail BLOB NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL,
+    PRIMARY KEY (manifest, kind, purpose, round, attempt)) WITHOUT ROWID;
+CREATE TABLE ticket_requests (request_id BLOB PRIMARY KEY, request TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE charges (key_id TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
+    PRIMARY KEY (key_id, run, round)) WITHOUT ROWID;
+CREATE TABLE versions (manifest TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, attempt INTEGER NOT NULL,
+    PRIMARY KEY (manifest, version)) WITHOUT ROWID;
+"""
+
+
+class Transaction:
+    """An open transaction; what it wrote happens when the block around it ends."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Run one statement and return how many rows it changed."""
+        return self._connection.execute(sql, values).rowcount
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """Return the first row of a query, if there is one."""
+        return self._connection.execute(sql, values).fetchone()
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        return self._connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def savepoint(self) -> Generator[None]:
+        """Undo what the block wrote if it raises; the transaction around it goes on."""
+        self._connection.execute("SAVEPOINT decision")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK TO decision")
+            raise
+        finally:
+            self._connection.execute("RELEASE decision")
+
+
+class Store:
+    """An owner's store, usable from several threads (one at a time) and beside other processes.
+
+    Raises:
+        MissingFileError: no file at ``path``; ``Store.create`` makes one.
+        LedgerError: a file of another schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise MissingFileError("broker store", expected="a file", got=str(path))
+        self._lock = threading.RLock()
+        # isolation_level=None: transactions are begun and ended here, never by the module behind our back.
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != _VERSION:
+            self._connection.close()
+            raise LedgerError("broker store schema", expected=_VERSION, got=found)
+
+    @classmethod
+    def create(cls, path: Path) -> Store:
+        """Make a new, empty store with mode 0600 and open it.
+
+        Raises:
+            FileExistsError: there is one already.
+        """
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        connection.close()
+        return cls(path)
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Generator[Transaction]:
+        """Open a transaction: on disk when the block ends, undone when it raises.
+
+        ``durable=False`` leaves out the wait for the disk, for rows whose loss in a power failure only makes the
+        broker refuse (fresh nonces); losing the process loses nothing.
+        """
+        with self._lock:
+            if not durable:
+                self._connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield Transaction(self._connection)
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            finally:
+                if not durable:
+                    self._connection.execute("PRAGMA synchronous=FULL")
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query outside any transaction."""
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,308 @@
+"""The run's contract: what runs, on what, for whom, under which guarantees; and its digest.
+
+A manifest is canonical JSON in which every reference is a digest or a public key. Owners approve its digest;
+brokers, clients and the aggregator take every parameter that matters from it and nothing from the governor.
+Settings that cannot change a guarantee (where a server listens, how many workers) are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from confed import canonical, record
+from confed.errors import ConfigError, ManifestMismatchError
+
+FORMAT = "confed-manifest/1"
+PRODUCTION = "production"
+SIMULATION = "simulation"
+Scalar = bool | int | float | str
+_MAX_MODEL_BYTES = 64 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unchecked:
+    """A check that an owner left out on purpose, and why."""
+
+    unchecked: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.unchecked.strip()), "unchecked", "a reason", "nothing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """An owner: a name, its identity key and the public key of its own broker (raw Ed25519, 32 bytes each)."""
+
+    name: str
+    identity: bytes
+    broker: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedReference:
+    """A sealed container that a run starts from: its file digest, its container id and the owner's key id."""
+
+    container_id: str
+    digest: str
+    key_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTerms:
+    """The model: whose it is, the version it starts from and the digest of its tensors' names, types and shapes."""
+
+    owner: Party
+    start: SealedReference
+    layout: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A data owner in this run, and its sealed dataset (none where the app brings data of its own)."""
+
+    owner: Party
+    dataset: SealedReference | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeTerms:
+    """The code that may run: the ClientApp's entry point, the image digests and the lock file's digest."""
+
+    client_app: str
+    client_image: str
+    aggregator_image: str
+    lock: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyTerms:
+    """The strategy: Flower's class name and every parameter of its constructor by name."""
+
+    name: str
+    parameters: Mapping[str, bool | int | float | str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortTerms:
+    """Least number of distinct identities in a combined result, and the fractions drawn a round (0 < f <= 1)."""
+
+    least: int
+    fraction_train: float
+    fraction_evaluate: float
+
+    def __post_init__(self) -> None:
+        _require(self.least >= 1, "cohort.least", "at least 1", self.least)
+        _require(0 < self.fraction_train <= 1, "cohort.fraction_train", "above 0 and at most 1", self.fraction_train)
+        _require(
+            0 <= self.fraction_evaluate <= 1, "cohort.fraction_evaluate", "from 0 to 1", self.fraction_evaluate
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateTerms:
+    """What an update may be: L2 norm of its difference from the base, and the largest weight (examples)."""
+
+    norm_bound: float
+    weight_cap: float
+
+    def __post_init__(self) -> None:
+        _require(self.norm_bound > 0, "update.norm_bound", "above 0", self.norm_bound)
+        _require(self.weight_cap > 0, "update.weight_cap", "above 0", self.weight_cap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricTerms:
+    """The metrics that leave in clear as weighted means of a cohort, and the decimals they are rounded to."""
+
+    clear: tuple[str, ...]
+    decimals: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decimals <= 9, "metrics.decimals", "from 0 to 9", self.decimals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeePolicy:
+    """Which evidence is acceptable for one role. No field is optional.
+
+    Attributes:
+        profiles: TEE kinds by their evidence profile, such as ``simulated/1``.
+        measurements: code digests (hexadecimal) that may run.
+        max_age_s: how old evidence may be when it is appraised.
+        reattest_rounds, reattest_s: for how long later releases need only a fresh signed nonce.
+    """
+
+    profiles: tuple[str, ...]
+    measurements: tuple[str, ...]
+    max_age_s: int
+    reattest_rounds: int
+    reattest_s: int
+
+    def __post_init__(self) -> None:
+        _require(bool(self.profiles), "tee.profiles", "at least one", "none")
+        _require(bool(self.measurements), "tee.measurements", "at least one", "none")
+        for name in ("max_age_s", "reattest_rounds", "reattest_s"):
+            _require(getattr(self, name) > 0, f"tee.{name}", "above 0", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustTerms:
+    """Trust anchors by evidence profile: DER certificates."""
+
+    anchors: Mapping[str, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole contract of one run.
+
+    Attributes:
+        run: unique name of this run, in every statement made for it.
+        seed: seed of cohorts and clients; never of keys, nonces or noise.
+        max_attempts: how often one round may be tried.
+        settings: what the ClientApp gets as ``run_config``.
+        train_config, evaluate_config: what it gets as a message's config, with ``server-round`` added.
+        data_source: ``sealed`` (each site's dataset container) or ``app`` (the ClientApp brings its own data).
+    """
+
+    FORMAT: ClassVar[str] = FORMAT
+
+    format: str
+    name: str
+    run: str
+    environment: str
+    rounds: int
+    seed: int
+    max_attempts: int
+    data_source: str
+    model: ModelTerms
+    sites: tuple[Site, ...]
+    code: CodeTerms
+    strategy: StrategyTerms
+    cohort: CohortTerms
+    settings: Mapping[str, bool | int | float | str]
+    update: UpdateTerms
+    metrics: MetricTerms
+    client_tee: TeePolicy
+    aggregator_tee: TeePolicy
+    trust: TrustTerms
+    train_config: Mapping[str, bool | int | float | str] = field(default_factory=dict[str, bool | int | float | str])
+    evaluate_config: Mapping[str, bool | int | float | str] = field(default_factory=dict[str, bool | int | float | str])
+
+    def __post_init__(self) -> None:
+        _require(self.format == FORMAT, "format", FORMAT, self.format)
+        _require(
+            self.environment in (PRODUCTION, SIMULATION), "environment", f"{PRODUCTION} or {SIMULATION}", self.environment
+        )
+        _require(1 <= self.rounds <= 100_000, "rounds", "from 1 to 100000", self.rounds)
+        _require(1 <= self.max_attempts <= 100, "max_attempts", "from 1 to 100", self.max_attempts)
+        _require(self.data_source in ("sealed", "app"), "data.source", "sealed or app", self.data_source)
+        _require(bool(self.sites), "sites", "at least one", "none")
+        for what, values in (
+            ("name", [site.owner.name for site in self.sites]),
+            ("identity", [site.owner.identity for site in self.sites]),
+            ("broker", [site.owner.broker for site in self.sites]),
+        ):
+            _require(len(set(values)) == len(values), f"sites.{what}", "distinct values", "the same one twice")
+        _require(
+            self.cohort.least <= len(self.sites), "cohort.least", f"at most the {len(self.sites)} sites", self.cohort.least
+        )
+        for site in self.sites:
+            _require(
+                (site.dataset is not None) == (self.data_source == "sealed"),
+                f"sites.{site.owner.name}.dataset",
+                "a sealed dataset exactly where data.source is sealed",
+                "the contrary",
+            )
+        drawn = len(self.draw(purpose="train", round_number=1))
+        _require(drawn >= self.cohort.least, "cohort.fraction_train", f"a cohort of {self.cohort.least}", drawn)
+        _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
+
+    @property
+    def encoded(self) -> bytes:
+        """The manifest as canonical JSON: what is signed, stored and sent."""
+        return canonical.encode(record.to_json(self))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``encoded`` in hexadecimal."""
+        return canonical.digest(self.encoded)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Return the manifest of canonical JSON.
+
+        Raises:
+            EncodingError: bytes that are not canonical JSON.
+            ConfigError: a key that is unknown, missing, of the wrong type or contradictory.
+        """
+        return record.from_json(cls, canonical.decode(data), error=ConfigError)
+
+    def site_of(self, identity: bytes) -> Site:
+        """Return the site with this identity key.
+
+        Raises:
+            ManifestMismatchError: no such site.
+        """
+        for site in self.sites:
+            if site.owner.identity == identity:
+                return site
+        raise ManifestMismatchError("identity", expected="one that the manifest lists", got=identity.hex()[:16])
+
+    def site_named(self, name: str) -> Site:
+        """Return the site of this name.
+
+        Raises:
+            ManifestMismatchError: no such site.
+        """
+        for site in self.sites:
+            if site.owner.name == name:
+                return site
+        raise ManifestMismatchError("site", expected="one that the manifest lists", got=name)
+
+    def broker_key(self, broker: bytes) -> Party:
+        """Return the party whose broker has this public key.
+
+        Raises:
+            ManifestMismatchError: no such party.
+        """
+        for party in (self.model.owner, *(site.owner for site in self.sites)):
+            if party.broker == broker:
+                return party
+        raise ManifestMismatchError("broker", expected="one that the manifest lists", got=broker.hex()[:16])
+
+    @property
+    def quorum(self) -> int:
+        """How many identities' brokers must countersign: more than half."""
+        return len(self.sites) // 2 + 1
+
+    def draw(self, *, purpose: str, round_number: int) -> tuple[Site, ...]:
+        """Return the round's cohort in identity order (by site name), drawn from the manifest's seed alone.
+
+        At least ``cohort.least`` sites are drawn (for evaluation only if its fraction is not zero).
+        """
+        fraction = self.cohort.fraction_evaluate if purpose == "evaluate" else self.cohort.fraction_train
+        if fraction == 0:
+            return ()
+        count = max(int(len(self.sites) * fraction), self.cohort.least)
+        ordered = sorted(self.sites, key=lambda site: site.owner.name)
+        drawn = random.Random(self._seed_for(purpose, str(round_number))).sample(ordered, count)  # noqa: S311
+        return tuple(sorted(drawn, key=lambda site: site.owner.name))
+
+    def client_seed(self, *, site: str, round_number: int) -> int:
+        """Return the 63-bit seed of one client in one round; the attempt is left out, so a retry repeats it."""
+        return self._seed_for("client", str(round_number), site) & (2**63 - 1)
+
+    def _seed_for(self, *parts: str) -> int:
+        text = canonical.encode(["confed/v1/seed", self.seed, *parts])
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def _require(holds: bool, field: str, expected: object, got: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise ConfigError(field, expected=expected, got=got)

@@ -1,0 +1,1 @@
+"""WHAT travels: tensors as safetensors, and what an update says about itself."""

@@ -1,0 +1,94 @@
+"""Every key that is derived from another, in one place: which secret, bound to which words.
+
+All of them are HKDF-SHA256 with 32-byte results. The words that bind a key are canonical JSON (owners' keys) or a
+domain followed by fixed-length bytes (keys inside a container), so no two of them can be spelled alike.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from confed import canonical
+from confed.errors import SizeError
+
+KEY_BYTES = 32
+SALT_BYTES = 32
+
+
+def new_data_key() -> bytes:
+    """Return a fresh 32-byte data key from the operating system's generator."""
+    return os.urandom(KEY_BYTES)
+
+
+def new_salt() -> bytes:
+    """Return a fresh 32-byte salt from the operating system's generator."""
+    return os.urandom(SALT_BYTES)
+
+
+def container_key(owner_key: bytes, *, container_id: str) -> bytes:
+    """Return the data key of a starting model's or a dataset's container.
+
+    Raises:
+        SizeError: an owner's key that is not 32 bytes.
+    Source: RFC 5869 (HKDF).
+    """
+    return _derive(owner_key, info=canonical.encode(["confed/v1/container-key", container_id]))
+
+
+def version_key(model_key: bytes, *, run: str, version: int, attempt: int) -> bytes:
+    """Return the data key of a model version that a run made (DESIGN §4): one per run, version and attempt.
+
+    Raises:
+        SizeError: a model key that is not 32 bytes.
+    """
+    return _derive(model_key, info=canonical.encode(["confed/v1/version-key", run, version, attempt]))
+
+
+def state_key(model_key: bytes, *, run: str, version: int, attempt: int) -> bytes:
+    """Return the data key of the strategy state that belongs to a version; clients never get it.
+
+    Raises:
+        SizeError: a model key that is not 32 bytes.
+    """
+    return _derive(model_key, info=canonical.encode(["confed/v1/state-key", run, version, attempt]))
+
+
+def chunk_key(data_key: bytes, *, salt: bytes, header_digest: str) -> bytes:
+    """Return the key of a container's chunks: bound to every byte of its header, fresh with every salt.
+
+    Raises:
+        SizeError: a data key that is not 32 bytes.
+    """
+    return _derive(data_key, salt=salt, info=b"confed/v1/chunks\x00" + bytes.fromhex(header_digest))
+
+
+def declaration_key(data_key: bytes, *, salt: bytes) -> bytes:
+    """Return the key of the one declaration in a container's header.
+
+    Raises:
+        SizeError: a data key that is not 32 bytes.
+    """
+    return _derive(data_key, salt=salt, info=b"confed/v1/declaration\x00")
+
+
+def key_commitment(data_key: bytes, *, salt: bytes) -> bytes:
+    """Return what a header says about its data key: no second key gives the same 32 bytes.
+
+    AES-GCM alone commits to no key: one ciphertext can be made to open under two. HMAC-SHA256 is collision
+    resistant, so a header names exactly one.
+
+    Raises:
+        SizeError: a data key that is not 32 bytes.
+    Source: Albertini, Duong, Gueron, Kölbl, Luykx, Schmieg, "How to Abuse and Fix Authenticated Encryption
+        Without Key Commitment", USENIX Security 2022, §5.3.
+    """
+    return _derive(data_key, salt=salt, info=b"confed/v1/key-commitment\x00")
+
+
+def _derive(key: bytes, *, info: bytes, salt: bytes | None = None) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise SizeError("key size in bytes", expected=KEY_BYTES, got=len(key))
+    return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(key)

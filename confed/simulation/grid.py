@@ -1,0 +1,186 @@
+"""An in-process Flower Grid over a pool of client TEEs, for the ``local`` engine.
+
+Each worker is one simulated TEE that acts for a fixed share of the sites (partition modulo workers), so its brokers
+are called in batches and the base version is opened once a worker, however many clients it hosts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from confed.client.host import receive_frame, send_frame
+from confed.client.launch import ClientLaunch
+from confed.errors import ConfedError, DeploymentError
+from confed.simulation.tethered import tether
+from confed.flower.messages import decode_message, encode_message, set_message_id
+
+_READY_S = 120.0
+_STOP_S = 5.0
+
+
+class Worker:
+    """One client TEE process and the socket to it."""
+
+    def __init__(self, launch: ClientLaunch, *, log: Path) -> None:
+        self._launch = launch
+        self._log = log
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        arguments = [sys.executable, "-m", "clients", "--launch-fd", str(read_end), "--channel-fd", str(theirs.fileno())]
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(  # noqa: S603
+                tether(arguments),
+                pass_fds=(read_end, theirs.fileno()),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        os.close(read_end)
+        theirs.close()
+        self._channel = ours
+        with os.fdopen(write_end, "wb") as stream:
+            stream.write(self._launch.encode())
+
+    def wait_ready(self) -> None:
+        """Wait until the TEE has imported its app.
+
+        Raises:
+            DeploymentError: it ended, or took too long.
+        """
+        self._channel.settimeout(_READY_S)
+        try:
+            frame = receive_frame(self._channel)
+        except (OSError, ConfedError) as error:
+            raise self._died() from error
+        if frame != b"ready":
+            raise self._died()
+        self._channel.settimeout(None)
+
+    def handle(self, partition: int, message: Message) -> Message:
+        """Send one message and wait for its reply.
+
+        A worker that dies meanwhile answers with a stable code, and is started again for the next message: a new TEE
+        instance, which has to attest anew.
+        """
+        try:
+            if self.process.poll() is not None:
+                self._channel.close()
+                self._start()
+                self.wait_ready()
+            send_frame(self._channel, partition.to_bytes(4, "big") + encode_message(message))
+            frame = receive_frame(self._channel)
+        except (OSError, ConfedError):
+            frame = None
+        if frame is None:
+            self.process.wait()
+            return Message(Error(code=0, reason="client-died"), reply_to=message)
+        return decode_message(frame)
+
+    def stop(self) -> None:
+        """Close the channel, and end the process if it does not end by itself."""
+        self._channel.close()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _died(self) -> DeploymentError:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return DeploymentError("client TEE", expected="a process that serves", got=lines[-1] if lines else "its end")
+
+
+class LocalGrid(Grid):
+    """A Grid whose nodes are the partitions 0 … n-1 (node id = partition + 1), spread over ``workers``."""
+
+    def __init__(self, workers: Sequence[Worker], *, partitions: int) -> None:
+        self._workers = workers
+        self._partitions = partitions
+        self._replies: dict[str, Message] = {}
+        self._arrived = threading.Condition()
+        self._counter = itertools.count(1)
+        self._queues: list[queue.SimpleQueue[Message | None]] = [queue.SimpleQueue() for _ in workers]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker, inbox), daemon=True)
+            for worker, inbox in zip(workers, self._queues, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads; messages that are under way are finished first."""
+        for inbox in self._queues:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join(_STOP_S)
+
+    def set_run(self, run: Any) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self) -> Any:
+        """There is no Flower run record here."""
+        raise DeploymentError("grid.run", expected="a Flower deployment", got="the local engine")
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes."""
+        return range(1, self._partitions + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages and return their ids."""
+        identifiers: list[str] = []
+        for message in messages:
+            identifier = f"local-{next(self._counter)}"
+            set_message_id(message, identifier)
+            self._queues[(message.metadata.dst_node_id - 1) % len(self._workers)].put(message)
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that have arrived, waiting up to a tenth of a second for the first."""
+        wanted = set(message_ids)
+        with self._arrived:
+            self._arrived.wait_for(lambda: bool(wanted & self._replies.keys()), timeout=0.1)
+            return [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and collect the replies until all are there or the time is over."""
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _serve(self, worker: Worker, inbox: queue.SimpleQueue[Message | None]) -> None:
+        while (message := inbox.get()) is not None:
+            reply = worker.handle(message.metadata.dst_node_id - 1, message)
+            with self._arrived:
+                self._replies[message.metadata.message_id] = reply
+                self._arrived.notify_all()

@@ -1,0 +1,123 @@
+"""Signed statements: a typed record in canonical JSON under an Ed25519 signature.
+
+Every statement carries its own ``type`` inside the signed bytes, so a signature over one kind of statement is
+worthless as any other. The bytes received are what is hashed and verified; nothing is encoded again.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from confed import canonical, record
+from confed.errors import EncodingError, SignatureError
+
+T = TypeVar("T")
+
+_DOMAIN = b"confed/v1/statement\x00"
+
+
+class Statement(Protocol):
+    """A frozen dataclass that says in ``TYPE`` what it states."""
+
+    TYPE: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """A statement's bytes, its signer and the signature over them; not yet verified.
+
+    Attributes:
+        payload: canonical JSON of the record with its ``type``.
+        signer: raw Ed25519 public key, 32 bytes.
+        signature: 64 bytes.
+    """
+
+    payload: bytes
+    signer: bytes
+    signature: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the payload in hexadecimal: the statement's name in ledgers and other statements."""
+        return canonical.digest(self.payload)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the statement as a JSON value (payload in base64, keys in hexadecimal)."""
+        return {
+            "payload": base64.b64encode(self.payload).decode(),
+            "signature": self.signature.hex(),
+            "signer": self.signer.hex(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Signed:
+        """Return the statement of a JSON value that ``to_json`` made.
+
+        Raises:
+            EncodingError: anything else.
+        """
+        if not isinstance(value, dict) or sorted(value) != ["payload", "signature", "signer"]:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("signed statement", expected="payload, signature, signer", got="other keys")
+        try:
+            return cls(
+                payload=base64.b64decode(value["payload"], validate=True),
+                signer=bytes.fromhex(value["signer"]),
+                signature=bytes.fromhex(value["signature"]),
+            )
+        except (ValueError, TypeError) as error:
+            raise EncodingError("signed statement", expected="base64 and hexadecimal", got="something else") from error
+
+
+def public_bytes(key: Ed25519PrivateKey) -> bytes:
+    """Return the raw public half (32 bytes) of a signing key."""
+    return key.public_key().public_bytes_raw()
+
+
+def sign(statement: Statement, key: Ed25519PrivateKey) -> Signed:
+    """Sign a statement."""
+    payload = canonical.encode({"type": statement.TYPE, **record.to_json(statement)})
+    return Signed(payload=payload, signer=public_bytes(key), signature=key.sign(_DOMAIN + payload))
+
+
+def verify(signed: Signed, kind: type[T], *, signer: bytes) -> T:
+    """Return the statement, its signature checked against the one expected signer.
+
+    Raises:
+        SignatureError: another signer, or a signature that does not verify.
+        EncodingError: another type of statement, or bytes that are not canonical.
+    """
+    if signed.signer != signer:
+        raise SignatureError(f"{kind.__name__} signer", expected=signer.hex()[:16], got=signed.signer.hex()[:16])
+    if not _signature_holds(signed.signer, signed.signature, signed.payload):
+        raise SignatureError(f"{kind.__name__} signature", expected="a valid signature", got="another")
+    return unverified(signed, kind)
+
+
+def unverified(signed: Signed, kind: type[T]) -> T:
+    """Parse a statement WITHOUT checking its signature, to learn whom it claims to be from.
+
+    Raises:
+        EncodingError: another type of statement, or bytes that are not canonical.
+    """
+    value = canonical.decode(signed.payload)
+    expected: str = kind.TYPE  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    found = value.pop("type", None) if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if found != expected:
+        raise EncodingError("statement type", expected=expected, got=str(found)[:60])  # pyright: ignore[reportUnknownArgumentType]
+    return record.from_json(kind, value, at=kind.__name__)
+
+
+@lru_cache(maxsize=65536)
+def _signature_holds(signer: bytes, signature: bytes, payload: bytes) -> bool:
+    # Verification is a pure function of these three, so brokers that share a process check a ticket once.
+    try:
+        Ed25519PublicKey.from_public_bytes(signer).verify(signature, _DOMAIN + payload)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""How confed's parties talk: generated messages, and the gRPC channels and servers that carry them."""

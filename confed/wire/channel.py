@@ -1,0 +1,183 @@
+"""gRPC channels and servers as every confed service uses them: TLS with a pinned certificate, or a Unix socket.
+
+TLS protects against bystanders only. What confed promises rests on signed statements and HPKE, so a wrong TLS key
+can cause failure and nothing more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from confed.errors import ConfedError, EncodingError, PortInUseError, UnreachableError, error_for
+from confed.statement import Signed
+from confed.wire.v1 import confed_pb2 as pb
+
+_SERVER_NAME = "confed.internal"
+_MESSAGE_LIMIT = 64 * 1024 * 1024
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a service listens: ``127.0.0.1:PORT`` with its pinned PEM certificate, or ``unix:PATH`` without."""
+
+    target: str
+    certificate: str
+
+    def __post_init__(self) -> None:
+        if not self.certificate and not self.target.startswith("unix:"):
+            raise EncodingError("endpoint certificate", expected="a PEM certificate for a network address", got="none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsIdentity:
+    """A server's certificate and private key, PEM."""
+
+    certificate: str
+    private_key: str
+
+    def __repr__(self) -> str:
+        return "TlsIdentity(…)"
+
+    @classmethod
+    def generate(cls, *, now: datetime.datetime) -> TlsIdentity:
+        """Make a self-signed P-256 certificate, valid for a year, to be pinned by those who are told of it."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _SERVER_NAME)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(days=365))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.DNSName(_SERVER_NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+                ),
+                critical=False,
+            )
+            .sign(key, hashes.SHA256())
+        )
+        return cls(
+            certificate=certificate.public_bytes(serialization.Encoding.PEM).decode(),
+            private_key=key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ).decode(),
+        )
+
+
+class RunningServer:
+    """A gRPC server that listens; ``stop`` it, or use it as a context."""
+
+    def __init__(self, server: grpc.Server, endpoint: Endpoint) -> None:
+        self._server = server
+        self.endpoint = endpoint
+
+    def stop(self, grace_s: float = 0.5) -> None:
+        """Refuse new calls and end the running ones within ``grace_s`` seconds."""
+        self._server.stop(grace_s).wait()
+
+    def wait(self) -> None:
+        """Block until the server is stopped."""
+        self._server.wait_for_termination()
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serve(
+    register: Callable[[grpc.Server], None], *, listen: str, tls: TlsIdentity | None, threads: int = 8
+) -> RunningServer:
+    """Start a server at ``listen`` (``127.0.0.1:0`` for a free port, or ``unix:PATH``) and return it, listening.
+
+    Raises:
+        PortInUseError: the address cannot be bound.
+        EncodingError: a network address without TLS.
+    """
+    server = grpc.server(ThreadPoolExecutor(max_workers=threads), options=_OPTIONS)
+    register(server)
+    try:
+        if tls is None:
+            if not listen.startswith("unix:"):
+                raise EncodingError("listen", expected="TLS for a network address", got=listen)
+            port = server.add_insecure_port(listen)
+        else:
+            pair = (tls.private_key.encode(), tls.certificate.encode())
+            port = server.add_secure_port(listen, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as error:
+        raise PortInUseError("listen", expected="a free address", got=listen) from error
+    if port == 0:
+        raise PortInUseError("listen", expected="a free address", got=listen)
+    server.start()
+    target = listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
+    return RunningServer(server, Endpoint(target=target, certificate=tls.certificate if tls else ""))
+
+
+def open_channel(endpoint: Endpoint) -> grpc.Channel:
+    """Return a channel to a service; it connects when first used."""
+    if not endpoint.certificate:
+        return grpc.insecure_channel(endpoint.target, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(endpoint.certificate.encode())
+    options = [*_OPTIONS, ("grpc.ssl_target_name_override", _SERVER_NAME)]
+    return grpc.secure_channel(endpoint.target, credentials, options=options)
+
+
+@contextmanager
+def reaching(service: str) -> Iterator[None]:
+    """Turn a gRPC failure inside the block into ``UnreachableError`` naming the service: down means refused.
+
+    Raises:
+        UnreachableError: the call did not complete.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        status = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
+        raise UnreachableError(service, expected="an answer", got=status) from error
+
+
+def pack(signed: Signed) -> pb.Signed:
+    """Return a statement as its message."""
+    return pb.Signed(payload=signed.payload, signer=signed.signer, signature=signed.signature)
+
+
+def unpack(message: pb.Signed) -> Signed:
+    """Return the statement of a message; nothing is verified yet."""
+    return Signed(payload=message.payload, signer=message.signer, signature=message.signature)
+
+
+def refusal(error: ConfedError) -> pb.Refusal:
+    """Return an error as what may cross a trust boundary: its code."""
+    return pb.Refusal(code=error.code)
+
+
+def raise_if_refused(message: object, *, who: str) -> None:
+    """Raise the error that a reply's ``refusal`` field names, if it is set.
+
+    Raises:
+        ConfedError: the class of the refusal's code, with ``who`` as its field.
+    """
+    if message.HasField("refusal"):  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        raise error_for(message.refusal.code, who)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]

@@ -1,0 +1,174 @@
+"""Flower's deployment runtime, run for real on loopback with our long-lived client hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import confed
+from confed.errors import DeploymentError
+from confed.flower.calls import FlowerRefusedError
+from confed.flower.fleet import FleetAccess
+from confed.flower.runtime import RuntimeAccess
+from confed.flower.serving import serve_client_app
+from confed.simulation.flower_processes import FlowerProcesses, NodeHandle, NodeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+SERVER_APP = """
+import json, os, pathlib, time
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from confed.flower.grid import PromptGrid
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    if context.run_config["fail"]:
+        raise RuntimeError("as asked")
+    started = time.monotonic()
+    strategy = FedAvg(min_train_nodes=2, min_available_nodes=2, fraction_evaluate=0.0)
+    arrays = ArrayRecord([np.zeros(3, dtype=np.float32)])
+    result = strategy.start(grid=PromptGrid(grid), initial_arrays=arrays, num_rounds=context.run_config["rounds"])
+    seen = {
+        "model": result.arrays.to_numpy_ndarrays()[0].tolist(),
+        "nodes": {node.name: node.node_id for node in grid.get_nodes()},
+        "home": os.environ["FLWR_HOME"],
+        "seconds": time.monotonic() - started,
+    }
+    pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
+"""
+CLIENT_APP = ClientApp()
+
+
+@CLIENT_APP.train()
+def train(message: Message, context: Context) -> Message:
+    """Add one plus the node's index, and count in the state how often this node was asked."""
+    [weights] = message.content.array_records["arrays"].to_numpy_ndarrays()
+    index, counter = context.node_config["index"], context.state.metric_records.get("asked", MetricRecord({"times": 0}))
+    assert isinstance(index, int)
+    asked = counter["times"]
+    assert isinstance(asked, int)
+    context.state["asked"] = MetricRecord({"times": asked + 1})
+    arrays = ArrayRecord([np.asarray(weights + 1 + index, dtype=np.float32)])
+    metrics = MetricRecord({"num-examples": 1, "asked": asked + 1})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@contextlib.contextmanager
+def hosts(nodes: Sequence[NodeHandle], answered: dict[int, int]) -> Generator[None]:
+    """Run one long-lived host per node, in threads."""
+    stop = threading.Event()
+
+    def serve(node: NodeHandle) -> None:
+        with node.access.connect() as connection:
+            answered[node.index] = serve_client_app(CLIENT_APP, connection, stop, poll_interval_s=0.05)
+
+    threads = [threading.Thread(target=serve, args=(node,)) for node in nodes]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """Return a folder with a ServerApp."""
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "server_app.py").write_text(SERVER_APP)
+    return folder
+
+
+def lives(group: int) -> bool:
+    """Tell whether a process of the group is alive."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", list(NodeKind))
+def test_two_nodes_train_two_rounds_and_no_process_is_left(
+    kind: NodeKind, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    # Nothing listens there, and httpx fails on the second without an extra: no proxy may be looked at.
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    configs = [{"index": index, "site": f"a site {index}"} for index in range(2)]
+    answered: dict[int, int] = {}
+    seen = tmp_path / "seen.json"
+    environment = {"SEEN": str(seen), "PYTHONPATH": str(Path(confed.__path__[0]).parent)}
+    started = time.monotonic()
+
+    with FlowerProcesses(work_folder=tmp_path / "work", node_configs=configs, node_kind=kind) as federation:
+        groups = federation.process_ids
+        with hosts(federation.nodes, answered):
+            run = federation.start_run(app, run_config={"rounds": 2, "fail": False}, environment=environment)
+            status = federation.wait_for_run(run, timeout_s=50)
+            groups = federation.process_ids
+        nodes = {node.name: node.node_id for node in federation.nodes}
+
+    result = json.loads(seen.read_text())
+    assert status.completed
+    # Each round adds the mean of 1 and 2.
+    assert result["model"] == [3.0, 3.0, 3.0]
+    assert result["nodes"] == nodes
+    assert result["home"].startswith(str(tmp_path))
+    assert answered == {0: 2, 1: 2}
+    assert len(groups) == {NodeKind.HOST: 2, NodeKind.SUPERNODE: 4}[kind]
+    assert not any(lives(group) for group in groups)
+    assert time.monotonic() - started < 60
+
+
+def assert_strangers_are_refused(federation: FlowerProcesses) -> None:
+    """Try to join with a key that is not registered, and to take a ServerApp's task with a wrong secret."""
+    [node] = federation.nodes
+    assert isinstance(node.access, FleetAccess)
+    key = ec.generate_private_key(ec.SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    guess = RuntimeAccess(
+        address=node.access.address, root_certificates=node.access.root_certificates, superexec_secret=b"a guess"
+    )
+    with pytest.raises(FlowerRefusedError):
+        dataclasses.replace(node.access, private_key=key).connect()
+    with contextlib.closing(guess.connect()) as connection, pytest.raises(FlowerRefusedError) as refused:
+        connection.pull()
+    assert refused.value.status == 401
+
+
+def test_what_fails_or_dies_is_named_and_strangers_are_refused(app: Path, tmp_path: Path) -> None:
+    with FlowerProcesses(work_folder=tmp_path / "work", node_configs=[{"index": 0}]) as federation:
+        groups = federation.process_ids
+        with hosts(federation.nodes, {}):
+            run = federation.start_run(app, run_config={"rounds": 1, "fail": True})
+            with pytest.raises(DeploymentError, match=f"{run.process}.*finished:failed"):
+                federation.wait_for_run(run, timeout_s=30)
+        assert_strangers_are_refused(federation)
+        os.killpg(groups[0], 9)
+        with pytest.raises(DeploymentError, match="superlink"):
+            federation.wait_until_online(timeout_s=10)
+    assert not any(lives(group) for group in federation.process_ids)

@@ -1,0 +1,186 @@
+from dataclasses import replace
+
+import pytest
+
+from confed import canonical, record
+from confed.errors import ConfigError, EncodingError, ManifestMismatchError
+from confed.manifest import (
+    CodeTerms,
+    CohortTerms,
+    Manifest,
+    MetricTerms,
+    ModelTerms,
+    Party,
+    SealedReference,
+    Site,
+    StrategyTerms,
+    TeePolicy,
+    TrustTerms,
+    Unchecked,
+    UpdateTerms,
+)
+
+DIGEST = "0" * 64
+
+
+def party(name):
+    seed = canonical.digest(name.encode())
+    return Party(name=name, identity=bytes.fromhex(seed), broker=bytes.fromhex(canonical.digest(seed.encode())))
+
+
+def reference(name):
+    return SealedReference(container_id=name, digest=canonical.digest(name.encode()), key_id=f"key-{name}", size_bytes=10)
+
+
+def make(**changes):
+    tee = TeePolicy(profiles=("simulated/1",), measurements=(DIGEST,), max_age_s=60, reattest_rounds=10, reattest_s=600)
+    values = {
+        "format": "confed-manifest/1",
+        "name": "test",
+        "run": "test-1",
+        "environment": "simulation",
+        "rounds": 3,
+        "seed": 7,
+        "max_attempts": 2,
+        "data_source": "sealed",
+        "model": ModelTerms(owner=party("model-owner"), start=reference("start"), layout=DIGEST),
+        "sites": tuple(Site(owner=party(f"site-{n:02d}"), dataset=reference(f"data-{n}")) for n in range(6)),
+        "code": CodeTerms(client_app="a:b", client_image=DIGEST, aggregator_image=DIGEST, lock=DIGEST),
+        "strategy": StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
+        "cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0),
+        "settings": {"learning-rate": 0.5},
+        "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0),
+        "metrics": MetricTerms(clear=("loss",), decimals=4),
+        "client_tee": tee,
+        "aggregator_tee": tee,
+        "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),
+    }
+    return Manifest(**{**values, **changes})
+
+
+def test_a_manifest_is_its_bytes():
+    manifest = make()
+    assert Manifest.decode(manifest.encoded) == manifest
+    assert manifest.digest == canonical.digest(manifest.encoded)
+
+
+def every_leaf(value, path=()):
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from every_leaf(entry, (*path, key))
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from every_leaf(entry, (*path, number))
+    else:
+        yield path
+
+
+def test_everything_in_it_is_covered_by_its_digest():
+    manifest = make()
+    encoded = record.to_json(manifest)
+    paths = list(every_leaf(encoded))
+    assert len(paths) > 50
+    for path in paths:
+        changed = canonical.decode(manifest.encoded)
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = "something else"
+        assert canonical.digest(canonical.encode(changed)) != manifest.digest
+
+
+def test_a_cohort_is_drawn_by_the_seed_and_in_identity_order():
+    manifest = make()
+    drawn = [manifest.draw(purpose="train", round_number=number) for number in range(1, 20)]
+    assert drawn == [manifest.draw(purpose="train", round_number=number) for number in range(1, 20)]
+    assert all(len(cohort) == 3 for cohort in drawn)
+    assert all([site.owner.name for site in cohort] == sorted(site.owner.name for site in cohort) for cohort in drawn)
+    assert len({tuple(site.owner.name for site in cohort) for cohort in drawn}) > 5
+    assert make(seed=8).draw(purpose="train", round_number=1) != drawn[0] or make(seed=8).draw(
+        purpose="train", round_number=2
+    ) != drawn[1]
+
+
+def test_a_cohort_does_not_depend_on_the_order_in_which_sites_are_listed():
+    manifest = make()
+    turned = make(sites=tuple(reversed(manifest.sites)))
+    assert turned.draw(purpose="train", round_number=4) == manifest.draw(purpose="train", round_number=4)
+
+
+def test_a_client_s_seed_depends_on_run_seed_round_and_site_alone():
+    seeds = {make().client_seed(site=f"site-{n:02d}", round_number=r) for n in range(6) for r in range(5)}
+    assert len(seeds) == 30
+    assert make().client_seed(site="site-01", round_number=2) == make(max_attempts=1).client_seed(site="site-01", round_number=2)
+    assert make(seed=9).client_seed(site="site-01", round_number=2) not in seeds
+
+
+def test_a_quorum_is_more_than_half():
+    assert make().quorum == 4
+    assert make(sites=make().sites[:5]).quorum == 3
+
+
+SITES = make().sites
+
+
+@pytest.mark.parametrize(
+    ("sentence", "changes", "field"),
+    [
+        ("no rounds are refused", {"rounds": 0}, "rounds"),
+        ("another environment is refused", {"environment": "test"}, "environment"),
+        ("no sites are refused", {"sites": ()}, "sites"),
+        ("a site twice is refused", {"sites": (*SITES, SITES[0])}, "sites.name"),
+        ("an identity twice is refused", {"sites": (*SITES, replace(SITES[0], owner=replace(SITES[0].owner, name="x")))}, "sites.identity"),
+        ("a broker twice is refused", {"sites": (*SITES, Site(owner=replace(party("x"), broker=SITES[0].owner.broker), dataset=reference("x")))}, "sites.broker"),
+        ("a cohort larger than the sites is refused", {"cohort": CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=1.0)}, "cohort.least"),
+        ("a site without data is refused", {"sites": (*SITES[1:], replace(SITES[0], dataset=None))}, "sites.site-00.dataset"),
+        ("data where the app brings its own is refused", {"data_source": "app"}, "sites.site-00.dataset"),
+        ("another format is refused", {"format": "confed-manifest/2"}, "format"),
+        ("attempts without end are refused", {"max_attempts": 1000}, "max_attempts"),
+    ],
+)
+def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
+    with pytest.raises(ConfigError) as caught:
+        make(**changes)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("make_part", "field"),
+    [
+        (lambda: CohortTerms(least=0, fraction_train=1.0, fraction_evaluate=1.0), "cohort.least"),
+        (lambda: CohortTerms(least=1, fraction_train=0.0, fraction_evaluate=1.0), "cohort.fraction_train"),
+        (lambda: CohortTerms(least=1, fraction_train=1.5, fraction_evaluate=1.0), "cohort.fraction_train"),
+        (lambda: UpdateTerms(norm_bound=0, weight_cap=1.0), "update.norm_bound"),
+        (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0), "update.weight_cap"),
+        (lambda: MetricTerms(clear=(), decimals=12), "metrics.decimals"),
+        (lambda: TeePolicy(profiles=(), measurements=("m",), max_age_s=1, reattest_rounds=1, reattest_s=1), "tee.profiles"),
+        (lambda: TeePolicy(profiles=("p",), measurements=(), max_age_s=1, reattest_rounds=1, reattest_s=1), "tee.measurements"),
+        (lambda: TeePolicy(profiles=("p",), measurements=("m",), max_age_s=0, reattest_rounds=1, reattest_s=1), "tee.max_age_s"),
+        (lambda: Unchecked(unchecked=" "), "unchecked"),
+    ],
+)
+def test_an_empty_or_senseless_term_is_refused(make_part, field):
+    with pytest.raises(ConfigError) as caught:
+        make_part()
+    assert caught.value.field == field
+
+
+def test_an_unknown_key_in_a_manifest_is_refused():
+    value = canonical.decode(make().encoded)
+    value["cohort"]["leats"] = 1
+    with pytest.raises(ConfigError, match="nearest: least"):
+        Manifest.decode(canonical.encode(value))
+
+
+def test_bytes_that_are_not_canonical_are_no_manifest():
+    with pytest.raises(EncodingError):
+        Manifest.decode(make().encoded + b" ")
+
+
+def test_who_is_not_listed_is_refused():
+    manifest = make()
+    assert manifest.site_of(SITES[2].owner.identity) == SITES[2]
+    assert manifest.broker_key(SITES[2].owner.broker) == SITES[2].owner
+    for look in (lambda: manifest.site_of(b"x"), lambda: manifest.site_named("x"), lambda: manifest.broker_key(b"x")):
+        with pytest.raises(ManifestMismatchError):
+            look()

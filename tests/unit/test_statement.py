@@ -1,0 +1,63 @@
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confed.errors import EncodingError, SignatureError
+from confed.statement import Signed, public_bytes, sign, unverified, verify
+
+KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    TYPE: ClassVar[str] = "test/promise"
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threat:
+    TYPE: ClassVar[str] = "test/threat"
+    number: int
+
+
+SIGNED = sign(Promise(number=7), KEY)
+
+
+def test_a_signed_statement_verifies_against_its_signer():
+    assert verify(SIGNED, Promise, signer=public_bytes(KEY)) == Promise(number=7)
+
+
+def test_a_statement_survives_the_way_to_json_and_back():
+    assert Signed.from_json(SIGNED.to_json()) == SIGNED
+
+
+def flipped(data, at=0):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "signed", "kind", "error"),
+    [
+        ("another signer is refused", sign(Promise(number=7), OTHER), Promise, SignatureError),
+        ("a signer's name on another's signature is refused", replace(sign(Promise(number=7), OTHER), signer=public_bytes(KEY)), Promise, SignatureError),
+        ("a flipped bit of the signature is refused", replace(SIGNED, signature=flipped(SIGNED.signature)), Promise, SignatureError),
+        ("a flipped bit of the payload is refused", replace(SIGNED, payload=flipped(SIGNED.payload, 12)), Promise, SignatureError),
+        ("a short signature is refused", replace(SIGNED, signature=b""), Promise, SignatureError),
+        ("one kind of statement is no other", SIGNED, Threat, EncodingError),
+    ],
+)
+def test_a_false_statement_is_refused(sentence, signed, kind, error):
+    with pytest.raises(error):
+        verify(signed, kind, signer=public_bytes(KEY))
+
+
+def test_an_unverified_statement_is_only_parsed():
+    assert unverified(replace(SIGNED, signature=b""), Promise).number == 7
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"payload": "!", "signer": "00", "signature": "00"}, {"payload": 1, "signer": 2, "signature": 3}])
+def test_other_json_is_no_statement(value):
+    with pytest.raises(EncodingError):
+        Signed.from_json(value)
