@@ -23,7 +23,7 @@ _MOST_THREADS = 4
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; return the exit code."""
-    if len(arguments) != 2 or arguments[0] != "--launch-fd" or not arguments[1].isdigit():
+    if len(arguments) != 2 or arguments[0] != "--launch-fd" or not arguments[1].isdigit():  # noqa: PLR2004
         sys.stderr.write("usage: python -m aggregator --launch-fd N\n")
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the launcher, and the launcher ends this process.
@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", FLWR_TELEMETRY_ENABLED="0")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
 
-    from aggregator.launch import AggregatorLaunch
-    from confed.errors import ConfedError
+    from aggregator.launch import AggregatorLaunch  # noqa: PLC0415
+    from confed.errors import ConfedError  # noqa: PLC0415
 
     try:
         _serve(AggregatorLaunch.decode(data), layers)
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def _confine(data: bytes) -> tuple[str, ...]:
     """Confine this process by what the document says of paths and network; strict parsing comes after."""
-    from confed.attestation.tee.confinement import confine, default_readable
+    from confed.attestation.tee.confinement import confine, default_readable  # noqa: PLC0415
 
     terms = json.loads(data)
     writable = [Path(terms["endpoint_file"]).parent]
@@ -63,17 +63,17 @@ def _confine(data: bytes) -> tuple[str, ...]:
 
 
 def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
-    import shutil
-    import tempfile
-    import threading
+    import shutil  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+    import threading  # noqa: PLC0415
 
-    from aggregator.enclave import Enclave
-    from aggregator.run import Run
-    from aggregator.service import AggregatorService
-    from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance
-    from confed.keybroker.client import BrokerClient
-    from confed.wire.channel import open_channel, serve
-    from confed.wire.courier_client import CourierClient
+    from aggregator.enclave import Enclave  # noqa: PLC0415
+    from aggregator.run import Run  # noqa: PLC0415
+    from aggregator.service import AggregatorService  # noqa: PLC0415
+    from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance  # noqa: PLC0415
+    from confed.keybroker.client import BrokerClient  # noqa: PLC0415
+    from confed.wire.channel import open_channel, serve  # noqa: PLC0415
+    from confed.wire.courier_client import CourierClient  # noqa: PLC0415
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     stop = threading.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from confed.errors import ConfigError
+from confed.errors import ConfigError, PortInUseError
 from confed.keybroker.broker import Broker
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.server import serve_brokers
@@ -76,8 +77,23 @@ def _owners(names: list[str], home: Path | None) -> list[OwnerHome]:
 
 def _serve(owners: list[OwnerHome], listen: str) -> RunningServer:
     brokers = {entry.party.broker: Broker.of(entry) for entry in owners}
-    tls = None if listen.startswith("unix:") else owners[0].tls
-    return serve_brokers(brokers, listen=listen, tls=tls)
+    if listen.startswith("unix:"):
+        return serve_brokers(brokers, listen=listen, tls=None)
+    _require_free(listen)
+    return serve_brokers(brokers, listen=listen, tls=owners[0].tls)
+
+
+def _require_free(listen: str) -> None:
+    """Try the address before gRPC does, which would add lines of its own to the one that a user should see."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError("--listen", expected="HOST:PORT or unix:PATH", got=listen)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except (OSError, OverflowError) as error:
+            raise PortInUseError("--listen", expected="a free address", got=listen) from error
 
 
 def _announce(server: RunningServer, owners: list[OwnerHome], endpoint_file: Path | None) -> None:

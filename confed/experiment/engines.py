@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from confed.errors import ConfedError, ConfigError
+from confed.errors import ConfedError, ConfigError, DeploymentError
 from confed.experiment.resolution import entry_point
 from confed.experiment.services import Services
 from confed.governor.launch import GOVERNOR_FILE, GovernorLaunch
@@ -158,15 +158,17 @@ def _in_thread(run: Callable[[], object], services: Services, watch: Callable[[]
         thread.join(_WATCH_S)
     watch()
     if failure:
-        raise _told(failure[0])
+        raise _told(failure[0]) from failure[0]
 
 
-def _told(failure: BaseException) -> BaseException:
-    """Return the confed error behind an exception that Flower may have wrapped."""
+def _told(failure: BaseException) -> ConfedError:
+    """Return the confed error behind an exception that Flower may have wrapped, or one that names what went wrong."""
     seen: BaseException | None = failure
     while seen is not None:
         if isinstance(seen, ConfedError):
             return seen
         seen = seen.__cause__ or seen.__context__
-    return failure
+    lines = str(failure).strip().splitlines() or [""]
+    got = f"{type(failure).__name__}: {lines[-1]}"
+    return DeploymentError("the governor's app", expected="to run to its end", got=got)
 

@@ -23,6 +23,7 @@ from confed.keybroker.client import BrokerClient
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import Manifest
 from confed.records import metrics
+from confed.records.report import write_report
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.sealing.container import Container
 from confed.sealing.derivation import version_key
@@ -95,7 +96,7 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
     if failure is not None:
         summary["failed"] = failure.code
     directory.write_summary(summary)
-    from confed.records.report import write_report
+
     summary["report"] = str(write_report(directory))
     if failure is not None:
         raise failure

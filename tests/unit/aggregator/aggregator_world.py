@@ -20,7 +20,7 @@ from aggregator.enclave import Enclave
 from aggregator.run import Run
 from confed import canonical
 from confed.attestation.evidence import Binding, Envelope
-from confed.errors import ConfedError, MissingFileError, SizeError, UnreachableError
+from confed.errors import ConfedError, InstanceError, MissingFileError, SizeError, UnreachableError
 from confed.journey import Kind, Purpose, Use
 from confed.keybroker.client import Release
 from confed.keybroker.lineage import lineage_of
@@ -153,6 +153,7 @@ class SigningBrokers:
         self.envelopes: list[bytes] = []
         self.time = NOW
         self.credential_rounds = 5
+        self.forgets_evidence = False
         self.tamper: dict[str, Callable[[Any], Any]] = {}
         self.grants: dict[bytes, str] = {}
         self.commits: list[Signed] = []
@@ -187,9 +188,11 @@ class SigningBrokers:
         self.requests += asked
         self.envelopes += [envelope for _, envelope, _ in items]
 
-        def answer(at: int, keys: Keys) -> Release:
+        def answer(at: int, keys: Keys) -> Release | ConfedError:
             request, (signed, envelope, _) = asked[at], items[at]
             binding = Binding.decode(Envelope.decode(envelope).binding) if envelope else None
+            if self.forgets_evidence and not binding:
+                return InstanceError("evidence", expected="some", got="none")
             if binding:
                 self.grants[request.broker] = binding.digest
                 self.bindings[request.broker] = binding
@@ -393,7 +396,10 @@ class World:
                 Site(
                     owner=keys.party,
                     dataset=SealedReference(
-                        container_id="data", digest=canonical.digest(keys.name.encode()), key_id="data-key", size_bytes=1
+                        container_id="data",
+                        digest=canonical.digest(keys.name.encode()),
+                        key_id="data-key",
+                        size_bytes=1,
                     ),
                 )
                 for keys in self.sites
@@ -424,9 +430,7 @@ class World:
     def run(self, *, threads: int = 1) -> Run:
         """Start an aggregator instance."""
         brokers = {keys.party.broker: self.brokers for keys in (self.owner, *self.sites)}
-        enclave = Enclave(
-            manifest=self.manifest, attester=PaperAttester(), brokers=brokers, letters=self.courier
-        )
+        enclave = Enclave(manifest=self.manifest, attester=PaperAttester(), brokers=brokers, letters=self.courier)
         self.enclave = enclave
         self.folder.mkdir(exist_ok=True)
         return Run(enclave, self.courier, folder=self.folder, threads=threads)

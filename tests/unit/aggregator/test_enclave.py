@@ -100,9 +100,7 @@ def test_a_server_that_is_down_refuses_for_its_brokers_only(world: World) -> Non
 
     brokers: dict[bytes, Any] = {keys.party.broker: world.brokers for keys in (world.owner, *world.sites)}
     brokers[world.sites[1].party.broker] = Down()
-    enclave = Enclave(
-        manifest=world.manifest, attester=world.enclave._attester, brokers=brokers, letters=world.courier  # noqa: SLF001
-    )
+    enclave = Enclave(manifest=world.manifest, attester=world.enclave._attester, brokers=brokers, letters=world.courier)
     refused = enclave.credential_by(world.manifest.sites, ASKED)
     assert {name: type(error) for name, error in refused.items()} == {"site-1": UnreachableError}
 
@@ -122,7 +120,7 @@ def test_one_brokers_clock_does_not_move_anothers(world: World) -> None:
 
 def test_a_manifest_broker_without_a_server_is_refused_at_once(world: World) -> None:
     with pytest.raises(SessionError):
-        Enclave(manifest=world.manifest, attester=world.enclave._attester, brokers={}, letters=world.courier)  # noqa: SLF001
+        Enclave(manifest=world.manifest, attester=world.enclave._attester, brokers={}, letters=world.courier)
 
 
 def test_requests_are_signed_by_the_enclave_and_never_twice_the_same(world: World) -> None:

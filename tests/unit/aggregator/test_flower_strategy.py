@@ -18,9 +18,7 @@ from confed.manifest import StrategyTerms
 from confed.model.weights import layout_of, pack, unpack
 
 Arrays = dict[str, np.ndarray]
-ADAM = StrategyTerms(
-    name="FedAdam", parameters={"eta": 0.05, "eta_l": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
-)
+ADAM = StrategyTerms(name="FedAdam", parameters={"eta": 0.05, "eta_l": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3})
 
 
 def start() -> Arrays:
@@ -85,7 +83,9 @@ def enclave(terms: StrategyTerms, rounds: int) -> list[Arrays]:
 
 
 def test_fedavg_is_flowers_to_the_bit_over_rounds() -> None:
-    for ours, theirs in zip(enclave(StrategyTerms(name="FedAvg", parameters={}), 4), plain_flower(FedAvg(), 4), strict=True):
+    for ours, theirs in zip(
+        enclave(StrategyTerms(name="FedAvg", parameters={}), 4), plain_flower(FedAvg(), 4), strict=True
+    ):
         assert list(ours) == list(theirs)
         assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
 

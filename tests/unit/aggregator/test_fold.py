@@ -294,7 +294,9 @@ def test_weights_of_a_packed_file_are_views_of_it_in_the_models_order() -> None:
     data = bytearray(packed(arrays))
     weights = Weights.parse(data)
     assert same_bits(weights.arrays(), arrays)
-    assert all(np.shares_memory(flat, np.frombuffer(data, dtype=np.uint8)) for flat in weights.flats.values() if flat.size)
+    assert all(
+        np.shares_memory(flat, np.frombuffer(data, dtype=np.uint8)) for flat in weights.flats.values() if flat.size
+    )
     assert weights.layout == layout_of(arrays)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from aggregator_world import HOUR, NOW, Changes, Keys, World, norm_of, stranger
+from aggregator_world import HOUR, MODEL_KEY, NOW, Changes, Keys, World, norm_of, stranger
 from test_fold import flowers, same_bits
 
 from aggregator.run import Closed, Run
@@ -40,7 +41,10 @@ from confed.journey import Kind, Purpose, Use
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import CohortTerms, StrategyTerms, UpdateTerms
-from confed.sealing.container import Container
+from confed.model.weights import pack, unpack
+from confed.sealing.container import Container, Draft, seal_to_bytes
+from confed.sealing.derivation import container_key, state_key
+from confed.sealing.recipients import RecipientEntry
 from confed.statement import unverified
 
 ADAM = StrategyTerms(name="FedAdam", parameters={"eta": 0.05, "tau": 1e-3})
@@ -149,7 +153,7 @@ def test_fedadams_state_travels_sealed_to_a_new_instance(tmp_path: Path) -> None
             instance.attest(first_round=2, attempt=1)
         attempt = 0 if instance is run else 1
         instance.open_round(round_number=2, attempt=attempt, purpose="train")
-        world.enclave = instance._enclave  # noqa: SLF001
+        world.enclave = instance._enclave
         submit(world, instance, base=base, base_digest=first.digest, round_number=2, attempt=attempt)
         closed = candidate_of(instance.close_round(absent={}))
         version = world.open_version(closed.digest, version=2, attempt=attempt)
@@ -209,7 +213,11 @@ ARRIVALS: list[tuple[str, Callable[[World], Changes], type[ConfedError]]] = [
     ("with bytes after the tensors", lambda _: Changes(plaintext=lambda p: p + b"\x00" * 8), SizeError),
     ("with too few bytes", lambda _: Changes(plaintext=lambda p: p[:-1]), SizeError),
     ("with bytes after the container", lambda _: Changes(sealed=lambda s: s + b"\x00"), ContainerFormatError),
-    ("with a header that was changed", lambda _: Changes(sealed=lambda s: s.replace(b"run-1", b"run-2")), SignatureError),
+    (
+        "with a header that was changed",
+        lambda _: Changes(sealed=lambda s: s.replace(b"run-1", b"run-2")),
+        SignatureError,
+    ),
     ("credentialed by another broker", lambda w: Changes(credential_key=w.sites[0].broker), CredentialError),
     ("credentialed by nobody known", lambda _: Changes(credential_key=KEY), CredentialError),
     ("with a credential of another identity", lambda _: Changes(credential={"identity": b"x" * 32}), CredentialError),
@@ -408,7 +416,9 @@ STEPS: list[tuple[str, int, int, str, type[ConfedError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("number", "attempt", "purpose", "error"), [row[1:] for row in STEPS], ids=[row[0] for row in STEPS])
+@pytest.mark.parametrize(
+    ("number", "attempt", "purpose", "error"), [row[1:] for row in STEPS], ids=[row[0] for row in STEPS]
+)
 def test_a_round_out_of_order_is_not_opened(
     world: World, number: int, attempt: int, purpose: str, error: type[ConfedError]
 ) -> None:
@@ -473,8 +483,6 @@ def test_a_round_whose_commit_got_lost_is_committed_by_asking_again(world: World
 
 
 def test_a_commit_of_something_else_is_not_published(world: World) -> None:
-    from dataclasses import replace
-
     run = opened(world)
     submit(world, run)
     world.brokers.tamper["commit"] = lambda commit: replace(commit, digest=OTHER)
@@ -553,9 +561,51 @@ def test_evidence_is_made_anew_only_when_it_is_too_old(world: World) -> None:
     closed = one_round(world, run, 2, base=base, base_digest=candidate_of(closed).digest)
     assert world.brokers.envelopes[-1] == b""
     world.brokers.time += 2 * HOUR
-    run._enclave._clocks[world.owner.party.broker].advance(world.brokers.time)  # noqa: SLF001
+    run._enclave._clocks[world.owner.party.broker].advance(world.brokers.time)
     run.open_round(round_number=3, attempt=0, purpose="train")
     assert world.brokers.envelopes[-1] != b""
+
+
+def test_a_broker_that_forgot_the_evidence_is_given_new(world: World) -> None:
+    run = opened(world)
+    closed = one_round(world, run)
+    world.brokers.forgets_evidence = True
+    base = world.open_version(candidate_of(closed).digest, version=1)
+    one_round(world, run, 2, base=base, base_digest=candidate_of(closed).digest)
+    assert [bool(envelope) for envelope in world.brokers.envelopes[-2:]] == [False, True]
+
+
+def test_a_base_that_somebody_else_sealed_under_the_same_key_is_not_opened(world: World) -> None:
+    start = world.manifest.model.start
+    draft = Draft(kind=Kind.MODEL, container_id=start.container_id, recipients=(RecipientEntry.owner_key("model-key"),))
+    forged, _ = seal_to_bytes(
+        pack(world.model),
+        draft,
+        data_key=container_key(MODEL_KEY, container_id=start.container_id),
+        signing_key=world.sites[0].identity,
+    )
+    world.courier.objects[start.digest] = forged
+    run = world.run()
+    run.attest(first_round=1, attempt=0)
+    with pytest.raises(SignatureError):
+        run.open_round(round_number=1, attempt=0, purpose="train")
+
+
+def test_the_moments_go_on_from_the_sealed_state(tmp_path: Path) -> None:
+    world = World(tmp_path / "enclave", strategy=ADAM)
+    run = opened(world)
+    states: list[dict[str, np.ndarray]] = []
+    base, digest = world.model, ""
+    for number in (1, 2):
+        mean = flowers([world.trained(site, base) for site in range(4)], [10.0, 20.0, 30.0, 40.0])
+        before = base
+        candidate = candidate_of(one_round(world, run, number, base=base, base_digest=digest))
+        key = state_key(MODEL_KEY, run="run-1", version=number, attempt=0)
+        states.append(unpack(Container.parse(world.courier.get(candidate.state)).unlock(key).read_all()))
+        base, digest = world.open_version(candidate.digest, version=number), candidate.digest
+        earlier = 0.9 * states[0]["m_t/bias"] if number == 2 else 0.0
+        expected = earlier + 0.1 * (mean["bias"] - before["bias"])
+        np.testing.assert_allclose(states[-1]["m_t/bias"], expected, atol=1e-6)
 
 
 def test_the_true_norm_is_what_honest_clients_declare(world: World) -> None:

@@ -286,7 +286,7 @@ class World:
         return enclave
 
     def ticket_request(
-        self, client: Enclave, site: str, aggregator: Enclave, credential: Signed, **changes: Any
+        self, client: Enclave, site: str, aggregator: Enclave, credential: Signed, /, **changes: Any
     ) -> TicketRequest:
         values: dict[str, Any] = {
             "request_id": os.urandom(16),
@@ -329,7 +329,7 @@ class World:
         )
         return self.brokers[site].ticket(sign(request, client.signing))
 
-    def candidate(self, aggregator: Enclave, tickets: Mapping[str, Signed], **changes: Any) -> Candidate:
+    def candidate(self, aggregator: Enclave, tickets: Mapping[str, Signed], /, **changes: Any) -> Candidate:
         """The candidate that an honest aggregator makes of these tickets, with changes."""
         first = unverified(next(iter(tickets.values())), Ticket)
         evaluates = first.purpose is Purpose.EVALUATE

@@ -26,10 +26,9 @@ from confed.statement import Signed, sign, unverified
 Change = Callable[[World, CommitRecord], CommitRecord]
 
 
-def rebuilt(world: World, record: CommitRecord, *, tickets: tuple[Signed, ...] | None = None, **changes: Any) -> CommitRecord:
+def rebuilt(world: World, record: CommitRecord, *, shown: tuple[Signed, ...] | None = None, **changes: Any) -> CommitRecord:
     """All owners collude: they sign a changed candidate. What is left are the rules that anybody can check."""
     candidate = dataclasses.replace(unverified(record.candidate, Candidate), **changes)
-    signed = Signed(payload=sign(candidate, world.homes["north"].broker_key).payload, signer=b"", signature=b"")
     signed = sign(candidate, world.homes["north"].broker_key)
     fields = {name: getattr(candidate, name) for name in ("run", "round", "attempt", "purpose", "base", "digest")}
     signatures = tuple(
@@ -49,7 +48,7 @@ def rebuilt(world: World, record: CommitRecord, *, tickets: tuple[Signed, ...] |
     )
     return CommitRecord(
         candidate=signed,
-        tickets=record.tickets if tickets is None else tickets,
+        tickets=record.tickets if shown is None else shown,
         countersignatures=signatures,
         commit=sign(commit, world.homes[MODEL_OWNER].broker_key),
     )
@@ -82,22 +81,9 @@ def other_ticket(**changes: Any) -> Change:
     def change(world: World, record: CommitRecord) -> CommitRecord:
         ticket = dataclasses.replace(unverified(record.tickets[0], Ticket), **changes)
         tickets = (sign(ticket, world.homes["north"].broker_key), *record.tickets[1:])
-        return rebuilt(world, record, tickets=tickets, **{"tickets_": None}) if False else _named(world, record, tickets)
+        return rebuilt(world, record, shown=tickets, tickets=tuple(ticket.digest for ticket in tickets))
 
     return change
-
-
-def _named(world: World, record: CommitRecord, tickets: tuple[Signed, ...]) -> CommitRecord:
-    changes: dict[str, Any] = {"tickets": tuple(ticket.digest for ticket in tickets)}
-    made = _rebuilt_candidate(world, record, changes)
-    return dataclasses.replace(made, tickets=tickets)
-
-
-def _rebuilt_candidate(world: World, record: CommitRecord, changes: dict[str, Any]) -> CommitRecord:
-    candidate = dataclasses.replace(unverified(record.candidate, Candidate), **changes)
-    others = {name: getattr(candidate, name) for name in Candidate.__dataclass_fields__ if name != "tickets"}
-    shown = dataclasses.replace(record, candidate=sign(candidate, world.homes["north"].broker_key))
-    return rebuilt(world, shown, **others)
 
 
 def signed_by_a_site(world: World, record: CommitRecord) -> CommitRecord:
@@ -135,7 +121,7 @@ WRONG: dict[str, tuple[Change, type[ConfedError]]] = {
     "a first version from another start": (changed(base="99" * 32), LineageError),
     "one identity": (lambda w, r: rebuilt(w, r, cohort=(w.identity("north"),)), CohortError),
     "a metric that the manifest keeps": (changed(metrics={"secret": 1.0}), ManifestMismatchError),
-    "fewer tickets": (lambda w, r: rebuilt(w, r, tickets=r.tickets[:2]), TicketError),
+    "fewer tickets": (lambda w, r: rebuilt(w, r, shown=r.tickets[:2]), TicketError),
     "a ticket for another base": (other_ticket(base="99" * 32), TicketError),
     "a ticket for another attempt": (other_ticket(attempt=1), TicketError),
     "a ticket for another round": (other_ticket(round=2), TicketError),

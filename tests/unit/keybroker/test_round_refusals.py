@@ -32,7 +32,16 @@ from confed.errors import (
 )
 from confed.journey import Purpose, Role
 from confed.keybroker.ledger import verify_ledger
-from confed.keybroker.statements import Candidate, Closing, CommitRecord, Head, Ticket, TicketRequest
+from confed.keybroker.statements import (
+    Candidate,
+    Closing,
+    Commit,
+    CommitRecord,
+    Countersignature,
+    Head,
+    Ticket,
+    TicketRequest,
+)
 from confed.manifest import Manifest
 from confed.statement import Signed, sign, unverified, verify
 
@@ -135,7 +144,7 @@ def buy_an_older_attempt(world: World) -> Any:
 
 def buy_after_the_commit(world: World) -> Any:
     buying = Buying.of(world)
-    _finish_round(world, 1, attempt=1)
+    world.run_round(1, attempt=1, sites=("south", "west"))
     world.brokers["north"].observe(world.manifest.run, nonce=b"", record=world.records[1])
     return buying.ask()
 
@@ -337,7 +346,7 @@ def show_to_the_model_owner(world: World) -> Any:
 def show_an_old_round(world: World) -> Any:
     """The old aggregator comes back with another version of a committed round."""
     closed = Closed.of(world)
-    _finish_round(world, 1, attempt=1)
+    world.run_round(1, attempt=1)
     world.brokers["north"].observe(world.manifest.run, nonce=b"", record=world.records[1])
     return closed.show(closed.candidate(attempt=2))
 
@@ -408,10 +417,6 @@ def test_puppets_do_not_count(make_world: Make) -> None:
     closed.show(closed.candidate())
 
 
-def _finish_round(world: World, number: int, *, attempt: int = 0) -> None:
-    world.run_round(number, attempt=attempt)
-
-
 def _committed(world: World, **changes: Any) -> tuple[Closed, Candidate, list[Signed]]:
     closed = Closed.of(world)
     candidate = closed.candidate(**changes)
@@ -458,15 +463,11 @@ def commit_by_a_second_aggregator(world: World) -> Any:
 
 
 def _forged(world: World, candidate: Candidate, signatures: list[Signed]) -> list[Signed]:
-    from confed.keybroker.statements import Countersignature
-
     own = unverified(signatures[0], Countersignature)
     return [*signatures[:1], sign(dataclasses.replace(own, identity=world.identity("west")), world.homes["north"].broker_key)]
 
 
 def _by_the_model_owner(world: World, candidate: Candidate, signatures: list[Signed]) -> list[Signed]:
-    from confed.keybroker.statements import Countersignature
-
     own = unverified(signatures[0], Countersignature)
     key = world.homes[MODEL_OWNER].broker_key
     return [*signatures[:1], sign(dataclasses.replace(own, broker=world.public(MODEL_OWNER)), key)]
@@ -497,7 +498,7 @@ def test_a_majority_is_enough_and_a_repeated_commit_is_the_same(world: World) ->
     tickets = list(closed.tickets.values())
     first = world.commit(closed.aggregator, candidate, tickets, signatures[:2])
     world.restart()
-    assert world.commit(closed.aggregator, candidate, tickets, signatures) .commit == first.commit
+    assert world.commit(closed.aggregator, candidate, tickets, signatures).commit == first.commit
     head = world.brokers[MODEL_OWNER].observe(world.manifest.run, nonce=b"")
     assert unverified(head, Head).version == 1
 
@@ -603,8 +604,6 @@ def test_a_forked_version_is_refused_by_its_witness(world: World) -> None:
 
 
 def _forge_record(world: World) -> CommitRecord:
-    from confed.keybroker.statements import Commit, Countersignature
-
     record = CommitRecord.from_bytes(world.records[1])
     candidate = dataclasses.replace(unverified(record.candidate, Candidate), digest="99" * 32)
     signed = sign(candidate, Enclave(world, Role.AGGREGATOR).signing)

@@ -1,0 +1,274 @@
+"""Brokers over gRPC, and their client, which believes only the broker that it asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from broker_world import MODEL_OWNER, SITES, Enclave, World
+from confed.errors import (
+    BrokerError,
+    ChallengeError,
+    ConfedError,
+    NotApprovedError,
+    SessionError,
+    SignatureError,
+    UnreachableError,
+)
+from confed.journey import Role
+from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.identity import OwnerHome
+from confed.keybroker.ledger import verify_ledger
+from confed.keybroker.server import serve_brokers
+from confed.keybroker.statements import CommitRecord
+from confed.statement import sign
+from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel
+from confed.wire.v1 import confed_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
+
+Ask = Callable[["Served"], Any]
+
+
+@dataclasses.dataclass
+class Served:
+    world: World
+    server: RunningServer
+    channel: grpc.Channel
+    client: BrokerClient
+
+
+@pytest.fixture
+def served(world: World, place: Path) -> Iterator[Served]:
+    brokers = {world.public(name): broker for name, broker in world.brokers.items()}
+    with serve_brokers(brokers, listen=f"unix:{place}/b.sock", tls=None) as server, open_channel(server.endpoint) as channel:
+        yield Served(world, server, channel, BrokerClient(channel))
+
+
+def release_items(world: World, enclave: Enclave, client: BrokerClient, names: tuple[str, ...]) -> list[Any]:
+    challenges = client.challenge([(world.public(name), world.manifest.digest) for name in names])
+    items = []
+    for name, challenge in zip(names, challenges, strict=True):
+        assert not isinstance(challenge, ConfedError)
+        request = world.request(enclave, name, nonce=challenge.nonce)
+        envelope = enclave.attest(world.public(name), challenge.nonce)
+        items.append((sign(request, enclave.signing), envelope, b""))
+    return items
+
+
+def test_a_round_goes_over_the_wire(served: Served) -> None:
+    world, client = served.world, served.client
+    aggregator, trainer = Enclave(world, Role.AGGREGATOR), Enclave(world, Role.CLIENT)
+    everyone = (MODEL_OWNER, *SITES)
+    for reply in client.release(release_items(world, aggregator, client, everyone)):
+        assert not isinstance(reply, ConfedError)
+    requests = []
+    for site, reply in zip(SITES, client.release(release_items(world, trainer, client, SITES)), strict=True):
+        assert not isinstance(reply, ConfedError)
+        assert len(trainer.hpke.unwrap(reply.wrapped_keys[0], info=reply.grant.context)) == 32
+        assert reply.credential is not None
+        requests.append(sign(world.ticket_request(trainer, site, aggregator, reply.credential), trainer.signing))
+    tickets = client.ticket(requests)
+    assert client.ticket(requests) == tickets
+    signed = sign(world.candidate(aggregator, dict(zip(SITES, tickets, strict=True))), aggregator.signing)
+    keys = [world.public(name) for name in SITES]
+    signatures = client.countersign(keys, candidate=signed, tickets=tickets)
+    commit = client.commit(world.public(MODEL_OWNER), candidate=signed, tickets=tickets, countersignatures=signatures)
+    record = CommitRecord(
+        candidate=signed, tickets=tuple(tickets), countersignatures=tuple(signatures), commit=commit
+    ).to_bytes()
+    heads = client.observe([(key, world.manifest.run, os.urandom(32), record) for key in keys])
+    assert [head.version for head in heads] == [1, 1, 1]
+    (early,) = client.close([world.public(MODEL_OWNER)], run="run-1", manifest=world.manifest.digest, final_record=record)
+    assert type(early).code == "round"
+    for name in everyone:
+        verify_ledger(client.records(world.public(name)), broker=world.public(name))
+
+
+def test_one_refusal_does_not_fail_a_batch(served: Served) -> None:
+    world, client = served.world, served.client
+    good, bad, unknown = client.challenge(
+        [(world.public("north"), world.manifest.digest), (world.public("north"), "34" * 32), (b"\0" * 32, "34" * 32)]
+    )
+    assert not isinstance(good, ConfedError)
+    assert isinstance(bad, NotApprovedError)
+    assert isinstance(unknown, BrokerError)
+    enclave = Enclave(world, Role.CLIENT)
+    items = release_items(world, enclave, client, ("north", "south"))
+    spoiled = world.request(enclave, "north", nonce=os.urandom(32))
+    replies = client.release([(sign(spoiled, enclave.signing), items[0][1], b""), items[1]])
+    assert isinstance(replies[0], ChallengeError)
+    assert not isinstance(replies[1], ConfedError)
+
+
+def test_a_refusal_carries_its_code_and_nothing_else(served: Served) -> None:
+    from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
+
+    batch = pb.ChallengeBatch(items=[pb.ChallengeBatch.Item(broker=served.world.public("north"), manifest="secret-name")])
+    reply = KeyBrokerStub(served.channel).Challenge(batch).items[0]
+    assert reply.refusal == pb.Refusal(code="not-approved")
+    assert b"secret-name" not in reply.SerializeToString()
+
+
+def test_what_is_unexpected_leaves_as_a_refusal_and_a_line_without_its_text(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("key material")
+
+    monkeypatch.setattr(served.world.brokers["north"], "challenge", fail)
+    with caplog.at_level(logging.DEBUG):
+        (reply,) = served.client.challenge([(served.world.public("north"), served.world.manifest.digest)])
+    assert type(reply) is BrokerError
+    assert "RuntimeError" in caplog.text
+    assert "key material" not in caplog.text
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b'{"broker":7}', b'{"broker":"zz"}', b"\xff"])
+def test_a_request_that_is_none_is_refused(served: Served, payload: bytes) -> None:
+    from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
+
+    stub = KeyBrokerStub(served.channel)
+    signed = pb.Signed(payload=payload, signer=b"", signature=b"")
+    assert stub.Release(pb.ReleaseBatch(items=[pb.ReleaseBatch.Item(request=signed)])).items[0].refusal.code == "encoding"
+    assert stub.Ticket(pb.TicketBatch(items=[pb.TicketBatch.Item(request=signed)])).items[0].refusal.code == "encoding"
+
+
+def test_a_server_with_other_keys_is_not_believed(served: Served, place: Path) -> None:
+    """The governor answers in a broker's place: with its own broker, under the name of the right one."""
+    world = served.world
+    brokers = {world.public("north"): world.brokers["south"]}
+    with serve_brokers(brokers, listen=f"unix:{place}/lies.sock", tls=None) as server:
+        with open_channel(server.endpoint) as channel:
+            (reply,) = BrokerClient(channel).challenge([(world.public("north"), world.manifest.digest)])
+    assert isinstance(reply, SignatureError)
+
+
+def test_an_answer_to_something_else_is_not_believed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, client = served.world, served.client
+    enclave = Enclave(world, Role.CLIENT)
+    (item,) = release_items(world, enclave, client, ("north",))
+    (other,) = release_items(world, enclave, client, ("north",))
+    honest = world.brokers["north"].release
+    monkeypatch.setattr(
+        world.brokers["north"], "release", lambda request, **more: honest(other[0], envelope=other[1], base_record=b"")
+    )
+    (reply,) = client.release([item])
+    assert type(reply) is BrokerError
+
+
+def test_a_server_that_is_down_is_unreachable(place: Path, world: World) -> None:
+    with open_channel(Endpoint(target=f"unix:{place}/nobody.sock", certificate="")) as channel:
+        client = BrokerClient(channel, timeout_s=5)
+        with pytest.raises(UnreachableError):
+            client.challenge([(world.public("north"), world.manifest.digest)])
+        with pytest.raises(UnreachableError):
+            client.records(world.public("north"))
+
+
+def test_the_same_over_tls_with_a_pinned_certificate(world: World) -> None:
+    brokers = {world.public("north"): world.brokers["north"]}
+    # Real time: TLS certificates are checked against the machine's own clock.
+    own, another = (TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC)) for _ in range(2))
+    with serve_brokers(brokers, listen="127.0.0.1:0", tls=own) as server:
+        with open_channel(server.endpoint) as channel:
+            (reply,) = BrokerClient(channel).challenge([(world.public("north"), world.manifest.digest)])
+            assert not isinstance(reply, ConfedError)
+        other = Endpoint(target=server.endpoint.target, certificate=another.certificate)
+        with open_channel(other) as channel, pytest.raises(UnreachableError):
+            BrokerClient(channel, timeout_s=5).challenge([(world.public("north"), world.manifest.digest)])
+
+
+def test_an_enclaves_clock_is_the_brokers() -> None:
+    seconds = [100.0]
+    clock = EnclaveClock(monotonic=lambda: seconds[0])
+    with pytest.raises(SessionError):
+        clock.now()
+    clock.advance(5_000)
+    seconds[0] += 2
+    assert clock.now() == 7_000
+    clock.advance(1_000)
+    assert clock.now() == 7_000
+    clock.advance(9_000)
+    assert clock.now() == 9_000
+
+
+@given(times=st.lists(st.tuples(st.integers(0, 10**12), st.floats(0, 1000)), min_size=1))
+def test_an_enclaves_clock_never_goes_back(times: list[tuple[int, float]]) -> None:
+    seconds = [0.0]
+    clock = EnclaveClock(monotonic=lambda: seconds[0])
+    last = 0
+    for told, passed in times:
+        clock.advance(told)
+        seconds[0] += passed
+        assert clock.now() >= max(last, told) - 1
+        last = clock.now()
+
+
+def test_a_broker_needs_neither_torch_nor_flower() -> None:
+    code = (
+        "import sys, confed.keybroker.server, confed.keybroker.client, confed.cli.broker;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'flwr', 'numpy', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def serve_command(world: World, *words: str) -> list[str]:
+    start = "from confed.cli.main import run; run()"
+    return [sys.executable, "-c", start, "broker", "serve", "--home", str(world.home), *words]
+
+
+def test_the_command_serves_until_it_is_told_to_end(world: World, place: Path) -> None:
+    now = time.time_ns() // 1_000_000
+    for name in ("alice", "bob"):
+        OwnerHome.create(name, home=world.home, environment="simulation", now_ms=now).close()
+    file = place / "endpoint.json"
+    words = ["--owner", "alice", "--owner", "bob", "--endpoint-file", str(file)]
+    process = subprocess.Popen(serve_command(world, *words))
+    try:
+        while not file.exists():
+            assert process.poll() is None
+        told = json.loads(file.read_text())
+        endpoint = Endpoint(target=told["target"], certificate=told["certificate"])
+        with open_channel(endpoint) as channel:
+            for broker in map(bytes.fromhex, told["brokers"]):
+                (first,) = verify_ledger(BrokerClient(channel).records(broker), broker=broker)
+                assert first.event == "created"
+    finally:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def mistakes(busy: str) -> list[list[str]]:
+    north = ["--owner", "north"]
+    return [
+        [*north, "--listen", busy],
+        [*north, "--listen", "nowhere"],
+        ["--owner", "nobody"],
+        [*north, *north],
+        [*north, "--endpoint-file", "/nowhere/at/all.json"],
+    ]
+
+
+def test_the_command_names_a_users_mistake_in_one_line(world: World) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        for words in mistakes(busy):
+            done = subprocess.run(serve_command(world, *words), capture_output=True, text=True, check=False)
+            assert done.returncode == 2, done.stderr
+            assert len(done.stderr.splitlines()) == 1, done.stderr
