@@ -492,7 +492,7 @@ class Run:
                 round_number=current.step.round,
                 base=base.numbers().arrays() if self._optimizer.stateful else {},
                 mean=mean,
-                state={},
+                state=self._at.state or {},
             )
             numbers = combined.mean if applied.arrays is mean else Weights.of(applied.arrays, base.layout)
             weights = numbers.restored()

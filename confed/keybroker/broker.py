@@ -4,7 +4,7 @@ Every call is one transaction:
 
 1. who is addressed, and under which manifest: only one that this owner approved;
 2. what happens whatever the verdict: a nonce is burnt;
-3. the rules (``release``, ``rounds``, ``heads``); what a refused rule wrote is undone, the refusal goes into the ledger;
+3. the rules (``release``, ``rounds``, ``heads``); a refused rule's writes are undone, the refusal goes into the ledger;
 4. the ledger entry, the stored answer, the commit to disk; only then is anything answered.
 
 The same request again gets the stored bytes. Threads may share a broker; so may processes share a store.
@@ -34,6 +34,7 @@ from confed.keybroker.decision import Decision, Terms
 from confed.keybroker.heads import head_of, witness
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import Ledger
+from confed.keybroker.lineage import parsed
 from confed.keybroker.release import release
 from confed.keybroker.replies import Released
 from confed.keybroker.statements import Candidate, Challenge, Head, ReleaseRequest, TicketRequest
@@ -170,7 +171,7 @@ class Broker:
         Raises:
             ConfedError: the class of the rule that refuses.
         """
-        asked = unverified(candidate, Candidate)
+        asked = parsed(candidate, Candidate)
 
         def decide(decision: Decision) -> Signed:
             return rounds.countersign(decision, asked, candidate, tickets=tickets, base_record=base_record)
@@ -190,7 +191,7 @@ class Broker:
         Raises:
             ConfedError: the class of the rule that refuses.
         """
-        asked = unverified(candidate, Candidate)
+        asked = parsed(candidate, Candidate)
 
         def decide(decision: Decision) -> Signed:
             return rounds.commit(

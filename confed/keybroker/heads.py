@@ -8,9 +8,8 @@ from confed import canonical
 from confed.errors import ForkError, LineageError, RollbackError, RoundError
 from confed.journey import Purpose, base_version
 from confed.keybroker.decision import Decision
-from confed.keybroker.lineage import read_record
+from confed.keybroker.lineage import parsed, read_record
 from confed.keybroker.statements import Candidate
-from confed.statement import unverified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ def witness(decision: Decision, data: bytes) -> HeadVersion:
     if not data:
         return head
     record = read_record(data)
-    version = unverified(record.candidate, Candidate).version
+    version = parsed(record.candidate, Candidate).version
     if version < head.version:
         return head
     candidate = decision.terms.lineage.verify(record, round_number=version)

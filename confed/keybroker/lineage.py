@@ -25,7 +25,7 @@ from confed.errors import CohortError, LineageError, ManifestMismatchError, Quor
 from confed.journey import Purpose, base_version
 from confed.keybroker.statements import Candidate, Commit, CommitRecord, Countersignature, Ticket
 from confed.manifest import Manifest
-from confed.statement import Signed, verify
+from confed.statement import Signed, unverified, verify
 
 T = TypeVar("T")
 _HEX = frozenset("0123456789abcdef")
@@ -277,6 +277,11 @@ def read_record(data: bytes) -> CommitRecord:
     return CommitRecord.from_bytes(data)
 
 
+def parsed(signed: Signed, kind: type[T]) -> T:
+    """Return a statement as ``statement.unverified`` does, remembering it: nothing about it is believed yet."""
+    return _parsed(signed.payload, kind)  # pyright: ignore[reportReturnType]
+
+
 def verified(signed: Signed, kind: type[T], signer: bytes) -> T:
     """Return a statement as ``statement.verify`` does, remembering it, so that shared processes parse it once."""
     return _verified(signed, kind, signer)  # pyright: ignore[reportReturnType]
@@ -285,6 +290,11 @@ def verified(signed: Signed, kind: type[T], signer: bytes) -> T:
 @lru_cache(maxsize=8192)
 def _verified(signed: Signed, kind: type[object], signer: bytes) -> object:
     return verify(signed, kind, signer=signer)
+
+
+@lru_cache(maxsize=8192)
+def _parsed(payload: bytes, kind: type[object]) -> object:
+    return unverified(Signed(payload=payload, signer=b"", signature=b""), kind)
 
 
 _lock = threading.Lock()

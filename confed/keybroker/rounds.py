@@ -30,6 +30,7 @@ from confed.keybroker.credentials import aggregator_key
 from confed.keybroker.decision import Decision, Issued
 from confed.keybroker.floors import charge_round, require_counted_cohort
 from confed.keybroker.heads import HeadVersion, advance, head_of, require_base, witness
+from confed.keybroker.lineage import verified
 from confed.keybroker.statements import (
     Candidate,
     ClientCredential,
@@ -209,7 +210,7 @@ def _require_candidate(
 ) -> HeadVersion:
     decision.require_open()
     key = aggregator_key(decision, instance=candidate.instance, round_number=candidate.round)
-    verify(signed, Candidate, signer=key)
+    verified(signed, Candidate, key)
     head = witness(decision, base_record)
     require_base(decision, head, purpose=candidate.purpose, round_number=candidate.round, base=candidate.base)
     decision.terms.lineage.verify_candidate(candidate, tickets)
@@ -363,7 +364,7 @@ def _countersigned_closing(decision: Decision, head: HeadVersion, closing: Signe
     if terms.site is None:
         raise QuorumError("closing countersignature", expected="a data owner's broker", got="another")
     owner = terms.manifest.model.owner.broker
-    found = verify(closing, Closing, signer=owner)
+    found = verified(closing, Closing, owner)
     expected = (owner, terms.run, terms.digest, terms.manifest.rounds, head.version, head.digest)
     got = (found.broker, found.run, found.manifest, found.rounds, found.version, found.digest)
     if expected != got:

@@ -51,7 +51,8 @@ def learning_chart(lines: Lines) -> str:
                 points = [(line["round"], find(line.get(key, {}))) for line in lines]
                 told = [(number, value) for number, value in points if value is not None]
                 if told:
-                    axes.plot(*zip(*told, strict=True), color=colour, label=label, marker="o", markersize=3.5, linewidth=2)
+                    rounds, values = zip(*told, strict=True)
+                    axes.plot(rounds, values, color=colour, label=label, marker="o", markersize=3.5, linewidth=2)
             _finish(axes, title, lines)
             if axes.lines:
                 axes.legend()
@@ -82,7 +83,7 @@ def cohort_chart(lines: Lines, *, least: int) -> str:
 
 
 def stage_chart(lines: Lines) -> str:
-    """Return each round's seconds by stage, stacked: blue is what a plain run also does, orange what confidentiality adds."""
+    """Return each round's seconds by stage, stacked: blue as in a plain run, orange what confidentiality adds."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -126,7 +127,8 @@ def _svg(name: str, draw: Callable[[Any], None], *, height: float) -> str:
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
         figure = Figure(figsize=(8.4, height), layout="constrained")
         draw(figure)
         sink = io.StringIO()

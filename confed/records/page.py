@@ -32,6 +32,10 @@ details ul { margin: .3rem 0; padding-left: 1rem; word-break: break-all; } summa
 """
 
 
+NONE = "-"
+"""Stands where there is nothing to say."""
+
+
 class Html(str):
     """Text that is HTML already."""
 
@@ -59,7 +63,8 @@ def section(title: str, body: Html) -> Html:
 def rows(head: Sequence[str], body: Iterable[Html]) -> Html:
     """Return a table, scrollable where it is too wide."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    return Html(f"<div class=scroll><table><thead><tr>{titles}</tr></thead><tbody>{''.join(body)}</tbody></table></div>")
+    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return Html(f"<div class=scroll>{table}</div>")
 
 
 def cells(*values: object) -> Html:
@@ -69,7 +74,8 @@ def cells(*values: object) -> Html:
 
 def definitions(terms: Mapping[str, object]) -> Html:
     """Return names and what they stand for."""
-    return Html("<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{_text(value)}</dd>" for name, value in terms.items()) + "</dl>")
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{_text(value)}</dd>" for name, value in terms.items())
+    return Html(f"<dl>{listed}</dl>")
 
 
 def code(value: str) -> Html:

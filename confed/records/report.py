@@ -1,4 +1,4 @@
-"""``report.html``: what a run was, what came of it, who attested with what, and how to check it; one file, no links out.
+"""``report.html``: what a run was, what came of it, who attested with what, how to check it; one file, no links out.
 
 Made from records that were not verified while making it: the page says so, and names the command that does.
 """
@@ -19,7 +19,7 @@ from confed.keybroker.statements import Candidate, LedgerEntry
 from confed.manifest import PRODUCTION, Manifest, TeePolicy
 from confed.records import metrics
 from confed.records.charts import cohort_chart, learning_chart, stage_chart
-from confed.records.page import Html, cells, code, definitions, page, rows, section, short
+from confed.records.page import NONE, Html, cells, code, definitions, page, rows, section, short
 from confed.records.run_directory import RunDirectory, write_bytes
 from confed.statement import unverified
 
@@ -70,7 +70,7 @@ def _headline(
     if not complete:
         failed = summary.get("failed")
         why = f" It failed with <code>{escape(str(failed))}</code>." if failed else ""
-        warnings.append(f"<b>INCOMPLETE.</b> There is no closing entry: this run did not end as its manifest says.{why}")
+        warnings.append(f"<b>INCOMPLETE.</b> No closing entry: this run did not end as its manifest says.{why}")
     banner = "".join(f"<p class=warning>{warning}</p>" for warning in warnings)
     engine = f", engine {escape(str(summary['engine']))}" if summary.get("engine") else ""
     return Html(
@@ -121,9 +121,10 @@ def _terms(manifest: Manifest) -> Html:
         "aggregator TEE": _policy(manifest.aggregator_tee),
     }
     owners = [manifest.model.owner, *(site.owner for site in manifest.sites)]
+    roles = ["model owner", *("data owner" for _ in manifest.sites)]
     body = [
-        cells(owner.name, "model owner" if at == 0 else "data owner", short(owner.identity.hex()), short(owner.broker.hex()))
-        for at, owner in enumerate(owners)
+        cells(owner.name, role, short(owner.identity.hex()), short(owner.broker.hex()))
+        for owner, role in zip(owners, roles, strict=True)
     ]
     listed = rows(("owner", "holds", "identity key", "broker key"), body)
     return section("What was agreed", Html(definitions(terms) + listed))
@@ -157,7 +158,7 @@ def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
 
 
 def _claims(envelope: bytes, manifest: Manifest) -> Claims:
-    """Read evidence as genuine for whatever it says it is for; whether that was right is the verification's question."""
+    """Read evidence as genuine for whatever it says it is for; whether that was right is for the verification."""
     binding = Binding.decode(Envelope.decode(envelope).binding)
     expected = ExpectedBinding(
         nonce=binding.nonce, audience=binding.audience, manifest=manifest.digest, role=binding.role, run=manifest.run
@@ -204,7 +205,7 @@ def _hosted(directory: RunDirectory, manifest: Manifest) -> dict[str, set[str]]:
 
 def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
     start = manifest.model.start.digest
-    body = [cells("0", short(start), "–", "–", "–", f"sealed by {manifest.model.owner.name}")]
+    body = [cells("0", short(start), NONE, NONE, NONE, f"sealed by {manifest.model.owner.name}")]
     for number in directory.rounds(Purpose.TRAIN):
         record = directory.commit(Purpose.TRAIN, number)
         candidate = unverified(record.candidate, Candidate)
@@ -214,7 +215,7 @@ def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
         body.append(
             cells(
                 f"{candidate.version}{tried}", short(candidate.digest), short(candidate.base),
-                len(candidate.cohort), agreed, told or "–",
+                len(candidate.cohort), agreed, told or NONE,
             )
         )  # fmt: skip
     head = ("version", "file digest", "parent", "cohort", "countersigned", "training metrics")
@@ -239,8 +240,8 @@ def _owners(manifest: Manifest) -> tuple[Any, ...]:
 
 
 def _number(value: Any, *, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else NONE
 
 
 def _percent(value: Any) -> str:
-    return f"{value:.0%}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+    return f"{value:.0%}" if isinstance(value, int | float) and not isinstance(value, bool) else NONE

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,6 +59,9 @@ from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.identities import HpkeIdentity
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.statement import Signed, public_bytes, sign, unverified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 NOW = 1_800_000_000_000
 HOUR = 3_600_000
@@ -156,6 +158,7 @@ class SigningBrokers:
         self.forgets_evidence = False
         self.tamper: dict[str, Callable[[Any], Any]] = {}
         self.grants: dict[bytes, str] = {}
+        self.bindings: dict[bytes, Binding] = {}
         self.commits: list[Signed] = []
 
     def _said(self, name: str, statement: Any) -> Any:
@@ -168,7 +171,7 @@ class SigningBrokers:
             refused = self.refuse.get((call, keys.name))
             if isinstance(refused, UnreachableError):
                 raise refused
-            results.append(refused if refused else answer(at, keys))
+            results.append(refused or answer(at, keys))
         return results
 
     def challenge(self, items: Sequence[tuple[bytes, str]]) -> list[Any]:
@@ -216,8 +219,6 @@ class SigningBrokers:
             )
 
         return self._each("release", [request.broker for request in asked], answer)
-
-    bindings: dict[bytes, Binding] = {}
 
     def _credential(self, request: ReleaseRequest, keys: Keys, signed: Signed) -> AggregatorCredential:
         binding = self.bindings[request.broker]
@@ -416,7 +417,6 @@ class World:
         }
         self.manifest = Manifest(**{**chosen, **terms})
         self.brokers = SigningBrokers(self)
-        self.brokers.bindings = {}
 
     def keys_of(self, broker: bytes) -> Keys:
         return next(keys for keys in (self.owner, *self.sites) if keys.party.broker == broker)

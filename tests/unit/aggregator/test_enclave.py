@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aggregator_world import World
@@ -22,6 +20,10 @@ from confed.errors import (
 from confed.journey import Role
 from confed.keybroker.statements import AggregatorCredential, ReleaseRequest
 from confed.statement import Signed, unverified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 OTHER = "a" * 64
 ASKED = Asked(round=1, attempt=0, base="b" * 64, base_record=b"")

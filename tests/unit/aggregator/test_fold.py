@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from aggregator.combine.fold import Combined, Contribution, Weights, combine
 from aggregator.combine.tensor_types import number_type
 from confed.errors import CohortError, ConfedError, NormError, NotFiniteError, ShapeError, TamperedError
 from confed.model.weights import BFLOAT16, layout_of, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 Arrays = dict[str, np.ndarray]
 

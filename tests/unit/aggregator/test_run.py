@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from aggregator_world import HOUR, MODEL_KEY, NOW, Changes, Keys, World, norm_of, stranger
 from test_fold import flowers, same_bits
 
-from aggregator.run import Closed, Run
 from confed import canonical
 from confed.errors import (
     CohortError,
@@ -46,6 +43,12 @@ from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, state_key
 from confed.sealing.recipients import RecipientEntry
 from confed.statement import unverified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aggregator.run import Closed, Run
 
 ADAM = StrategyTerms(name="FedAdam", parameters={"eta": 0.05, "tau": 1e-3})
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from confed import canonical
 from confed.attestation.evidence import Binding, instance_of
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedPlatform
 from confed.journey import Purpose, Role, Use
 from confed.keybroker.broker import Broker
 from confed.keybroker.identity import OwnerHome
+from confed.keybroker.lineage import lineage_of
 from confed.keybroker.replies import Released
 from confed.keybroker.statements import (
     Candidate,
@@ -44,7 +47,6 @@ from confed.manifest import (
 )
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 START_MS = 1_800_000_000_000
 CLIENT_CODE = "c1" * 32
@@ -80,7 +82,7 @@ class Enclave:
         code = CLIENT_CODE if role is Role.CLIENT else AGGREGATOR_CODE
         settings = {
             "measurement": code,
-            "configuration": world.manifest.digest,
+            "configuration": world.digest,
             "environment": "simulation",
             "shared": True,
             "now_ms": world.now,
@@ -93,7 +95,7 @@ class Enclave:
             profile=self._attester.profile,
             nonce=fresh,
             audience=canonical.digest(broker),
-            manifest=self.world.manifest.digest,
+            manifest=self.world.digest,
             role=self.role,
             run=self.world.manifest.run,
             hpke_public=self.hpke.public,
@@ -133,11 +135,16 @@ class World:
         self.brokers = {name: Broker.of(owner, clock=lambda: self.now) for name, owner in self.homes.items()}
         self.records: dict[int, bytes] = {}
 
+    @property
+    def digest(self) -> str:
+        """The manifest's digest, computed once for each manifest."""
+        return lineage_of(self.manifest).digest
+
     def clone(self, home: Path) -> World:
         """Return a copy of this (closed) world in another directory: quicker than making its owners anew."""
         shutil.copytree(self.home, home)
         world = copy.copy(self)
-        world.home, world.records = home, {}
+        world.home, world.records = home, dict(self.records)
         world._open()
         return world
 
@@ -167,7 +174,9 @@ class World:
             data_source="sealed",
             model=ModelTerms(owner=self.homes[MODEL_OWNER].party, start=self.reference(MODEL_OWNER), layout="00" * 32),
             sites=tuple(Site(owner=self.homes[name].party, dataset=self.reference(name)) for name in SITES),
-            code=CodeTerms(client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32),
+            code=CodeTerms(
+                client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32
+            ),
             strategy=StrategyTerms(name="FedAvg", parameters={}),
             cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
             settings={},
@@ -180,7 +189,9 @@ class World:
 
     def reference(self, name: str) -> SealedReference:
         digest = canonical.digest(name.encode())
-        return SealedReference(container_id=f"container-{name}", digest=digest, key_id=self.keys[name][0], size_bytes=1000)
+        return SealedReference(
+            container_id=f"container-{name}", digest=digest, key_id=self.keys[name][0], size_bytes=1000
+        )
 
     def identity(self, name: str) -> bytes:
         return self.homes[name].party.identity
@@ -192,7 +203,13 @@ class World:
 
     def data_key(self, site: str, **changes: Any) -> KeyName:
         reference = self.reference(site)
-        values = {"key_id": reference.key_id, "use": Use.DATA, "container": reference.container_id, "version": 0, "attempt": 0}
+        values = {
+            "key_id": reference.key_id,
+            "use": Use.DATA,
+            "container": reference.container_id,
+            "version": 0,
+            "attempt": 0,
+        }
         return KeyName(**{**values, **changes})
 
     def model_key(self, version: int, *, attempt: int = 0, use: Use = Use.VERSION, **changes: Any) -> KeyName:
@@ -214,10 +231,12 @@ class World:
         return unverified(record.candidate, Candidate).digest
 
     def nonce(self, name: str) -> bytes:
-        challenge = verify(self.brokers[name].challenge(self.manifest.digest), Challenge, signer=self.public(name))
+        challenge = verify(self.brokers[name].challenge(self.digest), Challenge, signer=self.public(name))
         return challenge.nonce
 
-    def request(self, enclave: Enclave, name: str, *, nonce: bytes, round_number: int = 1, **changes: Any) -> ReleaseRequest:
+    def request(
+        self, enclave: Enclave, name: str, *, nonce: bytes, round_number: int = 1, **changes: Any
+    ) -> ReleaseRequest:
         """A good request of ``enclave`` to the broker of ``name``, with changes."""
         client = enclave.role is Role.CLIENT
         purpose = changes.get("purpose", Purpose.TRAIN if client else Purpose.AGGREGATE)
@@ -226,7 +245,7 @@ class World:
             "request_id": os.urandom(16),
             "broker": self.public(name),
             "nonce": nonce,
-            "manifest": self.manifest.digest,
+            "manifest": self.digest,
             "run": self.manifest.run,
             "instance": enclave.instance,
             "role": enclave.role,
@@ -292,7 +311,7 @@ class World:
             "request_id": os.urandom(16),
             "broker": self.public(site),
             "identity": self.identity(site),
-            "manifest": self.manifest.digest,
+            "manifest": self.digest,
             "run": self.manifest.run,
             "round": 1,
             "attempt": 0,
@@ -336,7 +355,7 @@ class World:
         digest = first.base if evaluates else canonical.digest(f"{first.round}/{first.attempt}".encode())
         values: dict[str, Any] = {
             "run": self.manifest.run,
-            "manifest": self.manifest.digest,
+            "manifest": self.digest,
             "round": first.round,
             "attempt": first.attempt,
             "purpose": first.purpose,

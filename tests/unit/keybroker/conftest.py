@@ -51,3 +51,19 @@ def world(template: World, place: Path) -> Iterator[World]:
     world = template.clone(place / "home")
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def trained_template(template: World, quick_disk: Path) -> World:
+    world = template.clone(quick_disk / "trained-template")
+    world.run_round(1)
+    world.close()
+    return world
+
+
+@pytest.fixture
+def trained(trained_template: World, place: Path) -> Iterator[World]:
+    """A world after its first round."""
+    world = trained_template.clone(place / "home")
+    yield world
+    world.close()

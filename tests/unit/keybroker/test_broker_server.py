@@ -19,6 +19,9 @@ from typing import Any
 import grpc
 import pytest
 from broker_world import MODEL_OWNER, SITES, Enclave, World
+from hypothesis import given
+from hypothesis import strategies as st
+
 from confed.errors import (
     BrokerError,
     ChallengeError,
@@ -37,8 +40,7 @@ from confed.keybroker.statements import CommitRecord
 from confed.statement import sign
 from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel
 from confed.wire.v1 import confed_pb2 as pb
-from hypothesis import given
-from hypothesis import strategies as st
+from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
 
 Ask = Callable[["Served"], Any]
 
@@ -54,7 +56,10 @@ class Served:
 @pytest.fixture
 def served(world: World, place: Path) -> Iterator[Served]:
     brokers = {world.public(name): broker for name, broker in world.brokers.items()}
-    with serve_brokers(brokers, listen=f"unix:{place}/b.sock", tls=None) as server, open_channel(server.endpoint) as channel:
+    with (
+        serve_brokers(brokers, listen=f"unix:{place}/b.sock", tls=None) as server,
+        open_channel(server.endpoint) as channel,
+    ):
         yield Served(world, server, channel, BrokerClient(channel))
 
 
@@ -92,7 +97,9 @@ def test_a_round_goes_over_the_wire(served: Served) -> None:
     ).to_bytes()
     heads = client.observe([(key, world.manifest.run, os.urandom(32), record) for key in keys])
     assert [head.version for head in heads] == [1, 1, 1]
-    (early,) = client.close([world.public(MODEL_OWNER)], run="run-1", manifest=world.manifest.digest, final_record=record)
+    (early,) = client.close(
+        [world.public(MODEL_OWNER)], run="run-1", manifest=world.manifest.digest, final_record=record
+    )
     assert type(early).code == "round"
     for name in everyone:
         verify_ledger(client.records(world.public(name)), broker=world.public(name))
@@ -115,9 +122,9 @@ def test_one_refusal_does_not_fail_a_batch(served: Served) -> None:
 
 
 def test_a_refusal_carries_its_code_and_nothing_else(served: Served) -> None:
-    from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
-
-    batch = pb.ChallengeBatch(items=[pb.ChallengeBatch.Item(broker=served.world.public("north"), manifest="secret-name")])
+    batch = pb.ChallengeBatch(
+        items=[pb.ChallengeBatch.Item(broker=served.world.public("north"), manifest="secret-name")]
+    )
     reply = KeyBrokerStub(served.channel).Challenge(batch).items[0]
     assert reply.refusal == pb.Refusal(code="not-approved")
     assert b"secret-name" not in reply.SerializeToString()
@@ -139,11 +146,11 @@ def test_what_is_unexpected_leaves_as_a_refusal_and_a_line_without_its_text(
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b'{"broker":7}', b'{"broker":"zz"}', b"\xff"])
 def test_a_request_that_is_none_is_refused(served: Served, payload: bytes) -> None:
-    from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
-
     stub = KeyBrokerStub(served.channel)
     signed = pb.Signed(payload=payload, signer=b"", signature=b"")
-    assert stub.Release(pb.ReleaseBatch(items=[pb.ReleaseBatch.Item(request=signed)])).items[0].refusal.code == "encoding"
+    assert (
+        stub.Release(pb.ReleaseBatch(items=[pb.ReleaseBatch.Item(request=signed)])).items[0].refusal.code == "encoding"
+    )
     assert stub.Ticket(pb.TicketBatch(items=[pb.TicketBatch.Item(request=signed)])).items[0].refusal.code == "encoding"
 
 
@@ -151,9 +158,11 @@ def test_a_server_with_other_keys_is_not_believed(served: Served, place: Path) -
     """The governor answers in a broker's place: with its own broker, under the name of the right one."""
     world = served.world
     brokers = {world.public("north"): world.brokers["south"]}
-    with serve_brokers(brokers, listen=f"unix:{place}/lies.sock", tls=None) as server:
-        with open_channel(server.endpoint) as channel:
-            (reply,) = BrokerClient(channel).challenge([(world.public("north"), world.manifest.digest)])
+    with (
+        serve_brokers(brokers, listen=f"unix:{place}/lies.sock", tls=None) as server,
+        open_channel(server.endpoint) as channel,
+    ):
+        (reply,) = BrokerClient(channel).challenge([(world.public("north"), world.manifest.digest)])
     assert isinstance(reply, SignatureError)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 
 import pytest
-from broker_world import CLIENT_CODE, MODEL_OWNER, SITES, Enclave, World
+from broker_world import MODEL_OWNER, SITES, Enclave, World
+
 from confed.journey import Purpose, Role, Use
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.lineage import verify_commit_record
@@ -18,6 +20,7 @@ from confed.keybroker.statements import (
     CommitRecord,
     Head,
 )
+from confed.manifest import Manifest
 from confed.sealing.derivation import container_key, state_key, version_key
 from confed.statement import verify
 
@@ -100,9 +103,7 @@ def test_a_later_request_needs_a_nonce_but_no_evidence(world: World) -> None:
 
 
 def test_a_data_owner_without_a_dataset_still_credentials(make_world: Callable[..., World]) -> None:
-    import dataclasses
-
-    def app_data(manifest):
+    def app_data(manifest: Manifest) -> Manifest:
         sites = tuple(dataclasses.replace(site, dataset=None) for site in manifest.sites)
         return dataclasses.replace(manifest, data_source="app", sites=sites)
 
@@ -144,4 +145,3 @@ def test_a_kill_between_two_steps_loses_nothing(world: World, name: str) -> None
     world.restart()
     assert list(world.brokers[name].records()) == before
     world.run_round(2)
-    assert CLIENT_CODE == world.manifest.code.client_image

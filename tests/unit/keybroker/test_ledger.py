@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from broker_world import SITES, World
+
 from confed.errors import LedgerError
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.statements import LedgerEntry
@@ -57,17 +58,17 @@ BROKEN: dict[str, tuple[Change, int]] = {
 
 
 @pytest.mark.parametrize("sentence", BROKEN)
-def test_a_ledger_is_refused_with(world: World, sentence: str) -> None:
+def test_a_ledger_is_refused_with(trained: World, sentence: str) -> None:
     change, where = BROKEN[sentence]
-    world.run_round(1)
+    world = trained
     entries = list(world.brokers["north"].records())
     assert len(verify_ledger(entries, broker=world.public("north"))) == len(entries) > 5
     with pytest.raises(LedgerError, match=f"ledger entry {where}"):
         verify_ledger(change(world, entries), broker=world.public("north"))
 
 
-def test_a_truncated_ledger_shows_against_what_was_countersigned(world: World) -> None:
-    world.run_round(1)
+def test_a_truncated_ledger_shows_against_what_was_countersigned(trained: World) -> None:
+    world = trained
     entries = list(world.brokers["north"].records())
     head = entries[-1].digest
     verify_ledger(entries, broker=world.public("north"), through=head)
@@ -81,9 +82,9 @@ def test_another_brokers_ledger_is_refused(world: World) -> None:
         verify_ledger(list(world.brokers["north"].records()), broker=world.public("south"))
 
 
-def test_records_go_on_from_a_sequence_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_go_on_from_a_sequence_number(trained: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = trained
     monkeypatch.setattr("confed.keybroker.ledger._PAGE", 2)
-    world.run_round(1)
     everything = list(world.brokers["north"].records())
     assert list(world.brokers["north"].records(first=3)) == everything[3:]
     assert list(world.brokers["north"].records(first=99)) == []

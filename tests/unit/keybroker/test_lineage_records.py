@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from broker_world import MODEL_OWNER, SITES, World
+
 from confed.errors import (
     CohortError,
     ConfedError,
@@ -26,7 +27,9 @@ from confed.statement import Signed, sign, unverified
 Change = Callable[[World, CommitRecord], CommitRecord]
 
 
-def rebuilt(world: World, record: CommitRecord, *, shown: tuple[Signed, ...] | None = None, **changes: Any) -> CommitRecord:
+def rebuilt(
+    world: World, record: CommitRecord, *, shown: tuple[Signed, ...] | None = None, **changes: Any
+) -> CommitRecord:
     """All owners collude: they sign a changed candidate. What is left are the rules that anybody can check."""
     candidate = dataclasses.replace(unverified(record.candidate, Candidate), **changes)
     signed = sign(candidate, world.homes["north"].broker_key)
@@ -133,22 +136,20 @@ WRONG: dict[str, tuple[Change, type[ConfedError]]] = {
 
 
 @pytest.mark.parametrize("sentence", WRONG)
-def test_a_record_is_refused_with(world: World, sentence: str) -> None:
+def test_a_record_is_refused_with(trained: World, sentence: str) -> None:
     change, error = WRONG[sentence]
-    world.run_round(1)
-    good = CommitRecord.from_bytes(world.records[1])
-    verify_commit_record(good, manifest=world.manifest, round_number=1)
-    bad = change(world, good)
+    good = CommitRecord.from_bytes(trained.records[1])
+    verify_commit_record(good, manifest=trained.manifest, round_number=1)
+    bad = change(trained, good)
     for _ in range(2):
         with pytest.raises(error):
-            verify_commit_record(bad, manifest=world.manifest, round_number=1)
+            verify_commit_record(bad, manifest=trained.manifest, round_number=1)
 
 
-def test_a_rebuilt_record_without_a_change_holds(world: World) -> None:
-    world.run_round(1)
-    good = CommitRecord.from_bytes(world.records[1])
-    verify_commit_record(rebuilt(world, good), manifest=world.manifest, round_number=1)
-    verify_commit_record(other_ticket()(world, good), manifest=world.manifest, round_number=1)
+def test_a_rebuilt_record_without_a_change_holds(trained: World) -> None:
+    good = CommitRecord.from_bytes(trained.records[1])
+    verify_commit_record(rebuilt(trained, good), manifest=trained.manifest, round_number=1)
+    verify_commit_record(other_ticket()(trained, good), manifest=trained.manifest, round_number=1)
 
 
 EXPECTATIONS: dict[str, dict[str, Any]] = {
@@ -160,40 +161,37 @@ EXPECTATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("sentence", EXPECTATIONS)
-def test_a_good_record_is_refused_for(world: World, sentence: str) -> None:
-    world.run_round(1)
-    record = CommitRecord.from_bytes(world.records[1])
-    arguments = {"round_number": 1, "attempt": 0, "base": world.base(0), **EXPECTATIONS[sentence]}
-    verify_commit_record(record, manifest=world.manifest, round_number=1, attempt=0, base=world.base(0))
+def test_a_good_record_is_refused_for(trained: World, sentence: str) -> None:
+    record = CommitRecord.from_bytes(trained.records[1])
+    arguments = {"round_number": 1, "attempt": 0, "base": trained.base(0), **EXPECTATIONS[sentence]}
+    verify_commit_record(record, manifest=trained.manifest, round_number=1, attempt=0, base=trained.base(0))
     with pytest.raises(LineageError):
-        verify_commit_record(record, manifest=world.manifest, **arguments)
+        verify_commit_record(record, manifest=trained.manifest, **arguments)
 
 
-def test_the_base_is_the_start_or_what_a_record_commits(world: World) -> None:
-    world.run_round(1)
-    record = CommitRecord.from_bytes(world.records[1])
-    assert base_of(world.manifest, None, version=0) == world.manifest.model.start.digest
-    assert base_of(world.manifest, record, version=1) == world.base(1)
+def test_the_base_is_the_start_or_what_a_record_commits(trained: World) -> None:
+    record = CommitRecord.from_bytes(trained.records[1])
+    assert base_of(trained.manifest, None, version=0) == trained.manifest.model.start.digest
+    assert base_of(trained.manifest, record, version=1) == trained.base(1)
     with pytest.raises(LineageError):
-        base_of(world.manifest, None, version=1)
+        base_of(trained.manifest, None, version=1)
     with pytest.raises(LineageError):
-        base_of(world.manifest, record, version=2)
+        base_of(trained.manifest, record, version=2)
 
 
-def test_what_is_remembered_belongs_to_one_manifest(world: World) -> None:
-    world.run_round(1)
-    record = CommitRecord.from_bytes(world.records[1])
-    verify_commit_record(record, manifest=world.manifest, round_number=1)
-    other = dataclasses.replace(world.manifest, seed=8)
-    assert lineage_of(other) is not lineage_of(world.manifest)
+def test_what_is_remembered_belongs_to_one_manifest(trained: World) -> None:
+    record = CommitRecord.from_bytes(trained.records[1])
+    verify_commit_record(record, manifest=trained.manifest, round_number=1)
+    other = dataclasses.replace(trained.manifest, seed=8)
+    assert lineage_of(other) is not lineage_of(trained.manifest)
     with pytest.raises(LineageError):
         verify_commit_record(record, manifest=other, round_number=1)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"candidate":1,"commit":1,"countersignatures":1,"tickets":1}'])
-def test_bytes_that_are_no_record_are_refused(world: World, data: bytes) -> None:
+def test_bytes_that_are_no_record_are_refused(trained: World, data: bytes) -> None:
     with pytest.raises(EncodingError):
         CommitRecord.from_bytes(data)
     if data:
         with pytest.raises(EncodingError):
-            world.brokers["north"].observe(world.manifest.run, nonce=b"", record=data)
+            trained.brokers["north"].observe(trained.manifest.run, nonce=b"", record=data)

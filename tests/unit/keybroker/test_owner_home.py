@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from broker_world import MODEL_OWNER, START_MS, World, floors
+
 from confed.errors import (
     ConfedError,
     ConfigError,

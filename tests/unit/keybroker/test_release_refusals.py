@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from broker_world import CLIENT_CODE, MODEL_OWNER, Enclave, World
+
+from confed.attestation.tee.simulated import SimulatedPlatform
 from confed.errors import (
     BindingMismatchError,
     BrokerError,
@@ -37,10 +39,11 @@ from confed.errors import (
     TrustAnchorError,
     UnknownKeyError,
 )
-from confed.attestation.tee.simulated import SimulatedPlatform
 from confed.journey import Purpose, Role, Use
-from confed.keybroker.ledger import verify_ledger
-from confed.manifest import Manifest, Unchecked
+from confed.keybroker.decision import Decision, Terms
+from confed.keybroker.floors import require_manifest_floors
+from confed.keybroker.ledger import Ledger, verify_ledger
+from confed.manifest import Manifest
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import sign
 
@@ -56,34 +59,44 @@ def aggregator(world: World, **launch: Any) -> Enclave:
     return Enclave(world, Role.AGGREGATOR, **launch)
 
 
-def ask_with_key(name: str, key: Callable[[World], Any], enclave: Callable[[World], Enclave] = client, **more: Any) -> Ask:
+def ask_with_key(
+    name: str, key: Callable[[World], Any], enclave: Callable[[World], Enclave] = client, **more: Any
+) -> Ask:
     return lambda world: world.release(enclave(world), name, keys=(key(world),), **more)
 
 
 def to_another_broker(world: World) -> Any:
     enclave, nonce = client(world), world.nonce("north")
     request = world.request(enclave, "north", nonce=nonce)
-    return world.brokers["south"].release(sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce))
+    return world.brokers["south"].release(
+        sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce)
+    )
 
 
 def with_another_brokers_nonce(world: World) -> Any:
     enclave, nonce = client(world), world.nonce("south")
     request = world.request(enclave, "north", nonce=nonce)
-    return world.brokers["north"].release(sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce))
+    return world.brokers["north"].release(
+        sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce)
+    )
 
 
 def with_expired_nonce(world: World) -> Any:
     enclave, nonce = client(world), world.nonce("north")
     request = world.request(enclave, "north", nonce=nonce)
     world.now += 121_000
-    return world.brokers["north"].release(sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce))
+    return world.brokers["north"].release(
+        sign(request, enclave.signing), envelope=enclave.attest(world.public("north"), nonce)
+    )
 
 
 def with_old_evidence(world: World) -> Any:
     enclave, nonce = client(world), world.nonce("north")
     envelope = enclave.attest(world.public("north"), nonce)
     world.now += 61_000
-    return world.brokers["north"].release(sign(world.request(enclave, "north", nonce=nonce), enclave.signing), envelope=envelope)
+    return world.brokers["north"].release(
+        sign(world.request(enclave, "north", nonce=nonce), enclave.signing), envelope=envelope
+    )
 
 
 def signed_by_another(world: World) -> Any:
@@ -188,21 +201,42 @@ def request_id_for_another_request(world: World) -> Any:
 REFUSALS: dict[str, tuple[Ask, type[ConfedError]]] = {
     # What attests.
     "other code": (lambda w: w.release(client(w, measurement="ee" * 32), "north"), MeasurementError),
-    "the aggregator's code as a client": (lambda w: w.release(client(w, measurement="a9" * 32), "north"), MeasurementError),
+    "the aggregator's code as a client": (
+        lambda w: w.release(client(w, measurement="a9" * 32), "north"),
+        MeasurementError,
+    ),
     "another measured configuration": (
         lambda w: w.release(client(w, configuration="12" * 32), "north"),
         ConfigurationError,
     ),
-    "a TEE launched for production": (lambda w: w.release(client(w, environment="production"), "north"), ConfigurationError),
+    "a TEE launched for production": (
+        lambda w: w.release(client(w, environment="production"), "north"),
+        ConfigurationError,
+    ),
     "another root": (with_another_root, TrustAnchorError),
     "evidence with a flipped bit": (with_flipped_evidence, ConfedError),
     "evidence that is none": (lambda w: _with_envelope(w, b"{}"), EvidenceFormatError),
     "old evidence": (with_old_evidence, StaleEvidenceError),
-    "evidence for another audience": (lambda w: w.release(client(w), "north", binding={"audience": "34" * 32}), BindingMismatchError),
-    "evidence for another manifest": (lambda w: w.release(client(w), "north", binding={"manifest": "34" * 32}), BindingMismatchError),
-    "evidence for another role": (lambda w: w.release(client(w), "north", binding={"role": Role.AGGREGATOR}), BindingMismatchError),
-    "evidence for another run": (lambda w: w.release(client(w), "north", binding={"run": "run-2"}), BindingMismatchError),
-    "evidence for another nonce": (lambda w: w.release(client(w), "north", binding={"nonce": os.urandom(32)}), BindingMismatchError),
+    "evidence for another audience": (
+        lambda w: w.release(client(w), "north", binding={"audience": "34" * 32}),
+        BindingMismatchError,
+    ),
+    "evidence for another manifest": (
+        lambda w: w.release(client(w), "north", binding={"manifest": "34" * 32}),
+        BindingMismatchError,
+    ),
+    "evidence for another role": (
+        lambda w: w.release(client(w), "north", binding={"role": Role.AGGREGATOR}),
+        BindingMismatchError,
+    ),
+    "evidence for another run": (
+        lambda w: w.release(client(w), "north", binding={"run": "run-2"}),
+        BindingMismatchError,
+    ),
+    "evidence for another nonce": (
+        lambda w: w.release(client(w), "north", binding={"nonce": os.urandom(32)}),
+        BindingMismatchError,
+    ),
     "evidence for another HPKE key": (
         lambda w: w.release(client(w), "north", binding={"hpke_public": HpkeIdentity.generate().public}),
         InstanceError,
@@ -259,10 +293,18 @@ REFUSALS: dict[str, tuple[Ask, type[ConfedError]]] = {
     "the start's key with an attempt": (ask_with_key(MODEL_OWNER, lambda w: w.model_key(0, attempt=1)), PurposeError),
     "the next version for a client": (ask_with_key(MODEL_OWNER, lambda w: w.model_key(1)), PurposeError),
     "strategy state for a client": (ask_with_key(MODEL_OWNER, lambda w: w.model_key(0, use=Use.STATE)), PurposeError),
-    "state of the start": (ask_with_key(MODEL_OWNER, lambda w: w.model_key(0, use=Use.STATE), aggregator), PurposeError),
+    "state of the start": (
+        ask_with_key(MODEL_OWNER, lambda w: w.model_key(0, use=Use.STATE), aggregator),
+        PurposeError,
+    ),
     "version 0 by the version key": (
-        ask_with_key(MODEL_OWNER, lambda w: w.model_key(0, use=Use.START, container="").__class__(
-            key_id=w.keys[MODEL_OWNER][0], use=Use.VERSION, container="", version=0, attempt=0), aggregator),
+        ask_with_key(
+            MODEL_OWNER,
+            lambda w: w.model_key(0, use=Use.START, container="").__class__(
+                key_id=w.keys[MODEL_OWNER][0], use=Use.VERSION, container="", version=0, attempt=0
+            ),
+            aggregator,
+        ),
         PurposeError,
     ),
     "the version after next": (ask_with_key(MODEL_OWNER, lambda w: w.model_key(2), aggregator), PurposeError),
@@ -329,22 +371,22 @@ def test_a_cohort_of_one_needs_the_owners_word(make_world: Make) -> None:
     world.release(client(world), "north")
 
 
-def test_a_key_of_simulation_serves_no_other_environment(make_world: Make) -> None:
-    world = make_world()
-    unchecked = Unchecked(unchecked="test")
-    assert unchecked.unchecked
+def test_a_key_of_simulation_serves_no_other_environment(world: World) -> None:
     other = dataclasses.replace(world.manifest, environment="production", run="run-2")
-    world.homes["north"].approve(other, now_ms=world.now)
-    world.manifest = other
-    # The simulated TEE is refused before the key is looked at; the key's own floor is the second line.
-    from confed.keybroker.floors import require_manifest_floors
-
-    class Shown:
-        class terms:  # noqa: N801
-            manifest = other
-
-    with pytest.raises(FloorError):
-        require_manifest_floors(Shown, world.homes["north"].floors(world.keys["north"][0]), is_data=True)  # type: ignore[arg-type]
+    party, key_id = world.homes["north"].party, world.keys["north"][0]
+    with world.homes["north"].store.transaction() as tx:
+        decision = Decision(
+            tx=tx,
+            party=party,
+            key=world.homes["north"].broker_key,
+            vault=world.homes["north"].vault,
+            ledger=Ledger(world.homes["north"].broker_key),
+            now=world.now,
+            terms=Terms.of(other, party),
+        )
+        # Production refuses the simulated TEE before this; the key's own floor is the second line.
+        with pytest.raises(FloorError):
+            require_manifest_floors(decision, world.homes["north"].vault.floors(tx, key_id), is_data=True)
 
 
 def test_a_keys_rounds_are_counted_over_all_manifests(make_world: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from broker_world import MODEL_OWNER, SITES, Enclave, World
+
 from confed.errors import (
     BrokerError,
     BudgetError,
@@ -449,9 +450,7 @@ def commit_something_else(world: World) -> Any:
 def commit_at_a_data_owner(world: World) -> Any:
     closed, candidate, signatures = _committed(world)
     signed = sign(candidate, closed.aggregator.signing)
-    return world.brokers["north"].commit(
-        signed, tickets=list(closed.tickets.values()), countersignatures=signatures
-    )
+    return world.brokers["north"].commit(signed, tickets=list(closed.tickets.values()), countersignatures=signatures)
 
 
 def commit_by_a_second_aggregator(world: World) -> Any:
@@ -464,7 +463,10 @@ def commit_by_a_second_aggregator(world: World) -> Any:
 
 def _forged(world: World, candidate: Candidate, signatures: list[Signed]) -> list[Signed]:
     own = unverified(signatures[0], Countersignature)
-    return [*signatures[:1], sign(dataclasses.replace(own, identity=world.identity("west")), world.homes["north"].broker_key)]
+    return [
+        *signatures[:1],
+        sign(dataclasses.replace(own, identity=world.identity("west")), world.homes["north"].broker_key),
+    ]
 
 
 def _by_the_model_owner(world: World, candidate: Candidate, signatures: list[Signed]) -> list[Signed]:

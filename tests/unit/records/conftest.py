@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from confed.records.run_directory import RunDirectory
 from records_world import RecordedRun
+
+from confed.records.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
     return recorded
 
 
+@pytest.fixture(scope="session")
+def written(run: RecordedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run.write(tmp_path_factory.mktemp("written") / "run").path
+
+
 @pytest.fixture
-def directory(run: RecordedRun, tmp_path: Path) -> RunDirectory:
-    return run.write(tmp_path / "run")
+def directory(written: Path, tmp_path: Path) -> RunDirectory:
+    return RunDirectory.open(Path(shutil.copytree(written, tmp_path / "run")))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from confed import canonical
 from confed.attestation.evidence import Binding, instance_of
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedPlatform
@@ -48,7 +50,6 @@ from confed.records.trust import Trust
 from confed.sealing.container import Draft, seal_to_bytes
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 START_MS = 1_800_000_000_000
 CODE = {Role.CLIENT: "c1" * 32, Role.AGGREGATOR: "a9" * 32}
@@ -194,7 +195,14 @@ class RecordedRun:
         self._attest(aggregator, number, attempt=attempt)
         sealed, digest = self._version(aggregator, number, attempt)
         record = self._commit(
-            client, aggregator, number, attempt, Purpose.TRAIN, sites, digest=digest, excluded=excluded or {}
+            client,
+            aggregator,
+            number,
+            attempt=attempt,
+            purpose=Purpose.TRAIN,
+            sites=sites,
+            digest=digest,
+            excluded=excluded or {},
         )
         self.files.append(sealed)
         self.records[Purpose.TRAIN, number] = record
@@ -202,7 +210,7 @@ class RecordedRun:
     def _evaluate(self, client: Enclave, aggregator: Enclave, number: int) -> None:
         base = self.base(number)
         self.records[Purpose.EVALUATE, number] = self._commit(
-            client, aggregator, number, 0, Purpose.EVALUATE, SITES, digest=base, excluded={}
+            client, aggregator, number, attempt=0, purpose=Purpose.EVALUATE, sites=SITES, digest=base, excluded={}
         )
 
     def _attest(self, aggregator: Enclave, number: int, *, attempt: int) -> None:
@@ -229,7 +237,7 @@ class RecordedRun:
     def _base_record(self, version: int) -> bytes:
         return self.records[Purpose.TRAIN, version].to_bytes() if version else b""
 
-    def release(  # noqa: PLR0913
+    def release(
         self,
         enclave: Enclave,
         name: str,
@@ -316,15 +324,15 @@ class RecordedRun:
             tickets.append(self.brokers[site].ticket(sign(request, client.signing)))
         return tickets
 
-    def _commit(  # noqa: PLR0913
+    def _commit(
         self,
         client: Enclave,
         aggregator: Enclave,
         number: int,
+        *,
         attempt: int,
         purpose: Purpose,
         sites: Sequence[str],
-        *,
         digest: str,
         excluded: dict[str, str],
     ) -> CommitRecord:
@@ -359,7 +367,7 @@ class RecordedRun:
     def _note_events(self, candidate: Candidate, sites: Sequence[str]) -> None:
         step = {"round": candidate.round, "purpose": str(candidate.purpose)}
         note = self.events.append
-        note({"event": "round-started", "time": self.now, **step, "clients": len(SITES)})
+        note({"event": "round-started", "time": self.now, **step, "cohort": len(SITES)})
         for site in sites:
             seconds = {"fetch": 0.01, "open": 0.02, "train": 0.5, "seal": 0.02, "send": 0.01}
             note({"event": "client-done", "time": self.now + 500, **step, "site": site, "seconds": seconds})
@@ -371,7 +379,7 @@ class RecordedRun:
                 "event": event,
                 "time": self.now + 700,
                 **step,
-                "cohort_size": len(sites),
+                "cohort": len(sites),
                 "metrics": dict(candidate.metrics),
                 "seconds": {"combine": 0.05, "commit": 0.1},
                 "version": candidate.version,

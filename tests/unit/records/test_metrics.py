@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from confed.records import metrics
-from confed.records.run_directory import RunDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 from records_world import RecordedRun
+
+from confed.records import metrics
+from confed.records.run_directory import RunDirectory
 
 
 def test_a_round_has_one_line(directory: RunDirectory, run: RecordedRun) -> None:
@@ -66,5 +67,5 @@ def test_events_that_are_not_numbers_are_left_out() -> None:
         {"event": "attested", "seconds": {"attest": 2.0}},
         {"event": "run-finished", "seconds": {"train": 100.0}},
     ]
-    assert metrics.seconds_by_stage(events) == {"train": 1.0}
+    assert metrics.seconds_by_stage(events) == {"attest": 2.0, "train": 1.0}
     assert metrics.seconds_by_round(events) == {1: {"train": 1.0}}

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records_world import SITES, RecordedRun
+
 from confed import canonical
 from confed.errors import ConfedError, EncodingError, MissingFileError, SizeError
 from confed.journey import Purpose
 from confed.records import run_directory
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.statement import Signed
-from hypothesis import given
-from hypothesis import strategies as st
-from records_world import SITES, RecordedRun
 
 signed = st.builds(
     Signed, payload=st.binary(max_size=80), signer=st.binary(min_size=32, max_size=32), signature=st.binary(min_size=64, max_size=64)

@@ -9,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from records_world import OWNER, SITES, START_MS, Enclave, RecordedRun, edit, leave_out, repeat
+
 from confed import canonical
+from confed.attestation.appraisal import claims_digest
+from confed.attestation.evidence import Binding, Envelope
+from confed.attestation.tee.simulated import SimulatedAttester, SimulatedPlatform
+from confed.attestation.verifier import ExpectedBinding, default_registry
 from confed.errors import (
     AttestationError,
     BindingMismatchError,
@@ -36,15 +45,22 @@ from confed.errors import (
     TicketError,
     TrustAnchorError,
 )
-from confed.journey import Purpose
-from confed.keybroker.statements import Candidate, Closing, ClosingCountersignature, CommitRecord, Countersignature
+from confed.journey import Kind, Purpose, Role
+from confed.keybroker.statements import (
+    Approval,
+    Candidate,
+    Closing,
+    ClosingCountersignature,
+    Commit,
+    CommitRecord,
+    Countersignature,
+    LedgerEntry,
+)
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.records.trust import Trust
 from confed.records.verification import verify_run
-from confed.statement import sign, unverified
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from records_world import OWNER, SITES, RecordedRun, edit, leave_out, repeat
+from confed.sealing.container import Draft, seal_to_bytes
+from confed.statement import Signed, sign, unverified
 
 Change = Callable[[RunDirectory, RecordedRun], None]
 
@@ -272,8 +288,7 @@ FILES: list[tuple[str, Change, type[ConfedError], str]] = [
 ]
 
 
-def _stranger(closing: ClosingRecord):
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+def _stranger(closing: ClosingRecord) -> Signed:
 
     return sign(unverified(closing.countersignatures[0], ClosingCountersignature), Ed25519PrivateKey.generate())
 
@@ -296,7 +311,7 @@ SIGNED_FILES = (
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(SIGNED_FILES), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_no_byte_of_a_signed_file_can_change(
     name: str, where: float, flip: int, directory: RunDirectory, run: RecordedRun
@@ -323,7 +338,6 @@ def _forged(name: str, change: Callable) -> Change:
 
 
 def _evidence_of(run: RecordedRun, name: str, *, event: str = "credentialed-aggregator", at: int = 0) -> str:
-    from confed.keybroker.statements import LedgerEntry
 
     entries = [unverified(signed, LedgerEntry) for signed in run.ledgers[name]]
     return str([entry for entry in entries if entry.event == event][at].body["evidence"])
@@ -339,8 +353,9 @@ def _evidence_of_another_instance(directory: RunDirectory, run: RecordedRun) -> 
 
 
 def _late(entries):
-    place = [at for at, entry in enumerate(entries) if entry.event == "released"][0]
-    return [dataclasses.replace(entry, time=entry.time + 3_600_000) if at >= place else entry for at, entry in enumerate(entries)]
+    place = next(at for at, entry in enumerate(entries) if entry.event == "released")
+    late = [dataclasses.replace(entry, time=entry.time + 3_600_000) for entry in entries[place:]]
+    return [*entries[:place], *late]
 
 
 def _moved_to_the_end(event: str) -> Callable:
@@ -524,7 +539,6 @@ def test_two_brokers_of_different_successors_are_a_fork(directory: RunDirectory,
     south = run.homes["south"].party.broker
     kept = tuple(signed for signed in record.countersignatures if signed.signer != south)
     owner = run.homes[OWNER].broker_key
-    from confed.keybroker.statements import Commit
 
     commit = unverified(record.commit, Commit)
     signed = sign(dataclasses.replace(commit, countersignatures=tuple(c.digest for c in kept)), owner)
@@ -539,7 +553,6 @@ def test_two_brokers_of_different_successors_are_a_fork(directory: RunDirectory,
 
 def test_a_candidate_by_a_key_that_did_not_attest_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
     # Every owner colludes and signs what an unattested key proposes: only the evidence shows it.
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     record = run.records[Purpose.EVALUATE, 2]
     candidate = sign(unverified(record.candidate, Candidate), Ed25519PrivateKey.generate())
@@ -583,8 +596,6 @@ def test_a_closing_that_says_something_else_is_refused(
 
 def test_a_version_whose_file_says_something_else_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
     # The right digest for the wrong kind of file: the manifest names as start what is no model of its owner.
-    from confed.journey import Kind
-    from confed.sealing.container import Draft, seal_to_bytes
 
     draft = Draft(kind=Kind.DATASET, container_id="start", owner=run.homes[OWNER].party.identity)
     data, sealed = seal_to_bytes([b"x"], draft, data_key=bytes(32), signing_key=run.homes[OWNER].identity_key)
@@ -604,8 +615,7 @@ def test_a_version_whose_file_says_something_else_is_refused(directory: RunDirec
         verify_run(directory.path, trust=run.trust)
 
 
-def _approval(signed):
-    from confed.keybroker.statements import Approval
+def _approval(signed: Signed) -> Approval:
 
     return unverified(signed, Approval)
 
@@ -643,22 +653,20 @@ def test_a_trust_that_knows_more_is_enough(directory: RunDirectory, run: Recorde
     verify_run(directory.path, trust=trust)
 
 
+def _first_release(directory: RunDirectory, run: RecordedRun) -> tuple[LedgerEntry, Binding]:
+    entries = [unverified(signed, LedgerEntry) for signed in run.ledgers["north"]]
+    entry = next(entry for entry in entries if entry.event == "released")
+    return entry, Binding.decode(Envelope.decode(directory.read_evidence(entry.body["evidence"])).binding)
+
+
 def test_evidence_under_another_root_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
     # The run's own manifest vouches for a root; verification rests on that root, so a fake envelope does not pass.
-    from confed.attestation.tee.simulated import SimulatedPlatform
-    from records_world import START_MS, Enclave
 
     class Elsewhere:
         platform, manifest, now = SimulatedPlatform.create(START_MS), run.manifest, START_MS + 1000
 
-    from confed.attestation.evidence import Binding, Envelope
-    from confed.journey import Role
-    from confed.keybroker.statements import LedgerEntry
 
-    entry = next(
-        unverified(s, LedgerEntry) for s in run.ledgers["north"] if unverified(s, LedgerEntry).event == "released"
-    )
-    honest = Binding.decode(Envelope.decode(directory.read_evidence(entry.body["evidence"])).binding)
+    entry, honest = _first_release(directory, run)
     envelope = Enclave(Elsewhere, Role.AGGREGATOR)._attester.attest(honest).encode()
     digest = directory.write_evidence(envelope)
     run.forge_ledger(directory, "north", edit("released", evidence=digest))
@@ -668,14 +676,8 @@ def test_evidence_under_another_root_is_refused(directory: RunDirectory, run: Re
 
 
 def test_evidence_of_other_code_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
-    from confed.attestation.evidence import Binding, Envelope
-    from confed.attestation.tee.simulated import SimulatedAttester
-    from confed.keybroker.statements import LedgerEntry
 
-    entry = next(
-        unverified(s, LedgerEntry) for s in run.ledgers["north"] if unverified(s, LedgerEntry).event == "released"
-    )
-    honest = Binding.decode(Envelope.decode(directory.read_evidence(entry.body["evidence"])).binding)
+    entry, honest = _first_release(directory, run)
     launched = run.platform.launch(
         measurement="ee" * 32,
         configuration=run.manifest.digest,
@@ -690,16 +692,8 @@ def test_evidence_of_other_code_is_refused(directory: RunDirectory, run: Recorde
 
 
 def test_a_nonce_in_two_evidences_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
-    from confed.attestation.appraisal import claims_digest
-    from confed.attestation.evidence import Binding, Envelope
-    from confed.attestation.tee.simulated import SimulatedAttester
-    from confed.attestation.verifier import ExpectedBinding, default_registry
-    from confed.keybroker.statements import LedgerEntry
 
-    entry = next(
-        unverified(s, LedgerEntry) for s in run.ledgers["north"] if unverified(s, LedgerEntry).event == "released"
-    )
-    honest = Binding.decode(Envelope.decode(directory.read_evidence(entry.body["evidence"])).binding)
+    entry, honest = _first_release(directory, run)
     launched = run.platform.launch(
         measurement="a9" * 32,
         configuration=run.manifest.digest,
