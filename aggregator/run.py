@@ -264,7 +264,10 @@ class Run:
         with self._lock:
             if not self._at.record:
                 raise RoundError("closing", expected="at least one committed version", got="none")
-            return self._releaser.close_run(self._at.record)
+            closing = self._releaser.close_run(self._at.record)
+            # Like every record of the run it is readable by all: it shows by itself whether it holds.
+            self._courier.post(f"{self._manifest.run}/closing", closing)
+            return closing
 
     def _begin_at(self, version: int) -> None:
         candidate, record = self._committed_version(version)

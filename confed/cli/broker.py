@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from confed.errors import ConfigError, PortInUseError
-from confed.keybroker.broker import Broker
+from confed.keybroker.broker import Broker, wall_clock
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.server import serve_brokers
 from confed.wire.channel import RunningServer
@@ -80,7 +80,7 @@ def _serve(owners: list[OwnerHome], listen: str) -> RunningServer:
     if listen.startswith("unix:"):
         return serve_brokers(brokers, listen=listen, tls=None)
     _require_free(listen)
-    return serve_brokers(brokers, listen=listen, tls=owners[0].tls)
+    return serve_brokers(brokers, listen=listen, tls=owners[0].renew_tls(now_ms=wall_clock()))
 
 
 def _require_free(listen: str) -> None:

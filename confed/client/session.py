@@ -589,7 +589,8 @@ def _in_base_order(arrays: Arrays, base: Arrays) -> Arrays:
     for name, array in arrays.items():
         if array.shape != base[name].shape or array.dtype != base[name].dtype:
             raise ShapeError(f"tensor {name}", expected=f"{base[name].dtype}{base[name].shape}", got=f"{array.dtype}{array.shape}")
-    return {name: np.ascontiguousarray(arrays[name]) for name in base}
+    # Not ascontiguousarray: it gives an array without dimensions one.
+    return {name: np.asarray(arrays[name], order="C") for name in base}
 
 
 def _norm(arrays: Arrays, base: Arrays) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from confed import record
 from confed.errors import ConfigError, MissingFileError
-from confed.manifest import PRODUCTION, SIMULATION
+from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
 
 _LARGEST_FILE_BYTES = 1 << 20
 _SETTINGS = dict[str, bool | int | float | str]
@@ -125,6 +125,9 @@ class Experiment:
             value = getattr(self.app, key.split(".")[1])
             if value.count(":") != 1 or not all(value.split(":")):
                 raise ConfigError(key, expected="module:attribute", got=value)
+        # The manifest's own rules, before anything is made.
+        UpdateTerms(norm_bound=self.update.norm_bound, weight_cap=self.update.weight_cap)
+        MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)
         rounds = self.settings.get("num-server-rounds", self.run.rounds)
         if rounds != self.run.rounds:
             raise ConfigError("settings.num-server-rounds", expected=f"run.rounds ({self.run.rounds})", got=rounds)

@@ -39,10 +39,19 @@ def run_engine(engine: str, services: Services, *, watch: Callable[[], None]) ->
         "ray": _run_ray,
         "deployment": _run_deployment,
     }
-    if engine not in runners:
-        raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
+    require_engine(engine)
     with _governor_file(services):
         runners[engine](services, watch)
+
+
+def require_engine(engine: str) -> None:
+    """Refuse a name that is no engine's.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if engine not in ENGINES:
+        raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
 
 
 def uses_separate_brokers(engine: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from confed import canonical
 from confed.errors import ConfedError, LineageError
 from confed.experiment.config import load_experiment
-from confed.experiment.engines import run_engine, uses_separate_brokers
+from confed.experiment.engines import require_engine, run_engine, uses_separate_brokers
 from confed.experiment.owners import Owners, approve, load_owners, seal_everything
 from confed.experiment.resolution import prepare, resolve
 from confed.experiment.services import Services, running_services
@@ -54,6 +54,7 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
         ConfedError: a user's mistake, or a check that refused; the run directory then says how far it came.
     """
     started = time.perf_counter()
+    require_engine(request.engine)
     experiment = load_experiment(request.config_file)
     prepared = prepare(experiment, config_file=request.config_file)
     owners = load_owners(prepared, home=request.home)

@@ -4,7 +4,8 @@ Every call is one transaction:
 
 1. who is addressed, and under which manifest: only one that this owner approved;
 2. what happens whatever the verdict: a nonce is burnt;
-3. the rules (``release``, ``rounds``, ``heads``); a refused rule's writes are undone, the refusal goes into the ledger;
+3. the rules (``release``, ``tickets``, ``succession``, ``closing``, ``heads``); what a refused decision wrote is
+   undone, and the refusal goes into the ledger;
 4. the ledger entry, the stored answer, the commit to disk; only then is anything answered.
 
 The same request again gets the stored bytes. Threads may share a broker; so may processes share a store.
@@ -29,7 +30,7 @@ from confed.errors import (
     RequestReplayError,
     SizeError,
 )
-from confed.keybroker import rounds
+from confed.keybroker.closing import close as close_run
 from confed.keybroker.decision import Decision, Terms
 from confed.keybroker.heads import head_of, witness
 from confed.keybroker.identity import OwnerHome
@@ -39,6 +40,8 @@ from confed.keybroker.release import release
 from confed.keybroker.replies import Released
 from confed.keybroker.statements import Candidate, Challenge, Head, ReleaseRequest, TicketRequest
 from confed.keybroker.store import Store, Transaction
+from confed.keybroker.succession import commit, countersign
+from confed.keybroker.tickets import ticket as issue_ticket
 from confed.keybroker.vault import Vault
 from confed.manifest import Manifest, Party
 from confed.statement import Signed, sign, unverified, verify
@@ -150,7 +153,7 @@ class Broker:
         return self._decide("release", asked.manifest, request.digest, decide, first=first)
 
     def ticket(self, request: Signed) -> Signed:
-        """Decide about a ``TicketRequest``; see ``rounds.ticket``.
+        """Decide about a ``TicketRequest``; see ``tickets``.
 
         Raises:
             ConfedError: the class of the rule that refuses.
@@ -161,12 +164,12 @@ class Broker:
 
         def decide(decision: Decision) -> Signed:
             _require_run(decision, asked.run)
-            return rounds.ticket(decision, asked, request)
+            return issue_ticket(decision, asked, request)
 
         return self._decide("ticket", asked.manifest, request.digest, decide)
 
     def countersign(self, candidate: Signed, *, tickets: Sequence[Signed], base_record: bytes = b"") -> Signed:
-        """Countersign a ``Candidate`` as the one successor of its attempt; see ``rounds.countersign``.
+        """Countersign a ``Candidate`` as the one successor of its attempt; see ``succession``.
 
         Raises:
             ConfedError: the class of the rule that refuses.
@@ -174,7 +177,7 @@ class Broker:
         asked = parsed(candidate, Candidate)
 
         def decide(decision: Decision) -> Signed:
-            return rounds.countersign(decision, asked, candidate, tickets=tickets, base_record=base_record)
+            return countersign(decision, asked, candidate, tickets=tickets, base_record=base_record)
 
         return self._decide("countersign", asked.manifest, candidate.digest, decide)
 
@@ -186,7 +189,7 @@ class Broker:
         countersignatures: Sequence[Signed],
         base_record: bytes = b"",
     ) -> Signed:
-        """Commit a ``Candidate`` with its countersignatures (the model owner's broker); see ``rounds.commit``.
+        """Commit a ``Candidate`` with its countersignatures (the model owner's broker); see ``succession``.
 
         Raises:
             ConfedError: the class of the rule that refuses.
@@ -194,7 +197,7 @@ class Broker:
         asked = parsed(candidate, Candidate)
 
         def decide(decision: Decision) -> Signed:
-            return rounds.commit(
+            return commit(
                 decision,
                 asked,
                 candidate,
@@ -233,7 +236,7 @@ class Broker:
         return self._decide("observe", manifest, "", decide, durable=bool(record))
 
     def close(self, *, run: str, manifest: str, final_record: bytes = b"", closing: Signed | None = None) -> Signed:
-        """Sign a ``Closing``, or countersign one that is given; see ``rounds.close``.
+        """Sign a ``Closing``, or countersign one that is given; see ``closing``.
 
         Raises:
             ConfedError: the class of the rule that refuses.
@@ -241,7 +244,7 @@ class Broker:
 
         def decide(decision: Decision) -> Signed:
             _require_run(decision, run)
-            return rounds.close(decision, final_record=final_record, closing=closing)
+            return close_run(decision, final_record=final_record, closing=closing)
 
         return self._decide("close", manifest, closing.digest if closing else "", decide)
 

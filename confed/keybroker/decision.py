@@ -1,7 +1,7 @@
 """One decision of a broker: the open transaction, the owner's keys, the time, and an approved manifest's terms.
 
-The rules themselves are in ``release`` (keys), ``rounds`` (tickets, countersignatures, commits, closing) and
-``heads`` (which version is the newest); they read and write only through a decision.
+The rules themselves are in ``release`` (keys), ``tickets``, ``succession`` (countersignatures and commits),
+``closing`` and ``heads`` (which version is the newest); they read and write only through a decision.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Issued:
 class Decision:
     """The one road from a rule to the store, the ledger and the broker's signature."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (its parts, all named)
         self,
         *,
         tx: Transaction,
@@ -111,7 +111,7 @@ class Decision:
         """Return the digest of the last ledger entry."""
         return self._ledger.tip(self.tx)
 
-    def issue(
+    def issue(  # noqa: PLR0913 (a row, all named)
         self,
         signed: Signed,
         *,

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
@@ -35,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FORMAT = "confed-owner/1"
 _STORE = "broker.sqlite"
 _KEK_BYTES = 32
+_TLS_REMAINDER = datetime.timedelta(days=30)
 
 
 def confed_home(home: Path | None = None) -> Path:
@@ -149,6 +151,21 @@ class OwnerHome:
             self._store.close()
             self._store = None
 
+    def renew_tls(self, *, now_ms: int) -> TlsIdentity:
+        """Return the TLS identity to serve with, made anew first if its certificate ends within 30 days.
+
+        Those who pinned the old certificate must be told of the new one; nothing that confed promises rests on it.
+        """
+        ends = x509.load_pem_x509_certificate(self.tls.certificate.encode()).not_valid_after_utc
+        now = _moment(now_ms)
+        if ends - now < _TLS_REMAINDER:
+            self.tls = TlsIdentity.generate(now=now)
+            draft = self.path / f".tls.{os.urandom(8).hex()}"
+            _write(draft, self.vault.seal(_tls_bytes(self.tls), kind="owner", name="tls"))
+            draft.replace(self.path / "tls.sealed")
+            _sync_directory(self.path)
+        return self.tls
+
     def new_key(self, *, floors: KeyFloors) -> tuple[str, bytes]:
         """Make a key in the vault and return its id and the key itself.
 
@@ -237,13 +254,11 @@ def _fill(draft: Path, *, name: str, environment: str, now_ms: int) -> None:
     kek = os.urandom(_KEK_BYTES)
     vault = Vault(kek)
     identity, broker = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    now = datetime.datetime.fromtimestamp(now_ms / 1000, tz=datetime.UTC)
-    tls = TlsIdentity.generate(now=now)
     secrets = {
         "identity": identity.private_bytes_raw(),
         "broker": broker.private_bytes_raw(),
         "hpke": HpkeIdentity.generate().to_private_bytes(),
-        "tls": json.dumps({"certificate": tls.certificate, "private_key": tls.private_key}).encode(),
+        "tls": _tls_bytes(TlsIdentity.generate(now=_moment(now_ms))),
     }
     public = {
         "format": _FORMAT,
@@ -262,6 +277,14 @@ def _fill(draft: Path, *, name: str, environment: str, now_ms: int) -> None:
     store.close()
     _write(draft / "owner.json", canonical.encode(public))
     _sync_directory(draft)
+
+
+def _tls_bytes(tls: TlsIdentity) -> bytes:
+    return json.dumps({"certificate": tls.certificate, "private_key": tls.private_key}).encode()
+
+
+def _moment(now_ms: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(now_ms / 1000, tz=datetime.UTC)
 
 
 def _read_public(path: Path) -> dict[str, str]:

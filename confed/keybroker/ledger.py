@@ -97,6 +97,7 @@ def verify_ledger(entries: Sequence[Signed], *, broker: bytes, through: str | No
     """Return the entries of a broker's whole ledger, its chain, signatures, order and times checked.
 
     Args:
+        entries: all of them, from the first on.
         broker: the broker's public key, from outside the ledger.
         through: the digest of an entry that must be in it, such as a closing countersignature's ``head``. A chain
             alone cannot show that its end was cut off.

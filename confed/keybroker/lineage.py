@@ -215,7 +215,7 @@ class Lineage:
             raise TicketError("ticket", expected="for this step, base and aggregator", got="for another")
 
 
-def verify_commit_record(
+def verify_commit_record(  # noqa: PLR0913 (what a caller may know of a record, all named)
     record: CommitRecord,
     *,
     manifest: Manifest,

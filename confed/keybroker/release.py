@@ -46,7 +46,7 @@ _PERMITTED = {
 }
 
 
-def release(
+def release(  # noqa: PLR0913 (the request and what came with it)
     decision: Decision,
     request: ReleaseRequest,
     signed: Signed,

@@ -14,7 +14,7 @@ from confed import canonical
 from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.verifier import Claims, ExpectedBinding, default_registry
 from confed.errors import ConfedError
-from confed.journey import Purpose, Role
+from confed.journey import Purpose
 from confed.keybroker.statements import Candidate, LedgerEntry
 from confed.manifest import PRODUCTION, Manifest, TeePolicy
 from confed.records import metrics
@@ -58,7 +58,7 @@ def _headline(
         ("rounds", f"{len(lines)} of {manifest.rounds}"),
         ("sites", str(len(manifest.sites))),
         ("seconds", _number(summary.get("total_s"), digits=1)),
-        ("cost of confidentiality", _percent(summary.get("confidentiality_share"))),
+        ("confidentiality's share", _percent(summary.get("confidentiality_share"))),
     ]
     shown = "".join(f"<div class=tile><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles)
     warnings: list[str] = []
@@ -150,10 +150,13 @@ def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
     hosted = _hosted(directory, manifest)
     ordered = sorted(found.items(), key=lambda item: (item[1][0][0].binding.role, item[1][0][0].issued_at, item[0]))
     body = [_attested_row(instance, shown, hosted.get(instance, set()), manifest) for instance, shown in ordered]
-    note = "<p class=note>Confinement layers are what the TEE says of itself; they prove nothing.</p>"
+    note = (
+        "<p class=note>Each broker got evidence of its own, under its own nonce. Layers are what a TEE says of its "
+        "confinement; they prove nothing.</p>"
+    )
     if refused:
         note += f"<p class=warning>{refused} evidence files do not verify.</p>"
-    head = ("who", "role", "TEE", "code", "layers", "attested to", "evidence")
+    head = ("who", "TEE", "code", "layers", "attested to, with")
     return section("Who attested, with what", Html(rows(head, body) + note))
 
 
@@ -173,18 +176,17 @@ def _attested_row(
 ) -> Html:
     claims = shown[0][0]
     audiences = {canonical.digest(party.broker): party.name for party in _owners(manifest)}
-    brokers = sorted({audiences.get(item.binding.audience, "a stranger") for item, _ in shown})
+    told = sorted((audiences.get(item.binding.audience, "a stranger"), digest) for item, digest in shown)
     kind = claims.evidence_class + (", shared by several sites" if claims.shared else "")
-    who = ", ".join(sorted(hosted)) if claims.binding.role is Role.CLIENT else "aggregator"
-    digests = "".join(f"<li>{code(digest)}</li>" for _, digest in sorted(shown, key=lambda item: item[1]))
-    details = f"<details><summary>{len(shown)}</summary><ul>{digests}</ul></details>"
+    who = f"client of {', '.join(sorted(hosted))}" if hosted else str(claims.binding.role)
+    listed = "".join(f"<li>{escape(name)} {code(digest)}</li>" for name, digest in told)
+    brokers = len({name for name, _ in told})
+    details = f"<details><summary>{brokers} broker{'s' * (brokers > 1)}</summary><ul>{listed}</ul></details>"
     return cells(
-        Html(f"{escape(who or 'client')}<br>{short(instance)}"),
-        claims.binding.role,
+        Html(f"{escape(who)}<br>{short(instance)}"),
         Html(f"{escape(claims.profile)}<br><span class=dim>{escape(kind)}</span>"),
         short(claims.measurement),
         ", ".join(claims.layers) or "none",
-        ", ".join(brokers),
         Html(details),
     )
 

@@ -164,3 +164,13 @@ def test_nothing_of_production_is_approved_by_itself(world: World, place: Path) 
         careful.approve_simulation(manifest)
     careful.approve(manifest)
     careful.close()
+
+
+def test_a_certificate_is_renewed_before_it_ends(world: World) -> None:
+    home = world.homes["north"]
+    first = home.tls
+    day = 24 * 3600 * 1000
+    assert home.renew_tls(now_ms=START_MS + 300 * day) == first
+    second = home.renew_tls(now_ms=START_MS + 340 * day)
+    assert second.certificate != first.certificate
+    assert OwnerHome.load("north", home=world.home).tls == second

@@ -81,6 +81,14 @@ def with_another_brokers_nonce(world: World) -> Any:
     )
 
 
+def with_a_nonce_for_another_manifest(world: World) -> Any:
+    first, world.manifest = world.manifest, dataclasses.replace(world.manifest, run="run-2")
+    world.homes["north"].approve(world.manifest, now_ms=world.now)
+    nonce = world.nonce("north")
+    world.manifest = first
+    return world.release(client(world), "north", nonce=nonce)
+
+
 def with_expired_nonce(world: World) -> Any:
     enclave, nonce = client(world), world.nonce("north")
     request = world.request(enclave, "north", nonce=nonce)
@@ -252,6 +260,11 @@ REFUSALS: dict[str, tuple[Ask, type[ConfedError]]] = {
     "an expired nonce": (with_expired_nonce, ChallengeError),
     "another broker's nonce": (with_another_brokers_nonce, ChallengeError),
     "a request to another broker": (to_another_broker, BrokerError),
+    "a nonce for another manifest": (with_a_nonce_for_another_manifest, ChallengeError),
+    "a request that names another broker": (
+        lambda w: w.release(client(w), "south", broker=w.public("north")),
+        BrokerError,
+    ),
     "a request id used before": (request_id_for_another_request, RequestReplayError),
     "a request id of one byte": (lambda w: w.release(client(w), "north", request_id=b"1"), SizeError),
     "another manifest": (lambda w: w.release(client(w), "north", manifest="34" * 32), NotApprovedError),
@@ -487,11 +500,18 @@ def test_a_restarted_aggregator_may_take_the_next_attempt(world: World) -> None:
 
 
 def test_a_clock_that_is_set_back_revives_nothing(world: World) -> None:
-    enclave, nonce = client(world), world.nonce("north")
-    request = world.request(enclave, "north", nonce=nonce)
-    envelope = enclave.attest(world.public("north"), nonce)
-    world.now += 300_000
-    world.release(client(world), "north")
-    world.now -= 300_000
-    with pytest.raises(ChallengeError):
-        world.brokers["north"].release(sign(request, enclave.signing), envelope=envelope)
+    enclave = client(world)
+    world.release(enclave, "north")
+    world.now += 601_000
+    world.release(aggregator(world), "north")
+    world.now -= 601_000
+    with pytest.raises(InstanceError):
+        world.release(enclave, "north", evidence=False)
+
+
+def test_a_refused_request_leaves_no_session(world: World) -> None:
+    enclave = client(world)
+    with pytest.raises(RoundError):
+        world.release(enclave, "north", round=2)
+    with pytest.raises(InstanceError):
+        world.release(enclave, "north", evidence=False)

@@ -70,7 +70,7 @@ def test_a_report_says_what_was_seen(directory: RunDirectory, run: RecordedRun) 
     for said in (
         "SIMULATION", "0.7000", "no-answer", "west", "landlock-4", "simulated, shared by several sites",
         "at least 2 distinct sites", f"confed verify {directory.path}", run.base(2)[:16], "2 (attempt 2)",
-        run.manifest.digest[:16], "c1" * 8,
+        run.manifest.digest[:16], "c1" * 8, "client of north, south, west", "4 brokers",
     ):  # fmt: skip
         assert said in page.words
     assert "INCOMPLETE" not in page.words

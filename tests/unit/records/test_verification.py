@@ -410,6 +410,20 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
         CredentialError,
         "ledger of north",
     ),
+    (
+        "a credential for another identity",
+        lambda d, run: run.forge_ledger(
+            d, "north", edit("credentialed-client", identity=run.homes["south"].party.identity.hex())
+        ),
+        CredentialError,
+        "(credentialed-client)",
+    ),
+    (
+        "an aggregator that did not attest to the model owner",
+        _forged(OWNER, lambda entries: [e for e in entries if e.body.get("role") != "aggregator"]),
+        InstanceError,
+        "version 1: aggregator at owner",
+    ),
     ("a ticket on another base", _forged("north", edit("ticketed", base="00" * 32)), LineageError, "ledger of north"),
     (
         "a countersignature that its ledger does not hold",
@@ -666,7 +680,7 @@ def test_evidence_under_another_root_is_refused(directory: RunDirectory, run: Re
         platform, manifest, now = SimulatedPlatform.create(START_MS), run.manifest, START_MS + 1000
 
 
-    entry, honest = _first_release(directory, run)
+    _, honest = _first_release(directory, run)
     envelope = Enclave(Elsewhere, Role.AGGREGATOR)._attester.attest(honest).encode()
     digest = directory.write_evidence(envelope)
     run.forge_ledger(directory, "north", edit("released", evidence=digest))

@@ -1,0 +1,119 @@
+"""Tickets: the right to send one result, by the credentialed client of exactly one step (DESIGN §4).
+
+One for each step, for an aggregator that this broker credentialed; none for an attempt older than one already
+ticketed; charged when issued, never refunded.
+"""
+
+from __future__ import annotations
+
+import os
+
+from confed.errors import BudgetError, CredentialError, PurposeError, RequestReplayError, RoundError, TicketError
+from confed.journey import Purpose
+from confed.keybroker.credentials import aggregator_key
+from confed.keybroker.decision import Decision
+from confed.keybroker.floors import charge_round
+from confed.keybroker.heads import head_of, require_base
+from confed.keybroker.statements import ClientCredential, Ticket, TicketRequest
+from confed.statement import Signed, unverified, verify
+
+_RESULTS = (Purpose.TRAIN, Purpose.EVALUATE)
+
+
+def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed:
+    """Return the one ticket of this step, charging it; the same request again gets the same bytes.
+
+    Raises:
+        CredentialError: a client or aggregator that this broker did not credential for this step.
+        TicketError: a second one for this step.
+        RequestReplayError: a request id used before for something else.
+        RoundError, BudgetError, RollbackError, LineageError, CohortError, InstanceError: as the names say.
+    """
+    terms = decision.terms
+    if terms.site is None or request.identity != decision.party.identity:
+        raise TicketError("ticket identity", expected="this broker's owner", got=request.identity.hex()[:16])
+    if request.purpose not in _RESULTS:
+        raise PurposeError("ticket purpose", expected="train or evaluate", got=request.purpose)
+    credential = _credential_of(decision, request, signed)
+    repeated = _repeated_ticket(decision, request, signed.digest)
+    if repeated is not None:
+        return repeated
+    decision.require_open()
+    if not 0 <= request.attempt < terms.manifest.max_attempts:
+        raise BudgetError("attempt", expected=f"below {terms.manifest.max_attempts}", got=request.attempt)
+    if decision.now > credential.expires_at:
+        raise CredentialError("client credential time", expected="now within its validity", got="expired")
+    require_base(decision, head_of(decision), purpose=request.purpose, round_number=request.round, base=request.base)
+    aggregator_key(decision, instance=request.aggregator, round_number=request.round)
+    decision.take_seat(
+        purpose=request.purpose, round_number=request.round, attempt=request.attempt, instance=request.aggregator
+    )
+    own = decision.data_floors()
+    if request.purpose is Purpose.TRAIN and own is not None:
+        charge_round(decision, own[0], own[1], request.round, spend=True)
+    return _new_ticket(decision, request, signed, credential)
+
+
+def _credential_of(decision: Decision, request: TicketRequest, signed: Signed) -> ClientCredential:
+    found = decision.issued_for("client-credential", request.purpose, request.round, request.attempt)
+    if found is None or found.signed.digest != request.credential:
+        raise CredentialError("client credential", expected="the one of this step", got=request.credential[:16])
+    verify(signed, TicketRequest, signer=found.detail)
+    return unverified(found.signed, ClientCredential)
+
+
+def _repeated_ticket(decision: Decision, request: TicketRequest, digest: str) -> Signed | None:
+    row = decision.tx.one("SELECT request FROM ticket_requests WHERE request_id = ?", (request.request_id,))
+    if row is not None and row[0] != digest:
+        raise RequestReplayError("request id", expected="a new one", got="one used for something else")
+    tickets = decision.issued("ticket", request.purpose, request.round)
+    for issued in tickets:
+        if issued.attempt == request.attempt:
+            if issued.about == digest:
+                return issued.signed
+            raise TicketError("ticket", expected="one for each step", got="a second")
+        if issued.attempt > request.attempt:
+            raise RoundError("attempt", expected=f"at least {issued.attempt}", got=request.attempt)
+    return None
+
+
+def _new_ticket(decision: Decision, request: TicketRequest, signed: Signed, credential: ClientCredential) -> Signed:
+    issued = decision.sign(
+        Ticket(
+            ticket_id=os.urandom(16),
+            broker=decision.party.broker,
+            identity=decision.party.identity,
+            manifest=decision.terms.digest,
+            run=decision.terms.run,
+            round=request.round,
+            attempt=request.attempt,
+            purpose=request.purpose,
+            base=request.base,
+            aggregator=request.aggregator,
+            credential=request.credential,
+            signing_public=credential.signing_public,
+            issued_at=decision.now,
+            expires_at=credential.expires_at,
+        )
+    )
+    decision.tx.execute("INSERT INTO ticket_requests VALUES (?, ?)", (request.request_id, signed.digest))
+    decision.record(
+        "ticketed",
+        ticket=issued.digest,
+        request=signed.digest,
+        credential=request.credential,
+        identity=request.identity.hex(),
+        round=request.round,
+        attempt=request.attempt,
+        purpose=request.purpose,
+        base=request.base,
+        aggregator=request.aggregator,
+    )
+    return decision.issue(
+        issued,
+        kind="ticket",
+        purpose=request.purpose,
+        round_number=request.round,
+        attempt=request.attempt,
+        about=signed.digest,
+    )

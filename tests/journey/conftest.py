@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from road import Land, Road
+
+
+@pytest.fixture(scope="session")
+def quick_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place whose fsync costs nothing, where the machine has one: durability is not what these tests measure."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("roads")
+        return
+    with tempfile.TemporaryDirectory(prefix="confed-road-", dir=memory) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def land(quick_disk: Path) -> Land:
+    """Four sites, of which two are the least cohort."""
+    return Land(folder=quick_disk / "land")
+
+
+@pytest.fixture
+def place(quick_disk: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=quick_disk))
+
+
+@pytest.fixture
+def road(land: Land, place: Path) -> Iterator[Road]:
+    with Road(land, place) as road:
+        yield road
+
+
+@pytest.fixture
+def make_road(place: Path) -> Iterator[Callable[..., Road]]:
+    """Make a road on a land of its own terms; ``registry`` goes to the road."""
+    roads: list[Road] = []
+
+    def make(*, registry: Any = None, **terms: Any) -> Road:
+        number = len(roads)
+        land = Land(folder=place / f"land-{number}", **terms)
+        roads.append(Road(land, place / f"road-{number}", registry=registry))
+        return roads[-1]
+
+    yield make
+    for road in roads:
+        road.__exit__()
