@@ -23,7 +23,7 @@ _MOST_THREADS = 4
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; return the exit code."""
-    if len(arguments) != 2 or arguments[0] != "--launch-fd" or not arguments[1].isdigit():  # noqa: PLR2004
+    if len(arguments) != 2 or arguments[0] != "--launch-fd" or not arguments[1].isdigit():
         sys.stderr.write("usage: python -m aggregator --launch-fd N\n")
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the launcher, and the launcher ends this process.

@@ -383,7 +383,7 @@ class RoundKeys:
     following_state: bytes | None = field(default=None, repr=False)
 
 
-def round_keys(  # noqa: PLR0913
+def round_keys(
     enclave: Enclave, asked: Asked, *, base_attempt: int, with_base: bool, with_base_state: bool, with_state: bool
 ) -> RoundKeys:
     """Ask for exactly the keys that an attempt needs: the base's only while it is not open yet.

@@ -93,7 +93,7 @@ class Releaser:
         self._folder = folder
         self._threads = threads
 
-    def seal_version(  # noqa: PLR0913
+    def seal_version(
         self,
         step: Step,
         weights: Weights,
@@ -131,7 +131,7 @@ class Releaser:
         digest = self._seal(pack(weights.arrays(), like=weights.layout), draft, keys.following, timed)
         return SealedVersion(digest=digest, state=state_digest)
 
-    def propose(  # noqa: PLR0913
+    def propose(
         self,
         step: Step,
         *,

@@ -36,7 +36,7 @@ class AggregatorService(services.AggregatorServicer):
         """Serve on ``server``."""
         services.add_AggregatorServicer_to_server(self, server)
 
-    def Attest(self, request: pb.AttestCall, context: Any) -> pb.AttestReply:  # noqa: N802
+    def Attest(self, request: pb.AttestCall, context: Any) -> pb.AttestReply:
         """Attest to every owner's broker."""
         del context
 
@@ -45,7 +45,7 @@ class AggregatorService(services.AggregatorServicer):
 
         return _answered(answer, pb.AttestReply)
 
-    def OpenRound(self, request: pb.OpenRoundCall, context: Any) -> pb.OpenRoundReply:  # noqa: N802
+    def OpenRound(self, request: pb.OpenRoundCall, context: Any) -> pb.OpenRoundReply:
         """Open a round and name its cohort."""
         del context
 
@@ -57,7 +57,7 @@ class AggregatorService(services.AggregatorServicer):
 
         return _answered(answer, pb.OpenRoundReply)
 
-    def Submit(self, request: pb.SubmitCall, context: Any) -> pb.SubmitReply:  # noqa: N802
+    def Submit(self, request: pb.SubmitCall, context: Any) -> pb.SubmitReply:
         """Check a sealed result on arrival."""
         del context
 
@@ -67,7 +67,7 @@ class AggregatorService(services.AggregatorServicer):
 
         return _answered(answer, pb.SubmitReply)
 
-    def CloseRound(self, request: pb.CloseRoundCall, context: Any) -> pb.CloseRoundReply:  # noqa: N802
+    def CloseRound(self, request: pb.CloseRoundCall, context: Any) -> pb.CloseRoundReply:
         """Combine, commit and publish; a refusal comes with why each drawn site is not in the round."""
         del context
 
@@ -86,7 +86,7 @@ class AggregatorService(services.AggregatorServicer):
             reply.excluded.update(self._run.excluded)
         return reply
 
-    def CloseRun(self, request: pb.CloseRunCall, context: Any) -> pb.CloseRunReply:  # noqa: N802
+    def CloseRun(self, request: pb.CloseRunCall, context: Any) -> pb.CloseRunReply:
         """End the run."""
         del request, context
         return _answered(lambda: pb.CloseRunReply(closing=self._run.close_run()), pb.CloseRunReply)

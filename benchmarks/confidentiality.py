@@ -8,6 +8,7 @@ countersigns and commits every round. The first round (imports, attestation) is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -84,7 +85,7 @@ def confed_rounds(config: Path, folder: Path) -> tuple[list[float], float]:
         for line in (Path(summary["run_dir"]) / "events.jsonl").read_text().splitlines()
         if (event := json.loads(line))["event"] == "evaluated"
     ]
-    return [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)], summary["accuracy"]
+    return [later - earlier for earlier, later in itertools.pairwise(ends)], summary["accuracy"]
 
 
 def plain_rounds(config: Path, folder: Path) -> tuple[list[float], float]:
@@ -120,7 +121,7 @@ def plain_rounds(config: Path, folder: Path) -> tuple[list[float], float]:
         for worker in workers:
             worker.stop()
     accuracy = float(result.evaluate_metrics_clientapp[experiment.run.rounds]["accuracy"])
-    return [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)], accuracy
+    return [later - earlier for earlier, later in itertools.pairwise(ends)], accuracy
 
 
 def main() -> None:

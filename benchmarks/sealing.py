@@ -80,8 +80,8 @@ def report(figures: dict[str, float]) -> str:
     both = 1 / (1 / raw + 1 / figures["sha_256"])
     lines += [
         f"Sealing is limited by SHA-256: AES then SHA-256 in one thread cannot pass {both:.2f} GB/s, and with two",
-        f"threads the digest, one sequence, cannot pass {figures['sha_256']:.2f} GB/s. Opening hashes nothing: it is "
-        "limited by AES",
+        f"threads the digest, one sequence, cannot pass {figures['sha_256']:.2f} GB/s. Opening hashes nothing: AES",
+        "limits it",
         "and, where the memory is new, by the kernel that has to provide it page by page.",
     ]
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         launch = ClientLaunch.decode(data)
-        if len(arguments) == 4:  # noqa: PLR2004
+        if len(arguments) == 4:
             serve_socket(launch, socket.socket(fileno=int(arguments[3])), layers=layers)
         else:
             serve_deployment(launch, layers=layers)

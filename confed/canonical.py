@@ -14,7 +14,6 @@ LIMIT_BYTES = 16 * 1024 * 1024
 """Largest document that is parsed unless a caller sets a smaller bound."""
 
 
-
 _MAX_INTEGER = 2**53 - 1
 
 

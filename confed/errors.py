@@ -460,7 +460,10 @@ def error_for(code: str, field: str) -> ConfedError:
     A code that no class has gives a plain ``RefusedError`` that names it.
     """
     kind = _by_code().get(code)
-    return kind(field) if kind is not None else RefusedError(f"{field}: refused with unknown code {code[:40]!r}")
+    if kind is None:
+        return RefusedError(f"{field} refused with unknown code {code[:40]!r}")
+    meaning = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+    return kind(f"{field} refused ({code}): {meaning[:1].lower()}{meaning[1:]}")
 
 
 def _by_code() -> dict[str, type[ConfedError]]:

@@ -98,9 +98,7 @@ class CohortTerms:
     def __post_init__(self) -> None:
         _require(self.least >= 1, "cohort.least", "at least 1", self.least)
         _require(0 < self.fraction_train <= 1, "cohort.fraction_train", "above 0 and at most 1", self.fraction_train)
-        _require(
-            0 <= self.fraction_evaluate <= 1, "cohort.fraction_evaluate", "from 0 to 1", self.fraction_evaluate
-        )
+        _require(0 <= self.fraction_evaluate <= 1, "cohort.fraction_evaluate", "from 0 to 1", self.fraction_evaluate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +195,10 @@ class Manifest:
     def __post_init__(self) -> None:
         _require(self.format == FORMAT, "format", FORMAT, self.format)
         _require(
-            self.environment in (PRODUCTION, SIMULATION), "environment", f"{PRODUCTION} or {SIMULATION}", self.environment
+            self.environment in (PRODUCTION, SIMULATION),
+            "environment",
+            f"{PRODUCTION} or {SIMULATION}",
+            self.environment,
         )
         _require(1 <= self.rounds <= 100_000, "rounds", "from 1 to 100000", self.rounds)
         _require(1 <= self.max_attempts <= 100, "max_attempts", "from 1 to 100", self.max_attempts)
@@ -210,7 +211,10 @@ class Manifest:
         ):
             _require(len(set(values)) == len(values), f"sites.{what}", "distinct values", "the same one twice")
         _require(
-            self.cohort.least <= len(self.sites), "cohort.least", f"at most the {len(self.sites)} sites", self.cohort.least
+            self.cohort.least <= len(self.sites),
+            "cohort.least",
+            f"at most the {len(self.sites)} sites",
+            self.cohort.least,
         )
         for site in self.sites:
             _require(

@@ -10,6 +10,7 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
@@ -78,9 +79,9 @@ def _parse_plain(kind: Any, value: Any, at: str, error: MakeError) -> Any:
     if kind is int:
         _expect(isinstance(value, int) and not isinstance(value, bool), at, "a whole number", value, error)
         return value
-    if isinstance(kind, type) and issubclass(kind, str) and kind is not str:  # StrEnum
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
         _expect(isinstance(value, str), at, "text", value, error)
-        choices = [str(member) for member in kind]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        choices = [str(member) for member in kind]
         _expect(value in choices, at, "one of " + ", ".join(choices), value, error)
         return kind(value)
     names = {str: "text", bool: "true or false", type(None): "nothing"}

@@ -165,7 +165,7 @@ def factors(weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def combine(  # noqa: PLR0913
+def combine(
     contributions: Sequence[Contribution],
     *,
     base: Weights,
@@ -311,7 +311,7 @@ class _Worker:
         if part and plaintext[: len(part)].tobytes() != part:
             raise ShapeError(f"{entry.site} layout", expected="the model's safetensors header", got="another")
 
-    def _fold_run(  # noqa: PLR0913, PLR0917
+    def _fold_run(
         self, entry: Contribution, dtype: str, low: int, high: int, plaintext: Array, scratch: _Scratch
     ) -> None:
         """Add ``values * factor`` to the mean, and the squares of their differences from the base to the norm."""

@@ -55,7 +55,7 @@ class NumberType:
             rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
             return rounded.astype(np.uint16)
         if self.stored == np.bool_:
-            return np.asarray(mean) >= 0.5  # noqa: PLR2004
+            return np.asarray(mean) >= 0.5
         if np.issubdtype(self.stored, np.integer):
             limits = np.iinfo(self.stored)
             highest = float(limits.max)

@@ -74,9 +74,7 @@ def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
             batch_size=int(context.run_config["batch-size"]),
         )
         metrics = MetricRecord({"loss": loss, "num-examples": len(shard["train_labels"])})
-        return Message(
-            RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message
-        )
+        return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
@@ -90,7 +88,7 @@ def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
 
 def _network(message: Message) -> Network:
     network = Network()
-    network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     return network
 
 

@@ -41,7 +41,7 @@ def serve(
         courier.put(path)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda _number, _frame: stop.set())
     tls = None if listen.startswith("unix:") else TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
     with serve_courier(courier, listen=listen, tls=tls) as server:
         told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}

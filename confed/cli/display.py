@@ -78,6 +78,9 @@ class RunProgress:
             self._start(event)
         elif event.event in (EventName.RUN_FINISHED, EventName.RUN_FAILED):
             self.ended = str(fields.get("code", "done"))
+            # The round that a run ends in is shown too, with who was missing.
+            cut, self.current = self.current, None
+            return cut
         elif self.current is not None and fields.get("round", self.current.number) == self.current.number:
             return self._within(self.current, event)
         return None

@@ -49,6 +49,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output file if
 def seal_command(
     file: ModelFile,
     owner: Owner,
+    *,
     recipient: Annotated[
         list[Path] | None,
         typer.Option(metavar="KEY_FILE", help="File with an HPKE public key in hexadecimal; may be given again."),
@@ -77,6 +78,7 @@ def seal_command(
 def open_command(
     file: SealedFile,
     owner: Owner,
+    *,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the safetensors file goes.")],
     force: Force = False,
 ) -> None:
@@ -92,6 +94,7 @@ def open_command(
 @app.command(name="show")
 def show_command(
     file: SealedFile,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show what a sealed FILE says in public: what is inside and for whom. Needs no key."""

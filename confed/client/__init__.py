@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from confed.client.current import site_data
     from confed.client.mod import confidential
-    from confed.client.session import site_data
 
 __all__ = ["confidential", "site_data"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return confidential
     if name == "site_data":
-        from confed.client.session import site_data  # noqa: PLC0415
+        from confed.client.current import site_data  # noqa: PLC0415
 
         return site_data
     raise AttributeError(name)

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance
+from confed.client.current import install, installed
 from confed.client.launch import ClientLaunch
-from confed.client.session import ClientSession, Services, install, installed
+from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import BrokerClient
 from confed.manifest import Manifest
@@ -52,7 +53,10 @@ def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
     )
     instance = SimulatedInstance.from_bytes(base64.b64decode(launch.instance, validate=True))
     session = ClientSession(
-        manifest=manifest, attester=SimulatedAttester(instance, layers=tuple(layers)), services=services, sites=launch.sites
+        manifest=manifest,
+        attester=SimulatedAttester(instance, layers=tuple(layers)),
+        services=services,
+        sites=launch.sites,
     )
     install(session)
     return session
@@ -91,8 +95,8 @@ def serve_socket(launch: ClientLaunch, channel: socket.socket, *, layers: Sequen
 
     A frame is an 8-byte big-endian length and an encoded message, preceded by the partition's number.
     """
-    from flwr.app import RecordDict  # noqa: PLC0415
     from flwr.app import Context as FlowerContext  # noqa: PLC0415
+    from flwr.app import RecordDict  # noqa: PLC0415
 
     from confed.flower.messages import decode_message, encode_message  # noqa: PLC0415
 
@@ -127,7 +131,7 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     access = RuntimeAccess(
         address=launch.flower.address,
         root_certificates=launch.flower.root_certificates,

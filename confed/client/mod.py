@@ -16,7 +16,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from confed.client.session import ClientSession, Step, acting_for, installed, seed_everything
+from confed.client.current import acting_for, installed, seed_everything
+from confed.client.session import ClientSession
+from confed.client.step import Step, no_seconds
 from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
@@ -43,7 +45,7 @@ def confidential(message: Message, context: Context, call_next: ClientAppCallabl
         return _failed(message, error.code)
     # The service edge: whatever the app raised may quote data, so only its place in the code is logged.
     except Exception as error:  # noqa: BLE001
-        _log.error("client app failed: %s at %s", type(error).__name__, _place(error))  # noqa: TRY400
+        _log.error("client app failed: %s at %s", type(error).__name__, _place(error))
         return _failed(message, _APP_FAILED)
 
 
@@ -58,7 +60,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
         return _reply(message, {"site": site.owner.name})
     round_number, attempt = int(_number(told, "round")), int(_number(told, "attempt"))
     step, grants = session.step(site, round_number=round_number, attempt=attempt, purpose=purpose)
-    seconds, step.seconds = step.seconds, dict.fromkeys(step.seconds, 0.0)
+    seconds, step.seconds = step.seconds, no_seconds()
     inner_context = _for_the_app(session, step, site, message, context)
     started = time.perf_counter()
     seed_everything(session.manifest.client_seed(site=site.owner.name, round_number=round_number))
@@ -69,9 +71,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
         return _failed(message, _APP_FAILED)
     _keep_state(session, site, inner_context)
     arrays, weight, metrics = _result(session, reply, purpose)
-    digest = session.seal_result(
-        site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds
-    )
+    digest = session.seal_result(site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds)
     answer: dict[str, str | float] = {"site": site.owner.name, "digest": digest}
     if session.manifest.environment == SIMULATION:
         # Seconds per stage tell about the size of a site's data, so they leave only where nothing is at stake.
@@ -101,9 +101,7 @@ def _number(record: ConfigRecord, name: str) -> int:
     return value
 
 
-def _for_the_app(
-    session: ClientSession, step: Step, site: Site, message: Message, context: Context
-) -> Context:
+def _for_the_app(session: ClientSession, step: Step, site: Site, message: Message, context: Context) -> Context:
     """Put the opened base and the manifest's words in place of the governor's, and return the app's context."""
     manifest = session.manifest
     parameters = manifest.strategy.parameters
@@ -119,14 +117,13 @@ def _for_the_app(
         }
     )
     message.content = content
-    inner_context = Context(
+    return Context(
         run_id=context.run_id,
         node_id=context.node_id,
         node_config=context.node_config,
         state=session.states.get(site.owner.name, RecordDict()),
         run_config=dict(manifest.settings),
     )
-    return inner_context
 
 
 def _keep_state(session: ClientSession, site: Site, context: Context) -> None:

@@ -11,26 +11,20 @@ A step (one round, attempt and purpose) is prepared once for all identities that
 
 from __future__ import annotations
 
-import base64
 import os
-import random
-import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
-from confed.attestation.appraisal import appraise
 from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
-from confed.attestation.verifier import ExpectedBinding, default_registry
+from confed.client.counterpart import AggregatorCheck
+from confed.client.result import seal_result
+from confed.client.step import Arrays, Grants, Step, no_seconds, timed
 from confed.errors import ConfedError, CredentialError, LineageError, RefusedError, SessionError, ShapeError
 from confed.journey import Kind, Purpose, Role, Use, base_version
 from confed.keybroker.client import BrokerClient, EnclaveClock
@@ -46,44 +40,11 @@ from confed.keybroker.statements import (
     TicketRequest,
 )
 from confed.manifest import Manifest, Site
-from confed.model.update import Declaration, UpdateDetail, update_key_info
-from confed.model.weights import layout_of, pack, unpack
+from confed.model.weights import layout_of, unpack
 from confed.sealing.container import Container
-from confed.sealing.derivation import new_data_key
 from confed.sealing.identities import HpkeIdentity
-from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
-from confed.sealing.sealer import Draft, seal_to_bytes
 from confed.statement import Signed, sign, verify
 from confed.wire.courier_client import CourierClient
-
-if TYPE_CHECKING:
-    from flwr.app import Context
-
-Arrays = Mapping[str, np.ndarray]
-STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
-
-
-@dataclass(slots=True, kw_only=True)
-class Grants:
-    """What one identity holds in one step."""
-
-    credential: Signed
-    ticket: Signed
-    aggregator: AggregatorCredential
-
-
-@dataclass(slots=True, kw_only=True)
-class Step:
-    """One prepared round, attempt and purpose."""
-
-    round_number: int
-    attempt: int
-    purpose: Purpose
-    base: str
-    base_record: bytes
-    arrays: Arrays
-    grants: dict[str, Grants | ConfedError]
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +80,7 @@ class ClientSession:
         self._attested: dict[bytes, int] = {}
         self._datasets: dict[str, Arrays] = {}
         self._bases: dict[str, Arrays] = {}
-        self._appraised: set[tuple[str, bytes]] = set()
+        self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
         self.states: dict[str, Any] = {}
 
@@ -176,11 +137,11 @@ class ClientSession:
         return self._datasets[site.owner.name]
 
     def _prepare(self, group: Sequence[Site], *, round_number: int, attempt: int, purpose: Purpose) -> Step:
-        seconds = dict.fromkeys(STAGES, 0.0)
+        seconds = no_seconds()
         version = base_version(purpose=purpose, round_number=round_number)
-        with _timed(seconds, "fetch"):
+        with timed(seconds, "fetch"):
             base, record, base_attempt = self._base(version)
-        asks = self._asks(group, version=version, base_attempt=base_attempt, purpose=purpose)
+        asks = self._asks(group, version=version, base_attempt=base_attempt)
         terms = _Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
         replies = self._release(asks, terms, seconds)
         model_key = replies[0]
@@ -193,14 +154,14 @@ class ClientSession:
                 if isinstance(reply, ConfedError):
                     raise reply
                 self._open_dataset(site, reply.keys, seconds)
-                with _timed(seconds, "attest"):
-                    aggregator = self._verified_aggregator(site, round_number=round_number)
+                with timed(seconds, "attest"):
+                    aggregator = self._counterpart.aggregator_of(site, round_number=round_number)
                 if reply.credential is None:
                     raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
                 waiting.append((site, reply.credential, aggregator))
             except ConfedError as error:
                 grants[site.owner.name] = error
-        with _timed(seconds, "release"):
+        with timed(seconds, "release"):
             grants.update(self._tickets(waiting, terms))
         if base not in self._bases:
             opened = self._open_base(base, model_key.keys[0], seconds)
@@ -210,7 +171,6 @@ class ClientSession:
             attempt=attempt,
             purpose=purpose,
             base=base,
-            base_record=record,
             arrays=self._bases[base],
             grants=grants,
             seconds=seconds,
@@ -236,10 +196,9 @@ class ClientSession:
         return known[1].digest, known[0].to_bytes(), known[1].attempt
 
     def _asks(
-        self, group: Sequence[Site], *, version: int, base_attempt: int, purpose: Purpose
+        self, group: Sequence[Site], *, version: int, base_attempt: int
     ) -> list[tuple[bytes, bytes, tuple[KeyName, ...]]]:
         """Return (broker, identity, keys) of every broker to ask: the model owner's first."""
-        del purpose
         start = self.manifest.model.start
         model_key = KeyName(
             key_id=start.key_id,
@@ -248,7 +207,9 @@ class ClientSession:
             version=version,
             attempt=base_attempt,
         )
-        asks = [(self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))]
+        asks: list[tuple[bytes, bytes, tuple[KeyName, ...]]] = [
+            (self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))
+        ]
         for site in group:
             keys: tuple[KeyName, ...] = ()
             if site.dataset is not None and site.owner.name not in self._datasets:
@@ -270,11 +231,11 @@ class ClientSession:
         """Attest to every broker and unwrap what it released (step 2)."""
         results: list[Opened | ConfedError] = [SessionError("broker", expected="an answer", got="none")] * len(asks)
         for client, positions in self._by_server([broker for broker, _, _ in asks]):
-            with _timed(seconds, "release"):
+            with timed(seconds, "release"):
                 challenges = client.challenge([(asks[at][0], self._digest) for at in positions])
             items: list[tuple[Signed, bytes, bytes]] = []
             waiting: list[int] = []
-            with _timed(seconds, "attest"):
+            with timed(seconds, "attest"):
                 for at, challenge in zip(positions, challenges, strict=True):
                     if isinstance(challenge, ConfedError):
                         results[at] = challenge
@@ -282,7 +243,7 @@ class ClientSession:
                     self._clock.advance(challenge.issued_at)
                     items.append(self._request(asks[at], terms, nonce=challenge.nonce))
                     waiting.append(at)
-            with _timed(seconds, "release"):
+            with timed(seconds, "release"):
                 replies = client.release(items)
             for at, item, reply in zip(waiting, items, replies, strict=True):
                 if isinstance(reply, ConfedError):
@@ -345,18 +306,18 @@ class ClientSession:
     def _open_dataset(self, site: Site, keys: Sequence[bytes], seconds: dict[str, float]) -> None:
         if site.dataset is None or site.owner.name in self._datasets:
             return
-        with _timed(seconds, "fetch"):
+        with timed(seconds, "fetch"):
             sealed = self._services.courier.get(site.dataset.digest)
-        with _timed(seconds, "open"):
+        with timed(seconds, "open"):
             container = Container.parse(sealed)
             container.verify_signer(site.owner.identity)
             _expect_kind(container, Kind.DATASET, site.dataset.container_id)
             self._datasets[site.owner.name] = unpack(container.unlock(keys[0]).read_all())
 
     def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
-        with _timed(seconds, "fetch"):
+        with timed(seconds, "fetch"):
             sealed = self._services.courier.get(base)
-        with _timed(seconds, "open"):
+        with timed(seconds, "open"):
             container = Container.parse(sealed)
             # The digest of the whole file is the manifest's or a countersigned commit's, so the signer is covered.
             _expect_kind(container, Kind.MODEL, None)
@@ -364,74 +325,6 @@ class ClientSession:
         if layout_of(arrays).digest != self.manifest.model.layout:
             raise ShapeError("base version", expected="the manifest's tensors", got="others")
         return arrays
-
-    def _verified_aggregator(self, site: Site, *, round_number: int) -> AggregatorCredential:
-        """Return the aggregator that the site's own broker credentialed, its evidence verified here (step 3)."""
-        failure: ConfedError = CredentialError("aggregator credential", expected=f"one for {site.owner.name}", got="none")
-        bodies = self._services.courier.collect(f"{self.manifest.run}/aggregator/{site.owner.name}")
-        for body in reversed(bodies):
-            try:
-                return self._check_aggregator(body, site, round_number)
-            except ConfedError as error:
-                failure = error
-        raise failure
-
-    def _check_aggregator(self, body: bytes, site: Site, round_number: int) -> AggregatorCredential:
-        mail = canonical.decode(body)
-        if not isinstance(mail, dict) or sorted(mail) != ["credential", "envelope"]:  # pyright: ignore[reportUnknownArgumentType]
-            raise CredentialError("aggregator mail", expected="credential and envelope", got="something else")
-        signed = Signed.from_json(mail["credential"])
-        credential = verify(signed, AggregatorCredential, signer=site.owner.broker)
-        now = self._clock.now()
-        for name, expected, got in (
-            ("broker", site.owner.broker, credential.broker),
-            ("identity", site.owner.identity, credential.identity),
-            ("manifest", self._digest, credential.manifest),
-            ("run", self.manifest.run, credential.run),
-            ("instance", instance_of(credential.hpke_public, credential.signing_public), credential.instance),
-        ):
-            if expected != got:
-                raise CredentialError(f"aggregator credential {name}", expected=expected, got=got)
-        if not credential.first_round <= round_number <= credential.last_round:
-            raise CredentialError(
-                "aggregator credential rounds",
-                expected=f"to cover {round_number}",
-                got=f"{credential.first_round} to {credential.last_round}",
-            )
-        if not credential.issued_at <= now + 1000 or now > credential.expires_at:
-            raise CredentialError("aggregator credential time", expected="now within its validity", got="outside")
-        if (signed.digest, site.owner.broker) not in self._appraised:
-            self._appraise_aggregator(mail["envelope"], credential, site)
-            self._appraised.add((signed.digest, site.owner.broker))
-        return credential
-
-    def _appraise_aggregator(self, envelope: Any, credential: AggregatorCredential, site: Site) -> None:
-        try:
-            evidence = base64.b64decode(envelope, validate=True)
-        except (ValueError, TypeError) as error:
-            raise CredentialError("aggregator evidence", expected="base64", got="something else") from error
-        claims = default_registry().verify(
-            evidence,
-            endorsements=(),
-            expected=ExpectedBinding(
-                nonce=credential.nonce,
-                audience=canonical.digest(site.owner.broker),
-                manifest=self._digest,
-                role=Role.AGGREGATOR,
-                run=self.manifest.run,
-            ),
-            now_ms=credential.issued_at,
-            anchors=self.manifest.trust.anchors,
-        )
-        appraise(
-            claims,
-            policy=self.manifest.aggregator_tee,
-            environment=self.manifest.environment,
-            manifest_digest=self._digest,
-            now_ms=credential.issued_at,
-        )
-        if claims.binding.instance != credential.instance:
-            raise CredentialError("aggregator evidence", expected="for the credentialed keys", got="for other keys")
 
     def _tickets(
         self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential]], terms: _Terms
@@ -498,61 +391,19 @@ class ClientSession:
             ShapeError: tensors other than the base's.
             ConfedError: the courier refused or is down.
         """
-        with _timed(seconds, "seal"):
-            sealed = self._sealed(site, step, grants, arrays=arrays, weight=weight, metrics=metrics)
-        with _timed(seconds, "send"):
-            return self._services.courier.put(sealed)
-
-    def _sealed(
-        self, site: Site, step: Step, grants: Grants, *, arrays: Arrays | None, weight: float, metrics: Mapping[str, float]
-    ) -> bytes:
-        if arrays is not None:
-            arrays = _in_base_order(arrays, step.arrays)
-        detail = UpdateDetail(
-            run=self.manifest.run,
-            manifest=self._digest,
-            round=step.round_number,
-            attempt=step.attempt,
-            purpose=step.purpose,
-            base=step.base,
-            aggregator=grants.aggregator.instance,
-            site=site.owner.name,
-            credential=grants.credential.digest,
-            ticket=grants.ticket.digest,
-            layout=self.manifest.model.layout,
-        )
-        declaration = Declaration(
-            weight=weight,
-            norm=_norm(arrays, step.arrays) if arrays is not None else 0.0,
-            metrics=metrics,
-            dataset=site.dataset.digest if site.dataset else "",
-        )
-        info = update_key_info(
-            run=self.manifest.run,
-            round_number=step.round_number,
-            attempt=step.attempt,
-            purpose=step.purpose,
-            site=site.owner.name,
-        )
-        recipient = HpkeRecipient(grants.aggregator.hpke_public)
-        data_key = new_data_key()
-        kind = Kind.UPDATE if arrays is not None else Kind.METRICS
-        container_id = os.urandom(16).hex()
-        draft = Draft(
-            kind=kind,
-            container_id=container_id,
-            version=step.round_number,
-            parents=(step.base,),
-            owner=site.owner.identity,
-            manifest=self._digest,
-            detail=detail.to_detail(),
-            recipients=(
-                RecipientEntry(method=Method.HPKE, key_id=recipient.key_id, wrapped=recipient.wrap(data_key, info=info)),
-            ),
-            declaration_plaintext=declaration.to_bytes(),
-        )
-        parts = pack(arrays) if arrays is not None else []
-        return seal_to_bytes(parts, draft, data_key=data_key, signing_key=self._signing)[0]
+        with timed(seconds, "seal"):
+            data, sealed = seal_result(
+                self.manifest,
+                site,
+                step,
+                grants,
+                arrays=arrays,
+                weight=weight,
+                metrics=metrics,
+                signing_key=self._signing,
+            )
+        with timed(seconds, "send"):
+            return self._services.courier.put(data, digest=sealed.digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -580,89 +431,3 @@ def _expect_kind(container: Container, kind: Kind, container_id: str | None) -> 
         raise ShapeError("container kind", expected=kind, got=container.header.kind)
     if container_id is not None and container.header.container_id != container_id:
         raise ShapeError("container id", expected=container_id, got=container.header.container_id)
-
-
-def _in_base_order(arrays: Arrays, base: Arrays) -> Arrays:
-    """Return the trained arrays in the base's order and dtypes checked against it."""
-    if set(arrays) != set(base):
-        raise ShapeError("trained tensors", expected=f"{len(base)} of the base's names", got=f"{len(arrays)} others")
-    for name, array in arrays.items():
-        if array.shape != base[name].shape or array.dtype != base[name].dtype:
-            raise ShapeError(f"tensor {name}", expected=f"{base[name].dtype}{base[name].shape}", got=f"{array.dtype}{array.shape}")
-    # Not ascontiguousarray: it gives an array without dimensions one.
-    return {name: np.asarray(arrays[name], order="C") for name in base}
-
-
-def _norm(arrays: Arrays, base: Arrays) -> float:
-    """L2 norm of the difference from the base over all floating tensors, in float64."""
-    total = 0.0
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating):
-            difference = array.astype(np.float64).ravel() - base[name].astype(np.float64).ravel()
-            total += float(np.dot(difference, difference))
-    return float(np.sqrt(total))
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] += time.perf_counter() - started
-
-
-_session: ClientSession | None = None
-_site: ContextVar[Site | None] = ContextVar("confed_site", default=None)
-
-
-def install(session: ClientSession) -> None:
-    """Make ``session`` the one of this process: a client TEE has exactly one.
-
-    Raises:
-        SessionError: there is one already.
-    """
-    global _session  # noqa: PLW0603
-    if _session is not None:
-        raise SessionError("session", expected="none yet in this process", got="one")
-    _session = session
-
-
-def installed() -> ClientSession | None:
-    """Return this process's session, if it has one."""
-    return _session
-
-
-@contextmanager
-def acting_for(site: Site) -> Iterator[None]:
-    """Let ``site_data`` answer for ``site`` inside the block."""
-    token = _site.set(site)
-    try:
-        yield
-    finally:
-        _site.reset(token)
-
-
-def site_data(context: Context) -> Arrays:
-    """Return the arrays of this site's sealed dataset, opened in this TEE: name -> array.
-
-    Raises:
-        SessionError: called outside a confidential train or evaluate, or the manifest names no dataset.
-    """
-    del context
-    site = _site.get()
-    if _session is None or site is None:
-        raise SessionError("site_data", expected="a call inside a confidential train or evaluate", got="none")
-    return _session.dataset(site)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and (if the app imported it) torch, single-threaded, so that every engine sees one run."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (apps use the global generator)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        if torch.get_num_threads() != 1:
-            torch.set_num_threads(1)
-

@@ -116,11 +116,15 @@ class Experiment:
         if not 1 <= self.sites.count <= 100_000:
             raise ConfigError("sites.count", expected="from 1 to 100000", got=self.sites.count)
         if self.cohort.least > self.sites.count:
-            raise ConfigError("cohort.least", expected=f"at most sites.count ({self.sites.count})", got=self.cohort.least)
+            raise ConfigError(
+                "cohort.least", expected=f"at most sites.count ({self.sites.count})", got=self.cohort.least
+            )
         if self.data.source not in ("sealed", "app"):
             raise ConfigError("data.source", expected="sealed or app", got=self.data.source)
         if (self.data.source == "sealed") != bool(self.data.shards):
-            raise ConfigError("data.shards", expected="set exactly when data.source is sealed", got=self.data.shards or "nothing")
+            raise ConfigError(
+                "data.shards", expected="set exactly when data.source is sealed", got=self.data.shards or "nothing"
+            )
         for key in ("app.client", "app.server"):
             value = getattr(self.app, key.split(".")[1])
             if value.count(":") != 1 or not all(value.split(":")):

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ def uses_separate_brokers(engine: str) -> bool:
 
 
 @contextlib.contextmanager
-def _governor_file(services: Services) -> Iterator[Path]:
+def _governor_file(services: Services) -> Generator[Path]:
     path = services.sockets / "governor.json"
     launch = GovernorLaunch(
         manifest=base64.b64encode(services.manifest.encoded).decode(),
@@ -74,7 +74,7 @@ def _governor_file(services: Services) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
+def _environment(name: str, value: str) -> Generator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -180,4 +180,3 @@ def _told(failure: BaseException) -> ConfedError:
     lines = str(failure).strip().splitlines() or [""]
     got = f"{type(failure).__name__}: {lines[-1]}"
     return DeploymentError("the governor's app", expected="to run to its end", got=got)
-

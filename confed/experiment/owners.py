@@ -77,9 +77,7 @@ def write_trust(owners: Owners) -> None:
     """Note in the home whom this user trusts: ``confed verify`` reads it."""
     known = {
         "anchors": {PROFILE: [owners.platform.anchor.hex()]},
-        "owners": {
-            owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)
-        },
+        "owners": {owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)},
     }
     target = owners.home / "trust.json"
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
@@ -168,6 +166,4 @@ def _seal(owner: OwnerHome, arrays: Arrays, *, kind: Kind, floors: KeyFloors, pa
         signing_key=owner.identity_key,
         path=path,
     )
-    return SealedReference(
-        container_id=container_id, digest=sealed.digest, key_id=key_id, size_bytes=sealed.size_bytes
-    )
+    return SealedReference(container_id=container_id, digest=sealed.digest, key_id=key_id, size_bytes=sealed.size_bytes)

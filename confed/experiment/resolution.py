@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +89,13 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         )
         start = catch_start(lambda: server_app(grid=_NoGrid(), context=context))
     if start.name not in _AGGREGATED_BY:
-        raise ConfigError("strategy", expected=f"one that the enclave runs ({', '.join(_AGGREGATED_BY)})", got=start.name)
+        raise ConfigError(
+            "strategy", expected=f"one that the enclave runs ({', '.join(_AGGREGATED_BY)})", got=start.name
+        )
     if start.rounds != experiment.run.rounds:
-        raise ConfigError("run.rounds", expected=f"what the ServerApp asks for ({start.rounds})", got=experiment.run.rounds)
+        raise ConfigError(
+            "run.rounds", expected=f"what the ServerApp asks for ({start.rounds})", got=experiment.run.rounds
+        )
     arrays = {name: array.numpy() for name, array in start.arrays.items()}
     if not arrays:
         raise ConfigError("initial_arrays", expected="at least one tensor", got="none")
@@ -186,7 +190,9 @@ def entry_point(key: str, value: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        raise ConfigError(key, expected="a module that can be imported", got=f"{value} ({error.name} is not there)") from error
+        raise ConfigError(
+            key, expected="a module that can be imported", got=f"{value} ({error.name} is not there)"
+        ) from error
     if found is None:
         raise ConfigError(key, expected=f"an attribute of {module}", got=attribute)
     return found
@@ -211,7 +217,7 @@ def _tee(experiment: Experiment, measurement: str) -> TeePolicy:
 
 
 @contextmanager
-def _importing(directory: Path) -> Iterator[None]:
+def _importing(directory: Path) -> Generator[None]:
     """Let an experiment's own modules be imported from its directory, and forget them afterwards."""
     before = set(sys.modules)
     sys.path.insert(0, str(directory))

@@ -117,7 +117,7 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
     for site in manifest.sites:
         for body in courier.collect(f"{manifest.run}/aggregator/{site.owner.name}"):
             directory.write_evidence(base64.b64decode(canonical.decode(body)["envelope"], validate=True))
-    directory.write_version(0, courier.get(manifest.model.start.digest))
+    directory.write_version(0, memoryview(courier.get(manifest.model.start.digest)))
     for purpose in (Purpose.TRAIN, Purpose.EVALUATE):
         for number in range(1, manifest.rounds + 1):
             _collect_commits(courier, directory, manifest, purpose, number)
@@ -133,7 +133,7 @@ def _collect_commits(
         directory.write_commit(purpose, number, body)
         if purpose is Purpose.TRAIN:
             candidate = unverified(CommitRecord.from_bytes(body).candidate, Candidate)
-            directory.write_version(number, courier.get(candidate.digest))
+            directory.write_version(number, memoryview(courier.get(candidate.digest)))
 
 
 def _collect_ledgers(services: Services, directory: RunDirectory) -> None:

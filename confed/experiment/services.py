@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,11 @@ def running_services(
     run_directory: Path,
     files: Mapping[str, Path],
     apart: bool,
-) -> Iterator[Services]:
+) -> Generator[Services]:
     """Start brokers, courier and aggregator for a run, and end them all at the end, however it comes.
 
-    Args:
-        files: sealed containers by digest that the courier starts with.
-        apart: every broker in a process of its own on TCP with TLS (``deployment``), or all brokers in one process
-            on a Unix socket.
+    ``files`` are sealed containers by digest that the courier starts with. ``apart`` puts every broker in a process of
+    its own on TCP with TLS (``deployment``); otherwise all are in one process on a Unix socket.
 
     Raises:
         DeploymentError: a process did not start.
@@ -276,11 +274,12 @@ def _confed(*words: str) -> list[str]:
 
 def _code_directories() -> tuple[str, ...]:
     """Directories of the packages that TEEs import (an editable installation is outside the interpreter's)."""
-    import clients  # noqa: PLC0415
-
     import aggregator  # noqa: PLC0415
+    import clients  # noqa: PLC0415
     import confed  # noqa: PLC0415
 
     return tuple(
-        sorted({str(Path(module.__file__).resolve().parent) for module in (clients, aggregator, confed) if module.__file__})
+        sorted(
+            {str(Path(module.__file__).resolve().parent) for module in (clients, aggregator, confed) if module.__file__}
+        )
     )

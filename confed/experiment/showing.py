@@ -1,4 +1,4 @@
-"""The manifest of an experiment, without running it: everything is resolved and sealed into a place that is thrown away."""
+"""The manifest of an experiment without running it: all is resolved and sealed in a place that is thrown away."""
 
 from __future__ import annotations
 

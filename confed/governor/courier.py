@@ -147,7 +147,7 @@ class _CourierService(services.CourierServicer):
     def __init__(self, courier: Courier) -> None:
         self._courier = courier
 
-    def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:  # noqa: N802
+    def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:
         """Store one object, or one part more of it."""
         del context
         try:
@@ -155,7 +155,7 @@ class _CourierService(services.CourierServicer):
         except ConfedError as error:
             return pb.PutReply(refusal=refusal(error))
 
-    def Progress(self, request: pb.ProgressCall, context: grpc.ServicerContext) -> pb.ProgressReply:  # noqa: N802
+    def Progress(self, request: pb.ProgressCall, context: grpc.ServicerContext) -> pb.ProgressReply:
         """Say where an upload may go on."""
         try:
             found = _at_edge(lambda: self._courier.progress(request.digest))
@@ -163,7 +163,7 @@ class _CourierService(services.CourierServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
         return pb.ProgressReply(stored_bytes=found.stored_bytes, complete=found.complete)
 
-    def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[pb.GetPart]:  # noqa: N802
+    def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[pb.GetPart]:
         """Stream an object from an offset on."""
         del context
         parts = self._courier.objects.parts(request.digest, offset=request.offset)
@@ -177,7 +177,7 @@ class _CourierService(services.CourierServicer):
         finally:
             parts.close()
 
-    def Post(self, request: pb.Letter, context: grpc.ServicerContext) -> pb.PostReply:  # noqa: N802
+    def Post(self, request: pb.Letter, context: grpc.ServicerContext) -> pb.PostReply:
         """Add a letter."""
         del context
         try:
@@ -186,7 +186,7 @@ class _CourierService(services.CourierServicer):
             return pb.PostReply(refusal=refusal(error))
         return pb.PostReply()
 
-    def Collect(self, request: pb.CollectCall, context: grpc.ServicerContext) -> pb.CollectReply:  # noqa: N802
+    def Collect(self, request: pb.CollectCall, context: grpc.ServicerContext) -> pb.CollectReply:
         """Return the letters under a topic."""
         try:
             return pb.CollectReply(bodies=_at_edge(lambda: self._courier.collect(request.topic)))

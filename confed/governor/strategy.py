@@ -51,7 +51,7 @@ class Start:
     evaluate_config: Mapping[str, Any]
 
 
-class StartCaught(BaseException):  # noqa: N818 (a signal, not an error: no `except Exception` of an app may stop it)
+class StartCaught(BaseException):
     """Ends a ServerApp at ``start`` while its experiment is being resolved."""
 
     def __init__(self, start: Start) -> None:
@@ -73,7 +73,7 @@ class ConfidentialStrategy(Strategy):
         self._strategy = strategy
         self._rounds: _Rounds | None = None
 
-    def start(  # noqa: PLR0913 (Flower's signature)
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
@@ -183,7 +183,10 @@ class _Rounds:
         if not self._attested:
             self._learn_nodes(grid)
             self._events.write(
-                EventName.RUN_STARTED, run=self.manifest.run, rounds=self.manifest.rounds, sites=len(self.manifest.sites)
+                EventName.RUN_STARTED,
+                run=self.manifest.run,
+                rounds=self.manifest.rounds,
+                sites=len(self.manifest.sites),
             )
             started = time.perf_counter()
             instance = self._enclave.attest(first_round=round_number, attempt=0)
@@ -221,7 +224,9 @@ class _Rounds:
         if code:
             self._events.write(EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code)
         else:
-            self._events.write(EventName.CLIENT_DONE, round=self._round, purpose=self._purpose, site=site, seconds=seconds)
+            self._events.write(
+                EventName.CLIENT_DONE, round=self._round, purpose=self._purpose, site=site, seconds=seconds
+            )
 
     def _submit(self, site: str, digest: str) -> str:
         try:
@@ -244,7 +249,9 @@ class _Rounds:
         event = EventName.EVALUATED if self._purpose == MessageType.EVALUATE else EventName.ROUND_COMBINED
         for site, code in closed.excluded.items():
             if site not in absent:
-                self._events.write(EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code)
+                self._events.write(
+                    EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code
+                )
         # Read, not verified: whoever relies on a version checks the record; the governor only names it.
         candidate = unverified(CommitRecord.from_bytes(closed.record).candidate, Candidate)
         self._events.write(

@@ -62,7 +62,7 @@ def wall_clock() -> int:
 class Broker:
     """The broker of one owner, in whichever of its roles a manifest names it."""
 
-    def __init__(  # noqa: PLR0913 (its parts, all named)
+    def __init__(
         self,
         *,
         party: Party,
@@ -252,7 +252,7 @@ class Broker:
         """Yield the ledger's entries from a sequence number on."""
         return self._ledger.read(self._store, first=first)
 
-    def _decide(  # noqa: PLR0913 (one road for every call)
+    def _decide(
         self,
         what: str,
         manifest: str,

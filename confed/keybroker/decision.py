@@ -79,7 +79,7 @@ class Issued:
 class Decision:
     """The one road from a rule to the store, the ledger and the broker's signature."""
 
-    def __init__(  # noqa: PLR0913 (its parts, all named)
+    def __init__(
         self,
         *,
         tx: Transaction,
@@ -111,7 +111,7 @@ class Decision:
         """Return the digest of the last ledger entry."""
         return self._ledger.tip(self.tx)
 
-    def issue(  # noqa: PLR0913 (a row, all named)
+    def issue(
         self,
         signed: Signed,
         *,

@@ -215,7 +215,7 @@ class Lineage:
             raise TicketError("ticket", expected="for this step, base and aggregator", got="for another")
 
 
-def verify_commit_record(  # noqa: PLR0913 (what a caller may know of a record, all named)
+def verify_commit_record(
     record: CommitRecord,
     *,
     manifest: Manifest,
@@ -312,5 +312,5 @@ def _short(value: object) -> object:
 
 
 def _digest(field: str, value: str) -> None:
-    if len(value) != 64 or not _HEX.issuperset(value):  # noqa: PLR2004 (SHA-256 in hexadecimal)
+    if len(value) != 64 or not _HEX.issuperset(value):
         raise LineageError(field, expected="a SHA-256 digest", got=value[:64])

@@ -46,7 +46,7 @@ _PERMITTED = {
 }
 
 
-def release(  # noqa: PLR0913 (the request and what came with it)
+def release(
     decision: Decision,
     request: ReleaseRequest,
     signed: Signed,

@@ -122,7 +122,7 @@ def _require_no_difference(decision: Decision, candidate: Candidate, earlier: Se
             )
 
 
-def commit(  # noqa: PLR0913 (the candidate and what came with it)
+def commit(
     decision: Decision,
     candidate: Candidate,
     signed: Signed,

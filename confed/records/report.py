@@ -171,9 +171,7 @@ def _claims(envelope: bytes, manifest: Manifest) -> Claims:
     )
 
 
-def _attested_row(
-    instance: str, shown: Sequence[tuple[Claims, str]], hosted: set[str], manifest: Manifest
-) -> Html:
+def _attested_row(instance: str, shown: Sequence[tuple[Claims, str]], hosted: set[str], manifest: Manifest) -> Html:
     claims = shown[0][0]
     audiences = {canonical.digest(party.broker): party.name for party in _owners(manifest)}
     told = sorted((audiences.get(item.binding.audience, "a stranger"), digest) for item, digest in shown)

@@ -299,7 +299,7 @@ class RunDirectory:
         """Return the summary, unsigned; empty if there is none that can be read."""
         try:
             value = json.loads(self.summary_file.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
@@ -374,7 +374,7 @@ def _loose_lines(path: Path) -> tuple[dict[str, Any], ...]:
     except FileNotFoundError:
         return ()
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict):
                 found.append(value)

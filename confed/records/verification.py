@@ -344,9 +344,7 @@ def _heads(closing: ClosingRecord | None) -> Mapping[bytes, str]:
     if closing is None:
         return {}
     with at("closing"):
-        return {
-            signed.signer: unverified(signed, ClosingCountersignature).head for signed in closing.countersignatures
-        }
+        return {signed.signer: unverified(signed, ClosingCountersignature).head for signed in closing.countersignatures}
 
 
 def _in_ledger(witness: Witness, event: str, signed: Signed) -> str:

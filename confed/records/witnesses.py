@@ -113,9 +113,7 @@ def read_books(
     """
     books: dict[bytes, Book] = {}
     for witness in witnesses:
-        instances = Instances(
-            lineage.manifest, broker=witness.party.broker, directory=directory, registry=registry
-        )
+        instances = Instances(lineage.manifest, broker=witness.party.broker, directory=directory, registry=registry)
         book = Book(witness=witness, instances=instances)
         reader = _Reader(book, lineage, chain)
         for entry in witness.entries:
@@ -164,7 +162,10 @@ class _Reader:
             drawn = [identity.hex() for identity in self._lineage.drawn(purpose, round_number)]
             if text(entry, "identity") not in drawn:
                 raise CohortError("identity", expected="one drawn for this round", got=text(entry, "identity")[:16])
-        for key in entry.body.get("keys", ()):
+        keys = entry.body.get("keys")
+        if not isinstance(keys, list):
+            raise LedgerError("keys", expected="a list", got=type(keys).__name__)
+        for key in keys:
             _require_step(key, attested.role, purpose, round_number)
 
     def _credentialed(self, entry: Entry) -> None:
@@ -302,6 +303,10 @@ def _check_countersignatures(books: Mapping[bytes, Book], one: Committed) -> Non
         if entry is None or known != (signed.digest, one.record.candidate.digest):
             whose = f"countersignature of {book.witness.party.name}"
             raise LedgerError(whose, expected="one in its owner's ledger", got=signed.digest[:16])
+        for name in ("base", "digest", "instance"):
+            if text(entry, name) != getattr(candidate, name):
+                field = f"countersignature of {book.witness.party.name}: {name} in its ledger"
+                raise LedgerError(field, expected=getattr(candidate, name)[:16], got=text(entry, name)[:16])
         _require_aggregator_key(book, one, before=entry.sequence)
 
 

@@ -64,7 +64,9 @@ class Sealed:
 class Sink(Protocol):
     """Where a container is written, in order: a binary file, a pipe, memory."""
 
-    def write(self, data: memoryview, /) -> int | None: ...
+    def write(self, data: memoryview, /) -> int | None:
+        """Write some or all of ``data`` and return how much."""
+        ...
 
 
 class _Place(Protocol):

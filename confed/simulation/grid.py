@@ -24,8 +24,8 @@ from flwr.serverapp import Grid
 from confed.client.host import receive_frame, send_frame
 from confed.client.launch import ClientLaunch
 from confed.errors import ConfedError, DeploymentError
-from confed.simulation.tethered import tether
 from confed.flower.messages import decode_message, encode_message, set_message_id
+from confed.simulation.tethered import tether
 
 _READY_S = 120.0
 _STOP_S = 5.0
@@ -42,7 +42,15 @@ class Worker:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
-        arguments = [sys.executable, "-m", "clients", "--launch-fd", str(read_end), "--channel-fd", str(theirs.fileno())]
+        arguments = [
+            sys.executable,
+            "-m",
+            "clients",
+            "--launch-fd",
+            str(read_end),
+            "--channel-fd",
+            str(theirs.fileno()),
+        ]
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603
                 tether(arguments),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import grpc
 from cryptography import x509
@@ -100,7 +101,7 @@ class RunningServer:
         """Block until the server is stopped."""
         self._server.wait_for_termination()
 
-    def __enter__(self) -> RunningServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,7 +146,7 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
 
 
 @contextmanager
-def reaching(service: str) -> Iterator[None]:
+def reaching(service: str) -> Generator[None]:
     """Turn a gRPC failure inside the block into ``UnreachableError`` naming the service: down means refused.
 
     Raises:

@@ -219,7 +219,7 @@ class CourierClient:
                     yield size, part.data
                 if size is None or offset < size:
                     raise TruncatedError("object size in bytes", expected=size, got=offset)
-                return
+                return  # noqa: TRY300 (an else would stand after the retry it belongs before)
             except grpc.RpcError as error:
                 patience.note(offset)
                 patience.pause(error)

@@ -11,7 +11,9 @@ _SMALLEST_SHARD = 40
 _TEST_SHARE = 0.2
 
 
-def shards(sites: Sequence[str], seed: int, settings: Mapping[str, bool | int | float | str]) -> dict[str, dict[str, np.ndarray]]:
+def shards(
+    sites: Sequence[str], seed: int, settings: Mapping[str, bool | int | float | str]
+) -> dict[str, dict[str, np.ndarray]]:
     """Return each site's shard: train and test pixels (float32 in 0..1, n x 64) and labels (int64).
 
     The share of each class that a site gets is drawn from Dirichlet(alpha); drawn again until every site has at

@@ -16,9 +16,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run FedAvg over every site."""
     torch.manual_seed(int(context.run_config["model-seed"]))
     sites = int(context.run_config["sites"])
-    strategy = ConfidentialStrategy(
-        FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)
-    )
+    strategy = ConfidentialStrategy(FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites))
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(Network().state_dict()),

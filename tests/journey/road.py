@@ -34,7 +34,7 @@ from confed.client.session import ClientSession, Grants, Services, Step
 from confed.errors import ConfedError
 from confed.governor.courier import Courier, serve_courier
 from confed.governor.enclave_client import ClosedRound, EnclaveClient, OpenedRound
-from confed.journey import Kind, Purpose, Role
+from confed.journey import Kind, Purpose
 from confed.keybroker.broker import Broker
 from confed.keybroker.client import BrokerClient, ReleaseItem
 from confed.keybroker.identity import OwnerHome
@@ -65,7 +65,7 @@ from confed.manifest import (
     Unchecked,
     UpdateTerms,
 )
-from confed.model.update import Declaration, UpdateDetail, update_key_info
+from confed.model.update import UpdateDetail, update_key_info
 from confed.model.weights import layout_of, pack, unpack
 from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, version_key

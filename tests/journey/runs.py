@@ -1,6 +1,7 @@
 """Whole runs as a person starts them: experiment folders, the command line, and the final weights."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -76,8 +77,6 @@ local-steps = 5
 
 def confed(*arguments, home, timeout=300):
     """Run the command line as a process and return it, finished."""
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "confed.cli.main", *map(str, arguments)],
         capture_output=True,

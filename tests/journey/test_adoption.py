@@ -52,9 +52,7 @@ def test_the_same_apps_in_plain_flower_end_with_the_same_weights(confidential, o
 
     monkeypatch.setattr(strategy, "start", keep)
     names = [site.owner.name for site in manifest.sites]
-    grid = PlainGrid(
-        ordinary["client_app"].app, names, run_config=manifest.settings, seed_of=manifest.client_seed
-    )
+    grid = PlainGrid(ordinary["client_app"].app, names, run_config=manifest.settings, seed_of=manifest.client_seed)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(manifest.settings))
     ordinary["server_app"].app(grid=grid, context=context)
     plain = {name: array.numpy() for name, array in captured["result"].arrays.items()}

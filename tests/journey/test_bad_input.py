@@ -54,12 +54,32 @@ def changed(folder, before, after, file="config.toml", **values):
         ("a value of the wrong type is told", "rounds = 3", 'rounds = "three"', ["run.rounds", "a whole number"]),
         ("a cohort larger than the sites is told", "least = 2", "least = 9", ["cohort.least", "9"]),
         ("an unknown environment is told", '"simulation"', '"test"', ["environment"]),
-        ("production is refused on a machine that can only simulate", '"simulation"', '"production"', ["environment", "production refuses"]),
+        (
+            "production is refused on a machine that can only simulate",
+            '"simulation"',
+            '"production"',
+            ["environment", "production refuses"],
+        ),
         ("a server app that is not there is told", '"server_app:app"', '"nowhere:app"', ["app.server", "nowhere"]),
-        ("an attribute that is not there is told", '"server_app:app"', '"server_app:nothing"', ["app.server", "nothing"]),
-        ("an entry point of another form is told", '"server_app:app"', '"server_app"', ["app.server", "module:attribute"]),
+        (
+            "an attribute that is not there is told",
+            '"server_app:app"',
+            '"server_app:nothing"',
+            ["app.server", "nothing"],
+        ),
+        (
+            "an entry point of another form is told",
+            '"server_app:app"',
+            '"server_app"',
+            ["app.server", "module:attribute"],
+        ),
         ("sealed data without a function for it is told", 'shards = "data:shards"', "", ["data.shards"]),
-        ("rounds that contradict the settings are told", "[settings]", "[settings]\nnum-server-rounds = 5", ["settings.num-server-rounds"]),
+        (
+            "rounds that contradict the settings are told",
+            "[settings]",
+            "[settings]\nnum-server-rounds = 5",
+            ["settings.num-server-rounds"],
+        ),
         ("text that is no TOML is told", "[run]", "[run", ["TOML"]),
         ("a negative bound is told", "norm_bound = 20.0", "norm_bound = -1.0", ["update.norm_bound"]),
     ],
@@ -78,9 +98,24 @@ def test_a_mistake_in_the_experiment_file(sentence, before, after, told, tmp_pat
     ("sentence", "before", "after", "told"),
     [
         ("a strategy that the enclave does not run is told", "FedAvg(", "FedMedian(", ["strategy", "FedAvg, FedAdam"]),
-        ("a server-side evaluation is told: the governor has no model", "num_rounds=", "evaluate_fn=lambda r, a: None, num_rounds=", ["evaluate_fn"]),
-        ("an unwrapped strategy is told", "ConfidentialStrategy(\n        FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)\n    )", "FedAvg()", ["grid"]),
-        ("a metric function of the app's own is told", "FedAvg(", "FedAvg(train_metrics_aggr_fn=lambda r, k: None, ", ["train_metrics_aggr_fn"]),
+        (
+            "a server-side evaluation is told: the governor has no model",
+            "num_rounds=",
+            "evaluate_fn=lambda r, a: None, num_rounds=",
+            ["evaluate_fn"],
+        ),
+        (
+            "an unwrapped strategy is told",
+            "ConfidentialStrategy(\n        FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)\n    )",
+            "FedAvg()",
+            ["grid"],
+        ),
+        (
+            "a metric function of the app's own is told",
+            "FedAvg(",
+            "FedAvg(train_metrics_aggr_fn=lambda r, k: None, ",
+            ["train_metrics_aggr_fn"],
+        ),
     ],
 )
 def test_a_server_app_that_the_enclave_cannot_serve(sentence, before, after, told, tmp_path, call):
@@ -102,7 +137,11 @@ def test_an_empty_dataset_is_told_by_its_site(tmp_path, call):
     config = runs.digits(folder)
     data = (folder / "data.py").read_text()
     (folder / "data.py").write_text(
-        data.replace("    return result\n", '    result["site-02"]["train_labels"] = np.zeros(0, np.int64)\n    return result\n', 1)
+        data.replace(
+            "    return result\n",
+            '    result["site-02"]["train_labels"] = np.zeros(0, np.int64)\n    return result\n',
+            1,
+        )
     )
     code, _, err = call("run", config)
     assert code == 2
@@ -140,7 +179,7 @@ def test_a_port_in_use_is_told(tmp_path, call):
         port = taken.getsockname()[1]
         code, _, err = call("courier", "serve", "--directory", tmp_path / "store", "--listen", f"127.0.0.1:{port}")
     assert code == 2
-    assert str(port) in one_line([line for line in err.splitlines() if line.startswith("error")][0])
+    assert str(port) in one_line(next(line for line in err.splitlines() if line.startswith("error")))
 
 
 def test_a_file_that_is_no_container_is_refused(tmp_path, call):

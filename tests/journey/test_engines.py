@@ -24,7 +24,17 @@ def test_local_ends_with_a_trained_model_and_every_stage_timed(local):
     assert summary["rounds"] == 3
     assert summary["accuracy"] > 0.8
     assert summary["engine"] == "local"
-    assert set(summary["seconds"]) >= {"attest", "release", "fetch", "open", "train", "seal", "send", "combine", "commit"}
+    assert set(summary["seconds"]) >= {
+        "attest",
+        "release",
+        "fetch",
+        "open",
+        "train",
+        "seal",
+        "send",
+        "combine",
+        "commit",
+    }
     assert not summary["dropped"]
     assert all(np.isfinite(array).all() for array in weights.values())
     assert list(summary)[:6] == ["run", "engine", "rounds", "accuracy", "seconds", "model"]

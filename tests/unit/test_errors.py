@@ -1,4 +1,4 @@
-import pickle  # noqa: S403 (only to see that an error keeps its parts between processes)
+import pickle
 
 from confed import errors
 

@@ -29,7 +29,9 @@ def party(name):
 
 
 def reference(name):
-    return SealedReference(container_id=name, digest=canonical.digest(name.encode()), key_id=f"key-{name}", size_bytes=10)
+    return SealedReference(
+        container_id=name, digest=canonical.digest(name.encode()), key_id=f"key-{name}", size_bytes=10
+    )
 
 
 def make(**changes):
@@ -96,9 +98,10 @@ def test_a_cohort_is_drawn_by_the_seed_and_in_identity_order():
     assert all(len(cohort) == 3 for cohort in drawn)
     assert all([site.owner.name for site in cohort] == sorted(site.owner.name for site in cohort) for cohort in drawn)
     assert len({tuple(site.owner.name for site in cohort) for cohort in drawn}) > 5
-    assert make(seed=8).draw(purpose="train", round_number=1) != drawn[0] or make(seed=8).draw(
-        purpose="train", round_number=2
-    ) != drawn[1]
+    assert (
+        make(seed=8).draw(purpose="train", round_number=1) != drawn[0]
+        or make(seed=8).draw(purpose="train", round_number=2) != drawn[1]
+    )
 
 
 def test_a_cohort_does_not_depend_on_the_order_in_which_sites_are_listed():
@@ -110,7 +113,9 @@ def test_a_cohort_does_not_depend_on_the_order_in_which_sites_are_listed():
 def test_a_client_s_seed_depends_on_run_seed_round_and_site_alone():
     seeds = {make().client_seed(site=f"site-{n:02d}", round_number=r) for n in range(6) for r in range(5)}
     assert len(seeds) == 30
-    assert make().client_seed(site="site-01", round_number=2) == make(max_attempts=1).client_seed(site="site-01", round_number=2)
+    assert make().client_seed(site="site-01", round_number=2) == make(max_attempts=1).client_seed(
+        site="site-01", round_number=2
+    )
     assert make(seed=9).client_seed(site="site-01", round_number=2) not in seeds
 
 
@@ -129,10 +134,26 @@ SITES = make().sites
         ("another environment is refused", {"environment": "test"}, "environment"),
         ("no sites are refused", {"sites": ()}, "sites"),
         ("a site twice is refused", {"sites": (*SITES, SITES[0])}, "sites.name"),
-        ("an identity twice is refused", {"sites": (*SITES, replace(SITES[0], owner=replace(SITES[0].owner, name="x")))}, "sites.identity"),
-        ("a broker twice is refused", {"sites": (*SITES, Site(owner=replace(party("x"), broker=SITES[0].owner.broker), dataset=reference("x")))}, "sites.broker"),
-        ("a cohort larger than the sites is refused", {"cohort": CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=1.0)}, "cohort.least"),
-        ("a site without data is refused", {"sites": (*SITES[1:], replace(SITES[0], dataset=None))}, "sites.site-00.dataset"),
+        (
+            "an identity twice is refused",
+            {"sites": (*SITES, replace(SITES[0], owner=replace(SITES[0].owner, name="x")))},
+            "sites.identity",
+        ),
+        (
+            "a broker twice is refused",
+            {"sites": (*SITES, Site(owner=replace(party("x"), broker=SITES[0].owner.broker), dataset=reference("x")))},
+            "sites.broker",
+        ),
+        (
+            "a cohort larger than the sites is refused",
+            {"cohort": CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=1.0)},
+            "cohort.least",
+        ),
+        (
+            "a site without data is refused",
+            {"sites": (*SITES[1:], replace(SITES[0], dataset=None))},
+            "sites.site-00.dataset",
+        ),
         ("data where the app brings its own is refused", {"data_source": "app"}, "sites.site-00.dataset"),
         ("another format is refused", {"format": "confed-manifest/2"}, "format"),
         ("attempts without end are refused", {"max_attempts": 1000}, "max_attempts"),
@@ -153,9 +174,18 @@ def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
         (lambda: UpdateTerms(norm_bound=0, weight_cap=1.0), "update.norm_bound"),
         (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0), "update.weight_cap"),
         (lambda: MetricTerms(clear=(), decimals=12), "metrics.decimals"),
-        (lambda: TeePolicy(profiles=(), measurements=("m",), max_age_s=1, reattest_rounds=1, reattest_s=1), "tee.profiles"),
-        (lambda: TeePolicy(profiles=("p",), measurements=(), max_age_s=1, reattest_rounds=1, reattest_s=1), "tee.measurements"),
-        (lambda: TeePolicy(profiles=("p",), measurements=("m",), max_age_s=0, reattest_rounds=1, reattest_s=1), "tee.max_age_s"),
+        (
+            lambda: TeePolicy(profiles=(), measurements=("m",), max_age_s=1, reattest_rounds=1, reattest_s=1),
+            "tee.profiles",
+        ),
+        (
+            lambda: TeePolicy(profiles=("p",), measurements=(), max_age_s=1, reattest_rounds=1, reattest_s=1),
+            "tee.measurements",
+        ),
+        (
+            lambda: TeePolicy(profiles=("p",), measurements=("m",), max_age_s=0, reattest_rounds=1, reattest_s=1),
+            "tee.max_age_s",
+        ),
         (lambda: Unchecked(unchecked=" "), "unchecked"),
     ],
 )

@@ -41,9 +41,24 @@ def flipped(data, at=0):
     ("sentence", "signed", "kind", "error"),
     [
         ("another signer is refused", sign(Promise(number=7), OTHER), Promise, SignatureError),
-        ("a signer's name on another's signature is refused", replace(sign(Promise(number=7), OTHER), signer=public_bytes(KEY)), Promise, SignatureError),
-        ("a flipped bit of the signature is refused", replace(SIGNED, signature=flipped(SIGNED.signature)), Promise, SignatureError),
-        ("a flipped bit of the payload is refused", replace(SIGNED, payload=flipped(SIGNED.payload, 12)), Promise, SignatureError),
+        (
+            "a signer's name on another's signature is refused",
+            replace(sign(Promise(number=7), OTHER), signer=public_bytes(KEY)),
+            Promise,
+            SignatureError,
+        ),
+        (
+            "a flipped bit of the signature is refused",
+            replace(SIGNED, signature=flipped(SIGNED.signature)),
+            Promise,
+            SignatureError,
+        ),
+        (
+            "a flipped bit of the payload is refused",
+            replace(SIGNED, payload=flipped(SIGNED.payload, 12)),
+            Promise,
+            SignatureError,
+        ),
         ("a short signature is refused", replace(SIGNED, signature=b""), Promise, SignatureError),
         ("one kind of statement is no other", SIGNED, Threat, EncodingError),
     ],
@@ -57,7 +72,10 @@ def test_an_unverified_statement_is_only_parsed():
     assert unverified(replace(SIGNED, signature=b""), Promise).number == 7
 
 
-@pytest.mark.parametrize("value", [None, [], {}, {"payload": "!", "signer": "00", "signature": "00"}, {"payload": 1, "signer": 2, "signature": 3}])
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {}, {"payload": "!", "signer": "00", "signature": "00"}, {"payload": 1, "signer": 2, "signature": 3}],
+)
 def test_other_json_is_no_statement(value):
     with pytest.raises(EncodingError):
         Signed.from_json(value)

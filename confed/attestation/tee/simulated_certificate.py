@@ -65,7 +65,7 @@ def issue_root(key: Ed25519PrivateKey, *, now_ms: int) -> x509.Certificate:
     return builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, None)
 
 
-def issue_instance(  # noqa: PLR0913 - each part of a certificate is one argument
+def issue_instance(
     launch: Launch,
     *,
     key: Ed25519PublicKey,

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from confed.errors import (
     ConfedError,
     EncodingError,
@@ -36,8 +39,6 @@ from confed.wire.courier_client import CourierClient
 from confed.wire.patience import PAUSES_S
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1 import confed_pb2_grpc as services
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PART = 1024 * 1024
 MIB = bytes(range(256)) * 4096
@@ -185,7 +186,7 @@ def test_a_client_that_hangs_up_leaves_a_part_that_the_next_one_continues(
 
 
 def uploads(courier: Courier) -> list[Path]:
-    return files_in(courier.objects._partial)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return files_in(courier.objects._partial)  # pyright: ignore[reportPrivateUsage]
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -214,7 +215,7 @@ def test_bytes_of_another_digest_are_refused_and_leave_nothing(courier: Courier,
     for data in (b"small", THREE):
         with pytest.raises(TamperedError):
             client.put(data, digest=digest_of(b"other"))
-    assert files_in(courier.objects._partial.parent) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert files_in(courier.objects._partial.parent) == []  # pyright: ignore[reportPrivateUsage]
     assert courier.used_bytes == 0
 
 
@@ -351,7 +352,7 @@ def test_a_full_or_failing_disk_is_a_code_and_the_service_goes_on(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(object_store._Upload, "append", full)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        patched.setattr(object_store._Upload, "append", full)  # pyright: ignore[reportPrivateUsage]
         with pytest.raises(StorageError):
             client.put(MIB)
         with pytest.raises(StorageError):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from confed import canonical
 from confed.errors import CohortError, DuplicateUpdateError, EncodingError, UnreachableError
 from confed.governor.enclave_client import ClosedRound, EnclaveClient, OpenedRound
@@ -16,7 +18,6 @@ from confed.statement import sign
 from confed.wire.channel import Endpoint, RunningServer, serve
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1 import confed_pb2_grpc as services
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 DIGEST = canonical.digest(b"next version")
 

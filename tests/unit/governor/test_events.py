@@ -7,10 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from confed.errors import EncodingError, MissingFileError, SizeError
-from confed.governor.events import FIELDS, EventName, EventLog, EventReader, read_events
 from hypothesis import given
 from hypothesis import strategies as st
+
+from confed.errors import EncodingError, MissingFileError, SizeError
+from confed.governor.events import FIELDS, EventLog, EventName, EventReader, read_events
 
 DIGEST = "0a" * 32
 

@@ -115,6 +115,7 @@ class World:
         change: Callable[[Manifest], Manifest] = lambda manifest: manifest,
         data_floors: Mapping[str, Any] | None = None,
         model_floors: Mapping[str, Any] | None = None,
+        homes_that_approve: Sequence[str] = (MODEL_OWNER, *SITES),
         counted: Callable[[Mapping[str, OwnerHome]], tuple[bytes, ...]] | None = None,
     ) -> None:
         self.now = START_MS
@@ -130,8 +131,8 @@ class World:
         self.keys = {MODEL_OWNER: self.homes[MODEL_OWNER].new_key(floors=floors(**(model_floors or {})))}
         self.keys |= {name: self.homes[name].new_key(floors=floors(**data)) for name in SITES}
         self.manifest = change(self._manifest())
-        for owner in self.homes.values():
-            owner.approve(self.manifest, now_ms=self.now)
+        for name in homes_that_approve:
+            self.homes[name].approve(self.manifest, now_ms=self.now)
         self.brokers = {name: Broker.of(owner, clock=lambda: self.now) for name, owner in self.homes.items()}
         self.records: dict[int, bytes] = {}
 

@@ -89,6 +89,20 @@ def other_ticket(**changes: Any) -> Change:
     return change
 
 
+def countersigned(**changes: Any) -> Change:
+    """Every site countersigned something else, and the model owner committed it all the same."""
+
+    def change(world: World, record: CommitRecord) -> CommitRecord:
+        signatures = tuple(
+            sign(dataclasses.replace(unverified(old, Countersignature), **changes), world.homes[name].broker_key)
+            for old, name in zip(record.countersignatures, SITES, strict=True)
+        )
+        moved = dataclasses.replace(record, countersignatures=signatures)
+        return with_commit(countersignatures=tuple(s.digest for s in signatures))(world, moved)
+
+    return change
+
+
 def signed_by_a_site(world: World, record: CommitRecord) -> CommitRecord:
     commit = unverified(record.commit, Commit)
     return dataclasses.replace(record, commit=sign(commit, world.homes["north"].broker_key))
@@ -113,6 +127,13 @@ WRONG: dict[str, tuple[Change, type[ConfedError]]] = {
     "a commit of another digest": (with_commit(digest="99" * 32), LineageError),
     "a commit of another candidate": (with_commit(candidate="99" * 32), LineageError),
     "a commit of other countersignatures": (with_commit(countersignatures=()), LineageError),
+    "countersignatures of another candidate": (countersigned(candidate="99" * 32), LineageError),
+    "countersignatures of another digest": (countersigned(digest="99" * 32), LineageError),
+    "countersignatures of another base": (countersigned(base="99" * 32), LineageError),
+    "countersignatures of another round": (countersigned(round=2), LineageError),
+    "countersignatures of another attempt": (countersigned(attempt=1), LineageError),
+    "countersignatures of another run": (countersigned(run="run-2"), LineageError),
+    "countersignatures for another purpose": (countersigned(purpose=Purpose.EVALUATE), LineageError),
     "too few countersignatures": (fewer(1), QuorumError),
     "no countersignatures": (fewer(0), QuorumError),
     "another run": (changed(run="run-2"), LineageError),

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from broker_world import CLIENT_CODE, MODEL_OWNER, Enclave, World
+from broker_world import CLIENT_CODE, MODEL_OWNER, SITES, Enclave, World
 
 from confed.attestation.tee.simulated import SimulatedPlatform
 from confed.errors import (
@@ -282,6 +282,14 @@ REFUSALS: dict[str, tuple[Ask, type[ConfedError]]] = {
     "a base that nobody committed": (lambda w: w.release(client(w), "north", base="56" * 32), LineageError),
     "a base that was replaced": (an_old_base, RollbackError),
     "a base record that is none": (lambda w: w.release(client(w), "north", record=b"{}"), EncodingError),
+    "a client that aggregates, asking no key": (
+        lambda w: w.release(client(w), "north", purpose=Purpose.AGGREGATE, keys=()),
+        PurposeError,
+    ),
+    "an aggregator that trains, asking no key": (
+        lambda w: w.release(aggregator(w), "north", purpose=Purpose.TRAIN),
+        PurposeError,
+    ),
     # Whose data, whose key.
     "another identity": (lambda w: w.release(client(w), "north", identity=w.identity("south")), CredentialError),
     "an aggregator with an identity": (
@@ -511,7 +519,24 @@ def test_a_clock_that_is_set_back_revives_nothing(world: World) -> None:
 
 def test_a_refused_request_leaves_no_session(world: World) -> None:
     enclave = client(world)
-    with pytest.raises(RoundError):
-        world.release(enclave, "north", round=2)
+    with pytest.raises(LineageError):
+        world.release(enclave, "north", base="56" * 32)
     with pytest.raises(InstanceError):
         world.release(enclave, "north", evidence=False)
+
+
+def test_an_owner_of_model_and_data_gives_its_data_to_its_own_client_only(make_world: Make) -> None:
+    def both(manifest: Manifest) -> Manifest:
+        site = manifest.sites[0]
+        assert site.dataset is not None
+        start = dataclasses.replace(manifest.model.start, key_id=site.dataset.key_id)
+        return dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, owner=site.owner, start=start))
+
+    world = make_world(change=both, homes_that_approve=SITES)
+    start = world.model_key(0, key_id=world.keys["north"][0])
+    others = world.release(client(world), "north", identity=world.identity("south"), keys=(start,))
+    assert others.credential is None
+    with pytest.raises(UnknownKeyError):
+        world.release(client(world), "north", identity=world.identity("south"))
+    own = world.release(client(world), "north", keys=(start, world.data_key("north")))
+    assert own.credential is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -134,6 +134,19 @@ def buy_late(world: World) -> Any:
     return buying.ask()
 
 
+def buy_late_for_an_aggregator_in_time(world: World) -> Any:
+    buying = Buying.of(world)
+    world.now += 601_000
+    world.release(buying.aggregator, "north")
+    return buying.ask()
+
+
+def buy_for_an_aggregator_of_earlier_rounds(world: World) -> Any:
+    first = world.run_round(1)
+    world.run_round(2)
+    return world.ticket(Enclave(world, Role.CLIENT), "north", first, round_number=3)
+
+
 def buy_an_older_attempt(world: World) -> Any:
     aggregator = world.aggregator(attempt=1)
     client = Enclave(world, Role.CLIENT)
@@ -170,6 +183,8 @@ TICKETS: dict[str, tuple[Ask, type[ConfedError]]] = {
     "a second aggregator of one attempt": (buy_for_a_second_aggregator, InstanceError),
     "an aggregator whose time is over": (buy_for_an_expired_aggregator, CredentialError),
     "a credential whose time is over": (buy_late, CredentialError),
+    "a client's credential whose time alone is over": (buy_late_for_an_aggregator_in_time, CredentialError),
+    "an aggregator whose rounds are over": (buy_for_an_aggregator_of_earlier_rounds, CredentialError),
     "an attempt older than a ticket": (buy_an_older_attempt, RoundError),
     "a round that was committed": (buy_after_the_commit, RollbackError),
 }
@@ -605,14 +620,32 @@ def test_a_forked_version_is_refused_by_its_witness(world: World) -> None:
         honest.observe(world.manifest.run, nonce=b"", record=forked.to_bytes())
 
 
-def _forge_record(world: World) -> CommitRecord:
-    record = CommitRecord.from_bytes(world.records[1])
-    candidate = dataclasses.replace(unverified(record.candidate, Candidate), digest="99" * 32)
+def test_a_next_version_that_was_not_made_from_the_head_is_refused(world: World) -> None:
+    world.run_round(1)
+    world.run_round(2)
+    witness = world.brokers["north"]
+    witness.observe(world.manifest.run, nonce=b"", record=world.records[1])
+    tickets = []
+    for old, name in zip(CommitRecord.from_bytes(world.records[2]).tickets, SITES, strict=True):
+        moved = dataclasses.replace(unverified(old, Ticket), base="99" * 32)
+        tickets.append(sign(moved, world.homes[name].broker_key))
+    forged = _forge_record(world, 2, tickets=tickets, base="99" * 32)
+    with pytest.raises(LineageError):
+        witness.observe(world.manifest.run, nonce=b"", record=forged.to_bytes())
+    witness.observe(world.manifest.run, nonce=b"", record=world.records[2])
+
+
+def _forge_record(world: World, version: int = 1, *, tickets: Sequence[Signed] = (), **changes: Any) -> CommitRecord:
+    record = CommitRecord.from_bytes(world.records[version])
+    shown = tuple(tickets) or record.tickets
+    changes = {"digest": "98" * 32, "tickets": tuple(ticket.digest for ticket in shown), **changes}
+    candidate = dataclasses.replace(unverified(record.candidate, Candidate), **changes)
     signed = sign(candidate, Enclave(world, Role.AGGREGATOR).signing)
     signatures = []
     for old, name in zip(record.countersignatures, SITES, strict=True):
         statement = unverified(old, Countersignature)
-        changed = dataclasses.replace(statement, candidate=signed.digest, digest=candidate.digest)
+        fields = {"candidate": signed.digest, "digest": candidate.digest, "base": candidate.base}
+        changed = dataclasses.replace(statement, **fields)
         signatures.append(sign(changed, world.homes[name].broker_key))
     commit = dataclasses.replace(
         unverified(record.commit, Commit),
@@ -622,7 +655,7 @@ def _forge_record(world: World) -> CommitRecord:
     )
     return CommitRecord(
         candidate=signed,
-        tickets=record.tickets,
+        tickets=shown,
         countersignatures=tuple(signatures),
         commit=sign(commit, world.homes[MODEL_OWNER].broker_key),
     )

@@ -94,7 +94,11 @@ class Enclave:
 class RecordedRun:
     """Owners, brokers and enclaves of one run, and everything that they said."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(
+        self, home: Path, *, draft: dict[str, Any] | None = None, version_key: Ed25519PrivateKey | None = None
+    ) -> None:
+        self._draft = draft or {}
+        self._version_key = version_key
         self.now = START_MS
         self.platform = SimulatedPlatform.create(self.now)
         self.homes = {
@@ -285,7 +289,9 @@ class RecordedRun:
             detail={"attempt": attempt},
         )
         weights = {"w": np.full(4, number, np.float32)}
-        data, sealed = seal_to_bytes(pack(weights), draft, data_key=bytes(32), signing_key=aggregator.signing)
+        draft = dataclasses.replace(draft, **self._draft)
+        key = self._version_key or aggregator.signing
+        data, sealed = seal_to_bytes(pack(weights), draft, data_key=bytes(32), signing_key=key)
         return data, sealed.digest
 
     def _tickets(

@@ -54,8 +54,14 @@ def _read(directory: RunDirectory) -> tuple[str, _Page]:
     return text, page
 
 
-def test_a_report_stands_alone(directory: RunDirectory) -> None:
-    text, page = _read(directory)
+@pytest.fixture(scope="module")
+def honest(run: RecordedRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str, _Page]:
+    directory = run.write(tmp_path_factory.mktemp("report") / "run")
+    return directory, *_read(directory)
+
+
+def test_a_report_stands_alone(honest: tuple[RunDirectory, str, _Page]) -> None:
+    _, text, page = honest
     assert text.count("<svg") == 3
     assert "script" not in page.tags
     assert all(link.startswith("#") for link in page.links)
@@ -65,8 +71,8 @@ def test_a_report_stands_alone(directory: RunDirectory) -> None:
         assert link[1:] in page.ids
 
 
-def test_a_report_says_what_was_seen(directory: RunDirectory, run: RecordedRun) -> None:
-    _, page = _read(directory)
+def test_a_report_says_what_was_seen(honest: tuple[RunDirectory, str, _Page], run: RecordedRun) -> None:
+    directory, _, page = honest
     for said in (
         "SIMULATION", "0.7000", "no-answer", "west", "landlock-4", "simulated, shared by several sites",
         "at least 2 distinct sites", f"confed verify {directory.path}", run.base(2)[:16], "2 (attempt 2)",
@@ -77,9 +83,9 @@ def test_a_report_says_what_was_seen(directory: RunDirectory, run: RecordedRun) 
     assert "do not verify" not in page.words
 
 
-def test_a_report_is_the_same_twice(directory: RunDirectory) -> None:
-    first = write_report(directory).read_bytes()
-    assert write_report(directory).read_bytes() == first
+def test_a_report_is_the_same_twice(honest: tuple[RunDirectory, str, _Page]) -> None:
+    directory, text, _ = honest
+    assert write_report(directory).read_text() == text
 
 
 def test_text_from_records_stays_text(directory: RunDirectory, run: RecordedRun) -> None:

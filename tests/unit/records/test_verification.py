@@ -352,10 +352,13 @@ def _evidence_of_another_instance(directory: RunDirectory, run: RecordedRun) -> 
     run.forge_ledger(directory, "north", edit("released", evidence=second))
 
 
-def _late(entries):
-    place = next(at for at, entry in enumerate(entries) if entry.event == "released")
-    late = [dataclasses.replace(entry, time=entry.time + 3_600_000) for entry in entries[place:]]
-    return [*entries[:place], *late]
+def _an_hour_later_from(release: int) -> Callable:
+    def change(entries):
+        place = [at for at, entry in enumerate(entries) if entry.event == "released"][release]
+        late = [dataclasses.replace(entry, time=entry.time + 3_600_000) for entry in entries[place:]]
+        return [*entries[:place], *late]
+
+    return change
 
 
 def _moved_to_the_end(event: str) -> Callable:
@@ -475,6 +478,20 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
         PurposeError,
         "ledger of owner",
     ),
+    ("a release of keys without a list", _forged(OWNER, edit("released", keys=None)), LedgerError, "keys"),
+    ("a release of a nameless key", _forged(OWNER, edit("released", keys=[{"use": "any"}])), LedgerError, "key"),
+    (
+        "a countersignature for an aggregator without a credential",
+        _forged("north", edit("countersigned", instance="00" * 32)),
+        CredentialError,
+        "(countersigned)",
+    ),
+    (
+        "a countersignature noted on another base",
+        _forged("north", edit("countersigned", base="00" * 32)),
+        LedgerError,
+        "version 1: countersignature of north: base",
+    ),
     (
         "a release to an identity that was not drawn",
         _forged("north", edit("released", at=1, identity="00" * 32)),
@@ -493,7 +510,8 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
     ("a release that misreports its claims", _forged("north", edit("released", claims="00" * 32)), LedgerError, "claims"),
     ("a release under another policy", _forged("north", edit("released", policy="00" * 32)), LedgerError, "policy"),
     ("a release that misreports its binding", _forged("north", edit("released", binding="00" * 32)), BindingMismatchError, "binding"),
-    ("evidence appraised an hour late", _forged("north", _late), StaleEvidenceError, "ledger of north"),
+    ("evidence appraised an hour late", _forged("north", _an_hour_later_from(0)), StaleEvidenceError, "evidence age"),
+    ("evidence used an hour later", _forged("north", _an_hour_later_from(2)), StaleEvidenceError, "evidence used again"),
     (
         "a credential of another instance",
         _forged("north", edit("credentialed-client", instance="00" * 32)),
@@ -608,25 +626,73 @@ def test_a_closing_that_says_something_else_is_refused(
         verify_run(directory.path, trust=run.trust)
 
 
-def test_a_version_whose_file_says_something_else_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
-    # The right digest for the wrong kind of file: the manifest names as start what is no model of its owner.
+STARTS = [
+    ("of another kind", {"kind": Kind.DATASET}, "owner", ContainerFormatError, "kind"),
+    ("of another id", {"container_id": "other"}, "owner", ContainerFormatError, "container id"),
+    ("with a later version's number", {"version": 1}, "owner", LineageError, "version"),
+    ("of another owner", {"owner": b"\x01" * 32}, "owner", LineageError, "owner"),
+    ("signed by another owner", {}, "west", SignatureError, "signer"),
+]
 
-    draft = Draft(kind=Kind.DATASET, container_id="start", owner=run.homes[OWNER].party.identity)
-    data, sealed = seal_to_bytes([b"x"], draft, data_key=bytes(32), signing_key=run.homes[OWNER].identity_key)
-    start = dataclasses.replace(run.manifest.model.start, digest=sealed.digest, size_bytes=sealed.size_bytes)
+
+@pytest.mark.parametrize(("changes", "signer", "error", "link"), [row[1:] for row in STARTS], ids=[row[0] for row in STARTS])
+def test_a_start_that_is_not_the_model_owners_is_refused(
+    *, changes: dict, signer: str, error: type[ConfedError], link: str, directory: RunDirectory, run: RecordedRun
+) -> None:
+    # Everybody approved a manifest that names this file's digest: what the file itself says is still checked.
+    draft = Draft(kind=Kind.MODEL, container_id="start", owner=run.homes[OWNER].party.identity)
+    data, sealed = seal_to_bytes(
+        [b"x"],
+        dataclasses.replace(draft, **changes),
+        data_key=bytes(32),
+        signing_key=run.homes[signer].identity_key,
+    )
+    directory.write_version(0, data)
+    _approve_start(directory, run, digest=sealed.digest, size_bytes=sealed.size_bytes)
+    with pytest.raises(error, match=f"version 0: .*{link}"):
+        verify_run(directory.path, trust=run.trust)
+
+
+def test_a_start_of_another_size_is_refused(directory: RunDirectory, run: RecordedRun) -> None:
+    _approve_start(directory, run, digest=run.manifest.model.start.digest, size_bytes=1)
+    with pytest.raises(LineageError, match="version 0: size"):
+        verify_run(directory.path, trust=run.trust)
+
+
+def _approve_start(directory: RunDirectory, run: RecordedRun, *, digest: str, size_bytes: int) -> None:
+    start = dataclasses.replace(run.manifest.model.start, digest=digest, size_bytes=size_bytes)
     manifest = dataclasses.replace(run.manifest, model=dataclasses.replace(run.manifest.model, start=start))
     directory.write_manifest(manifest)
-    directory.write_version(0, data)
-    approvals = [
-        sign(
-            dataclasses.replace(_approval(signed), manifest=manifest.digest),
-            next(h.identity_key for h in run.homes.values() if h.party.identity == signed.signer),
-        )
-        for signed in run.approvals
-    ]
-    directory.write_approvals(approvals)
-    with pytest.raises(ContainerFormatError, match="version 0: kind"):
-        verify_run(directory.path, trust=run.trust)
+    keys = {home.party.identity: home.identity_key for home in run.homes.values()}
+    approvals = [dataclasses.replace(_approval(signed), manifest=manifest.digest) for signed in run.approvals]
+    directory.write_approvals([sign(approval, keys[approval.owner]) for approval in approvals])
+
+
+VERSIONS = [
+    ("of another kind", {"kind": Kind.STRATEGY_STATE}, ContainerFormatError, "kind"),
+    ("with another number", {"version": 7}, LineageError, "version"),
+    ("without parents", {"parents": ()}, LineageError, "parents"),
+    ("of another parent", {"parents": ("00" * 32,)}, LineageError, "parents"),
+    ("of another manifest", {"manifest": "00" * 32}, LineageError, "manifest"),
+    ("of another owner", {"owner": b"\x01" * 32}, LineageError, "owner"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "link"), [row[1:] for row in VERSIONS], ids=[row[0] for row in VERSIONS])
+def test_a_version_whose_file_says_something_else_is_refused(
+    changes: dict, error: type[ConfedError], link: str, tmp_path: Path
+) -> None:
+    forged = RecordedRun(tmp_path / "owners", draft=changes)
+    directory = forged.write(tmp_path / "run")
+    with pytest.raises(error, match=f"version 1: {link}"):
+        verify_run(directory.path, trust=forged.trust)
+
+
+def test_a_version_signed_by_another_key_than_its_candidate_is_refused(tmp_path: Path) -> None:
+    forged = RecordedRun(tmp_path / "owners", version_key=Ed25519PrivateKey.generate())
+    directory = forged.write(tmp_path / "run")
+    with pytest.raises(SignatureError, match="version 1: container signer"):
+        verify_run(directory.path, trust=forged.trust)
 
 
 def _approval(signed: Signed) -> Approval:

@@ -1,0 +1,75 @@
+"""The one session of this process, and the site that it acts for at the moment."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from confed.client.step import Arrays
+from confed.errors import SessionError
+from confed.manifest import Site
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+    from confed.client.session import ClientSession
+
+_session: ClientSession | None = None
+_site: ContextVar[Site | None] = ContextVar("confed_site", default=None)
+
+
+def install(session: ClientSession) -> None:
+    """Make ``session`` the one of this process: a client TEE has exactly one.
+
+    Raises:
+        SessionError: there is one already.
+    """
+    global _session  # noqa: PLW0603 (a process is one TEE)
+    if _session is not None:
+        raise SessionError("session", expected="none yet in this process", got="one")
+    _session = session
+
+
+def installed() -> ClientSession | None:
+    """Return this process's session, if it has one."""
+    return _session
+
+
+@contextmanager
+def acting_for(site: Site) -> Generator[None]:
+    """Let ``site_data`` answer for ``site`` inside the block."""
+    token = _site.set(site)
+    try:
+        yield
+    finally:
+        _site.reset(token)
+
+
+def site_data(context: Context) -> Arrays:
+    """Return the arrays of this site's sealed dataset, opened in this TEE: name -> array.
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate, or the manifest names no dataset.
+    """
+    del context
+    site = _site.get()
+    if _session is None or site is None:
+        raise SessionError("site_data", expected="a call inside a confidential train or evaluate", got="none")
+    return _session.dataset(site)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and (if the app imported it) torch, single-threaded, so that every engine sees one run."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (apps use the global generator)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)

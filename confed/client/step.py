@@ -1,0 +1,59 @@
+"""One round as a client TEE sees it: the base that it opened, and what each of its sites was granted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from confed.errors import ConfedError
+from confed.journey import Purpose
+from confed.keybroker.statements import AggregatorCredential
+from confed.statement import Signed
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
+
+
+def no_seconds() -> dict[str, float]:
+    """Return zero seconds for every stage."""
+    return {stage: 0.0 for stage in STAGES}  # noqa: C420 (a dict of plain text keys, not of literals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grants:
+    """What one identity holds in one step: its credential, its ticket and the aggregator that it seals to."""
+
+    credential: Signed
+    ticket: Signed
+    aggregator: AggregatorCredential
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One prepared round, attempt and purpose; ``grants`` has, for each hosted site, its grants or why it has none.
+
+    ``seconds`` is what preparing took; who reports it first sets it back to zero.
+    """
+
+    round_number: int
+    attempt: int
+    purpose: Purpose
+    base: str
+    arrays: Arrays
+    grants: Mapping[str, Grants | ConfedError]
+    seconds: dict[str, float] = field(default_factory=no_seconds)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Generator[None]:
+    """Add what the block takes to a stage."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.perf_counter() - started
