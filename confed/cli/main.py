@@ -66,9 +66,6 @@ def run() -> None:
     except ConfedError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

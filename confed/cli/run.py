@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from confed.governor.events import EventReader
 from confed.manifest import Manifest
 
 app = typer.Typer(add_completion=False)
+_STOPPED = 130  # what a shell reports of a program that Ctrl-C ended
 _FIRST = ("run", "engine", "rounds", "accuracy", "seconds", "model")
 
 
@@ -46,7 +48,13 @@ def run(
             for event in events.poll():
                 display.show(event)
 
-        summary = run_experiment(request, watcher=watcher)
+        # Whoever ends this process politely gets what Ctrl-C gets: every party is stopped first.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            summary = run_experiment(request, watcher=watcher)
+        except KeyboardInterrupt:
+            typer.echo("stopped: every party of the run was ended; nothing half-done was committed", err=True)
+            raise typer.Exit(_STOPPED) from None
     print_summary(summary)
     if json_line:
         typer.echo(json.dumps(_ordered(summary)))

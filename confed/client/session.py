@@ -113,6 +113,8 @@ class ClientSession:
         drawn = self.manifest.draw(purpose=purpose, round_number=round_number)
         if site not in drawn:
             raise SessionError("site", expected="one drawn for this round", got=site.owner.name)
+        if self._hosted and site.owner.name not in self._hosted:
+            raise SessionError("site", expected="one that this TEE acts for", got=site.owner.name)
         group = tuple(entry for entry in drawn if entry.owner.name in self._hosted) if self._hosted else (site,)
         key = (round_number, attempt, purpose, tuple(entry.owner.name for entry in group))
         with self._lock:

@@ -40,13 +40,13 @@ def road(land: Land, place: Path) -> Iterator[Road]:
 
 @pytest.fixture
 def make_road(place: Path) -> Iterator[Callable[..., Road]]:
-    """Make a road on a land of its own terms; ``registry`` goes to the road."""
+    """Make a road on a land of its own terms; ``registry`` and ``apart`` go to the road."""
     roads: list[Road] = []
 
-    def make(*, registry: Any = None, **terms: Any) -> Road:
+    def make(*, registry: Any = None, apart: bool = False, **terms: Any) -> Road:
         number = len(roads)
         land = Land(folder=place / f"land-{number}", **terms)
-        roads.append(Road(land, place / f"road-{number}", registry=registry))
+        roads.append(Road(land, place / f"road-{number}", registry=registry, apart=apart))
         return roads[-1]
 
     yield make

@@ -30,7 +30,8 @@ from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance, SimulatedPlatform
 from confed.attestation.tee.simulated_certificate import Launch, issue_instance
 from confed.attestation.verifier import Registry
-from confed.client.session import ClientSession, Grants, Services, Step
+from confed.client.session import ClientSession, Services
+from confed.client.step import Grants, Step
 from confed.errors import ConfedError
 from confed.governor.courier import Courier, serve_courier
 from confed.governor.enclave_client import ClosedRound, EnclaveClient, OpenedRound
@@ -322,7 +323,7 @@ class Aggregator:
     def __init__(self, road: Road, turns: Turns, number: int) -> None:
         self._stack = ExitStack()
         launch = {"measurement": AGGREGATOR_CODE, "shared": False, **turns.launch}
-        brokers = {key: _TurningBrokers(client, turns) for key, client in road.broker_clients.items()}
+        brokers = road.turning(turns)
         courier = self._stack.enter_context(road.courier_client())
         self.enclave = Enclave(
             manifest=road.manifest,
@@ -368,13 +369,16 @@ class Held:
 
 
 class Road:
-    """One run on a copy of a land; every service listens on a Unix socket of its own.
+    """One run on a copy of a land; every service listens on a Unix socket.
 
     Args:
         registry: the kinds of TEE that brokers verify, in place of the real list.
+        apart: each owner's broker has a server of its own; otherwise one server holds them all.
     """
 
-    def __init__(self, land: Land, folder: Path, *, registry: Registry | None = None) -> None:
+    def __init__(
+        self, land: Land, folder: Path, *, registry: Registry | None = None, apart: bool = False
+    ) -> None:
         self.land = land
         self.manifest = land.manifest
         self.folder = folder
@@ -389,7 +393,7 @@ class Road:
         self.doors: dict[str, Door] = {}
         self.servers: dict[str, RunningServer] = {}
         self.broker_clients: dict[bytes, BrokerClient] = {}
-        self._start_brokers()
+        self._start_brokers(apart=apart)
         self.courier = HostileCourier(folder / "courier")
         for content in land.files.values():
             self.courier.put(content)
@@ -404,7 +408,7 @@ class Road:
     def __exit__(self, *_: object) -> None:
         for aggregator in self.aggregators:
             aggregator.stop()
-        for server in self.servers.values():
+        for server in set(self.servers.values()):
             server.stop()
         for home in self.homes.values():
             home.close()
@@ -415,15 +419,23 @@ class Road:
     def socket(self, name: str) -> str:
         return f"unix:{self._sockets}/{name}"
 
-    def _start_brokers(self) -> None:
-        for name in (OWNER, *self.land.sites):
+    def _start_brokers(self, *, apart: bool) -> None:
+        names = (OWNER, *self.land.sites)
+        for name in names:
             self._open_broker(name)
-            public = self.homes[name].party.broker
-            door: Any = self.doors[name]
-            self.servers[name] = serve_brokers({public: door}, listen=self.socket(name), tls=None)
-            channel = open_channel(self.servers[name].endpoint)
+        for number, group in enumerate([(name,) for name in names] if apart else [names]):
+            doors: Any = {self.homes[name].party.broker: self.doors[name] for name in group}
+            server = serve_brokers(doors, listen=self.socket(f"brokers-{number}"), tls=None)
+            channel = open_channel(server.endpoint)
             self._stack.callback(channel.close)
-            self.broker_clients[public] = BrokerClient(channel)
+            client = BrokerClient(channel)
+            self.servers |= dict.fromkeys(group, server)
+            self.broker_clients |= dict.fromkeys(doors, client)
+
+    def turning(self, turns: Turns) -> dict[bytes, _TurningBrokers]:
+        """Return clients of all brokers with these turns on the way; brokers behind one server share one."""
+        ways = {id(client): _TurningBrokers(client, turns) for client in self.broker_clients.values()}
+        return {key: ways[id(client)] for key, client in self.broker_clients.items()}
 
     def _open_broker(self, name: str) -> None:
         home = self.homes[name] = OwnerHome.load(name, home=self.folder / "home")
@@ -497,7 +509,7 @@ class Road:
         """Start a new client TEE for these sites."""
         turns = turns or Turns()
         launch = {"measurement": CLIENT_CODE, "shared": len(sites) > 1, **turns.launch}
-        brokers = {key: _TurningBrokers(client, turns) for key, client in self.broker_clients.items()}
+        brokers = self.turning(turns)
         courier = self._stack.enter_context(self.courier_client())
         services: Any = Services(brokers=brokers, courier=courier)  # pyright: ignore[reportArgumentType]
         session = ClientSession(
@@ -584,6 +596,10 @@ class Road:
         """Return the published commit record of a round."""
         (body,) = Courier.collect(self.courier, self.commit_topic(round_number, purpose))
         return CommitRecord.from_bytes(body)
+
+    def record_body(self, round_number: int) -> bytes:
+        (body,) = Courier.collect(self.courier, self.commit_topic(round_number))
+        return body
 
     def commit_topic(self, round_number: int, purpose: str = "train") -> str:
         return f"{self.manifest.run}/commit/{purpose}/{round_number}"

@@ -1,5 +1,10 @@
 """A client that errs or dies is named; the round goes on if the cohort rule holds and fails loudly if not."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +93,67 @@ def test_too_few_left_ends_the_run_loudly(tmp_path):
     (directory,) = (tmp_path / "runs").iterdir()
     assert (directory / "versions" / "0001.sealed").is_file()
     assert not (directory / "versions" / "0002.sealed").exists()
+
+
+def children_of(pid):
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append((int(entry.name), [word.decode() for word in words]))
+    return found
+
+
+@pytest.fixture
+def started(tmp_path):
+    config = runs.digits(tmp_path / "experiment", rounds=500)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "confed.cli.main", "run", str(config), "--runs", str(tmp_path / "runs")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=runs.ROOT,
+        env={**os.environ, "CONFED_HOME": str(tmp_path / "home")},
+    )
+    line = process.stdout.readline()
+    while line and "round   1/500" not in line:
+        line = process.stdout.readline()
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("service", ["brokers", "courier", "aggregator"])
+def test_a_service_that_dies_ends_the_run_with_its_name(service, started, tmp_path):
+    word = {"brokers": "broker", "courier": "courier", "aggregator": "aggregator"}[service]
+    children = children_of(started.pid)
+    (victim,) = [pid for pid, words in children if word in words]
+    os.kill(victim, signal.SIGKILL)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode in {2, 3}
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, err
+    assert "Traceback" not in err
+    assert service.rstrip("s") in errors[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_command(number, started):
+    before = [pid for pid, _ in children_of(started.pid)]
+    assert len(before) == 5
+    started.send_signal(number)
+    _, err = started.communicate(timeout=60)
+    assert "Traceback" not in err
+    if number != signal.SIGKILL:
+        assert started.returncode == 130
+        assert "stopped" in err
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in before):
+        time.sleep(0.05)
+    assert not [pid for pid in before if Path(f"/proc/{pid}").exists()]

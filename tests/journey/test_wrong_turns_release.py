@@ -14,7 +14,7 @@ from road import AGGREGATOR_CODE, CLIENT_CODE, OTHER, OWNER, REATTEST_S, SITES, 
 
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
 from confed.attestation.verifier import Registry
-from confed.client import session as client_session
+from confed.client import counterpart
 from confed.client.session import ClientSession, _Terms
 from confed.errors import (
     BindingMismatchError,
@@ -52,7 +52,7 @@ from confed.errors import (
 from confed.journey import Purpose, Role, Use
 from confed.keybroker.client import ReleaseItem
 from confed.keybroker.statements import KeyName, ReleaseRequest
-from confed.manifest import PRODUCTION, Manifest, TeePolicy, Unchecked
+from confed.manifest import PRODUCTION, Manifest, TeePolicy
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import sign, unverified
 
@@ -129,8 +129,10 @@ def after(milliseconds: int) -> Make:
     """Let time pass between the challenge and the release."""
 
     def make(road: Road) -> Turns:
+        then = road.now + milliseconds
+
         def later(challenge: Any) -> Any:
-            road.now += milliseconds
+            road.now = then
             return challenge
 
         return Turns(challenge=later)
@@ -213,10 +215,10 @@ CLIENT: dict[str, tuple[Make, type[ConfedError], tuple[str, ...]]] = {
     "a base that nobody committed": (asked(base=OTHER), LineageError, ALL),
     "a base record that is none": (lambda _: Turns(record=lambda _: b"{}"), EncodingError, ALL),
     "another instance's name": (asked(instance=OTHER), InstanceError, ALL),
-    "a request meant for another broker": (
+    "this broker's nonce at another broker": (
         asked_of(SITE, broker=lambda road, _: road.homes["south"].party.broker),
-        BrokerError,
-        (SITE,),
+        ChallengeError,
+        (SITE, "south"),
     ),
     "the next version's key": (keys_of(OWNER, use=Use.VERSION, container="", version=1), PurposeError, (OWNER,)),
     "the strategy's state": (keys_of(OWNER, use=Use.STATE, container="", version=1), PurposeError, (OWNER,)),
@@ -264,8 +266,8 @@ def test_a_client_gets_no_key_with(opened: Road, sentence: str) -> None:
         step(opened, session)
     assert type(refused.value) is error
     assert not set(refusing) & set(opened.released_to(session.instance))
-    # The turn was this session's alone: whoever comes honestly after it gets in.
-    step(opened, opened.session(SITE))
+    # The turn was this session's alone: whoever comes honestly after it, in the next attempt, gets in.
+    step(opened, opened.session(SITE), attempt=1)
 
 
 AGGREGATOR: dict[str, tuple[Make, type[ConfedError]]] = {
@@ -456,7 +458,7 @@ def test_hardware_that_is_shared_or_debugged_is_refused_in_production(
 
 
 def test_hardware_would_pass_in_production(make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_session, "default_registry", lambda: HARDWARE)
+    monkeypatch.setattr(counterpart, "default_registry", lambda: HARDWARE)
     assert production(make_road, registry=HARDWARE).round(1).cohort_size == len(SITES)
 
 
@@ -476,8 +478,12 @@ def item_of(road: Road, session: ClientSession, name: str, nonce: bytes) -> Rele
     terms = _Terms(
         round_number=1, attempt=0, purpose=Purpose.TRAIN, base=road.manifest.model.start.digest, record=b""
     )
-    asks = session._asks([road.manifest.site_named(name)], version=0, base_attempt=0, purpose=Purpose.TRAIN)
-    return session._request(asks[1], terms, nonce=nonce)
+    site = road.manifest.site_named(name)
+    assert site.dataset is not None
+    key = KeyName(
+        key_id=site.dataset.key_id, use=Use.DATA, container=site.dataset.container_id, version=0, attempt=0
+    )
+    return session._request((site.owner.broker, site.owner.identity, (key,)), terms, nonce=nonce)
 
 
 def nonce_of(road: Road, session: ClientSession, name: str = SITE) -> bytes:
@@ -600,8 +606,8 @@ def test_a_base_that_was_replaced_gets_no_key(road: Road) -> None:
         with pytest.raises(error):
             step(road, session, round_number=2)
         assert OWNER not in road.released_to(session.instance)
-    road.aggregators[-1].open(2)
-    step(road, road.session(SITE), round_number=2)
+    road.aggregators[-1].open(2, attempt=1)
+    step(road, road.session(SITE), round_number=2, attempt=1)
 
 
 def test_a_site_that_was_not_drawn_gets_no_key(make_road: MakeRoad) -> None:
@@ -616,23 +622,34 @@ def test_a_site_that_was_not_drawn_gets_no_key(make_road: MakeRoad) -> None:
     step(road, road.session(min(drawn)), site=min(drawn))
 
 
+def test_a_request_to_one_broker_is_not_answered_by_another(make_road: MakeRoad) -> None:
+    road = make_road(apart=True)
+    session = road.session(SITE)
+    (refused,) = road.client_of("south").release([item_of(road, session, SITE, nonce_of(road, session))])
+    assert isinstance(refused, BrokerError)
+
+
 # Guarantee 3's last sentence: a broker that is down fails closed.
 
 
 @pytest.mark.parametrize("name", [OWNER, SITE])
-def test_a_client_without_an_answer_from_a_broker_gets_nothing(opened: Road, name: str) -> None:
-    opened.servers[name].stop()
+def test_a_client_without_an_answer_from_a_broker_gets_nothing(make_road: MakeRoad, name: str) -> None:
+    road = make_road(apart=True)
+    road.aggregator().open(1)
+    road.servers[name].stop()
     with pytest.raises(UnreachableError):
-        step(opened, opened.session(SITE))
+        step(road, road.session(SITE))
 
 
-def test_an_aggregator_without_the_model_owners_broker_gets_nothing(road: Road) -> None:
+def test_an_aggregator_without_the_model_owners_broker_gets_nothing(make_road: MakeRoad) -> None:
+    road = make_road(apart=True)
     road.servers[OWNER].stop()
     with pytest.raises(UnreachableError):
         road.aggregator().open(1)
 
 
-def test_an_aggregator_needs_the_brokers_of_more_than_half_of_the_sites(road: Road) -> None:
+def test_an_aggregator_needs_the_brokers_of_more_than_half_of_the_sites(make_road: MakeRoad) -> None:
+    road = make_road(apart=True)
     road.servers["east"].stop()
     road.aggregator().open(1)
     road.servers["west"].stop()
@@ -640,7 +657,8 @@ def test_an_aggregator_needs_the_brokers_of_more_than_half_of_the_sites(road: Ro
         road.aggregator().open(1, attempt=1)
 
 
-def test_a_site_whose_broker_was_down_is_left_out_and_named(road: Road) -> None:
+def test_a_site_whose_broker_was_down_is_left_out_and_named(make_road: MakeRoad) -> None:
+    road = make_road(apart=True)
     road.servers["east"].stop()
     aggregator: Aggregator = road.aggregator()
     aggregator.open(1)
@@ -649,9 +667,3 @@ def test_a_site_whose_broker_was_down_is_left_out_and_named(road: Road) -> None:
         road.hold("east")
     closed = aggregator.close_round({"east": "unreachable"})
     assert closed.excluded == {"east": "unreachable", "west": "no-answer"}
-
-
-def test_a_floor_that_is_unchecked_says_why() -> None:
-    assert Unchecked(unchecked="every site counts").unchecked
-    with pytest.raises(ConfedError):
-        Unchecked(unchecked=" ")

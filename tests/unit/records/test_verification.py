@@ -792,3 +792,18 @@ def test_a_nonce_in_two_evidences_is_refused(directory: RunDirectory, run: Recor
     run.forge_ledger(directory, "north", repeat("released", evidence=digest, claims=claims_digest(claims)))
     with pytest.raises(ChallengeError, match="ledger of north"):
         verify_run(directory.path, trust=run.trust)
+
+
+def test_evidence_that_nobody_names_must_still_be_what_it_is_called(directory: RunDirectory, run: RecordedRun) -> None:
+    directory.evidence_file("00" * 32).write_bytes(run.evidence[0])
+    with pytest.raises(EncodingError, match="evidence 0000"):
+        verify_run(directory.path, trust=run.trust)
+
+
+def test_two_parties_of_one_name_are_refused(directory: RunDirectory, run: RecordedRun) -> None:
+    owner = dataclasses.replace(run.manifest.model.owner, name="north")
+    directory.write_manifest(
+        dataclasses.replace(run.manifest, model=dataclasses.replace(run.manifest.model, owner=owner))
+    )
+    with pytest.raises(ManifestMismatchError, match="parties' name"):
+        verify_run(directory.path, trust=None)

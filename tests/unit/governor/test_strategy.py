@@ -1,0 +1,99 @@
+"""What the governor checks before it starts: that its app asks for what the manifest says, parameter by parameter."""
+
+from dataclasses import replace
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAdam, FedAvg
+
+from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
+from confed.governor.strategy import ConfidentialStrategy, catch_start, require_same, sealed_digest, strategy_parameters
+from confed.manifest import StrategyTerms
+from tests.unit.test_manifest import make
+
+
+def caught(strategy=None, **arguments):
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        ConfidentialStrategy(strategy or FedAvg()).start(grid=grid, initial_arrays=ArrayRecord(), **arguments)
+
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    return catch_start(lambda: app(grid=None, context=context))
+
+
+def agreed(**changes):
+    start = caught(FedAdam(eta=0.2), num_rounds=3, train_config=ConfigRecord({"lr": 0.1}))
+    manifest = make(
+        rounds=3,
+        strategy=StrategyTerms(name=start.name, parameters=start.parameters),
+        train_config=start.train_config,
+        evaluate_config=start.evaluate_config,
+    )
+    return replace(start, **changes), manifest
+
+
+def test_what_an_app_asks_for_is_caught_before_anything_runs():
+    start, manifest = agreed()
+    assert (start.name, start.rounds, dict(start.train_config)) == ("FedAdam", 3, {"lr": 0.1})
+    assert start.parameters["eta"] == 0.2
+    assert "train_metrics_aggr_fn" not in start.parameters
+    require_same(start, manifest)
+
+
+def test_every_parameter_of_the_strategy_is_compared_by_name():
+    start, manifest = agreed()
+    for name, value in start.parameters.items():
+        other = {**start.parameters, name: "other" if isinstance(value, str) else (value or 0) + 1}
+        with pytest.raises(ManifestMismatchError) as refused:
+            require_same(replace(start, parameters=other), manifest)
+        assert refused.value.field == f"strategy.{name}"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "changes", "field"),
+    [
+        ("another strategy is refused", {"name": "FedAvg"}, "strategy"),
+        ("other rounds are refused", {"rounds": 4}, "num_rounds"),
+        ("another train config is refused", {"train_config": {"lr": 0.2}}, "train_config"),
+        ("a further train config is refused", {"train_config": {"lr": 0.1, "x": 1}}, "train_config"),
+        ("another evaluate config is refused", {"evaluate_config": {"x": 1}}, "evaluate_config"),
+        ("a missing parameter is refused", {"parameters": {}}, "strategy.arrayrecord_key"),
+    ],
+)
+def test_a_difference_from_the_manifest_is_refused_by_its_name(sentence, changes, field):
+    start, manifest = agreed(**changes)
+    with pytest.raises(ManifestMismatchError) as refused:
+        require_same(start, manifest)
+    assert refused.value.field == field
+
+
+def test_a_function_of_the_app_s_own_cannot_run_in_the_enclave():
+    with pytest.raises(ConfigError) as refused:
+        strategy_parameters(FedAvg(evaluate_metrics_aggr_fn=lambda records, key: MetricRecord()))
+    assert refused.value.field == "strategy.evaluate_metrics_aggr_fn"
+
+
+def test_an_app_that_starts_nothing_confidential_is_refused():
+    with pytest.raises(ConfigError):
+        catch_start(lambda: None)
+
+
+def test_a_server_side_evaluation_is_refused():
+    with pytest.raises(ConfigError) as refused:
+        caught(evaluate_fn=lambda number, arrays: None)
+    assert refused.value.field == "evaluate_fn"
+
+
+def test_without_a_launch_document_nothing_starts(monkeypatch):
+    monkeypatch.delenv("CONFED_GOVERNOR", raising=False)
+    with pytest.raises(MissingFileError):
+        ConfidentialStrategy(FedAvg()).start(grid=None, initial_arrays=ArrayRecord())
+
+
+def test_what_start_returns_refers_to_a_sealed_version():
+    from confed.governor.strategy import _reference
+
+    assert sealed_digest(_reference("ab" * 32)) == "ab" * 32
