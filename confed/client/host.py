@@ -90,8 +90,8 @@ def load_client_app(launch: ClientLaunch, manifest: Manifest) -> ClientApp:
     return app
 
 
-def serve_socket(launch: ClientLaunch, channel: socket.socket, *, layers: Sequence[str]) -> None:
-    """Answer Flower messages that come over ``channel`` until it is closed.
+def serve_socket(launch: ClientLaunch, channel_fd: int, *, layers: Sequence[str]) -> None:
+    """Answer Flower messages that come over an inherited socket until it is closed.
 
     A frame is an 8-byte big-endian length and an encoded message, preceded by the partition's number.
     """
@@ -100,6 +100,7 @@ def serve_socket(launch: ClientLaunch, channel: socket.socket, *, layers: Sequen
 
     from confed.flower.messages import decode_message, encode_message  # noqa: PLC0415
 
+    channel = socket.socket(fileno=channel_fd)
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
     send_frame(channel, b"ready")

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -19,6 +20,7 @@ from confed.errors import ConfedError, ConfigError, DeploymentError
 from confed.experiment.resolution import entry_point
 from confed.experiment.services import Services
 from confed.governor.launch import GOVERNOR_FILE, GovernorLaunch
+from confed.simulation.workers import WorkerPool
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
@@ -52,6 +54,27 @@ def require_engine(engine: str) -> None:
     """
     if engine not in ENGINES:
         raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
+
+
+def workers_for(sites: int) -> int:
+    """How many client TEEs the ``local`` engine spreads the sites over."""
+    return min(_WORKERS, sites)
+
+
+@contextlib.contextmanager
+def early_pool(engine: str, *, sites: int) -> Generator[WorkerPool | None]:
+    """Start the client TEEs of the ``local`` engine, so that they import libraries while the run is resolved.
+
+    What they print goes to a file beside the run's sockets until ``WorkerPool.log`` is kept with the run.
+    """
+    if engine != "local":
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="confed-") as folder,
+        WorkerPool(workers_for(sites), log=Path(folder) / "clients.log") as pool,
+    ):
+        yield pool
 
 
 def uses_separate_brokers(engine: str) -> bool:
@@ -91,26 +114,22 @@ def _run_local(services: Services, watch: Callable[[], None]) -> None:
     from flwr.app import Context, RecordDict  # noqa: PLC0415 (Flower is slow to import)
 
     from confed.flower.messages import use_local_task_identity  # noqa: PLC0415
-    from confed.simulation.grid import LocalGrid, Worker  # noqa: PLC0415
+    from confed.simulation.grid import LocalGrid  # noqa: PLC0415
 
+    if services.pool is None:
+        raise DeploymentError("client TEEs", expected="started before the run", got="none")
     names = [site.owner.name for site in services.manifest.sites]
-    count = min(_WORKERS, len(names))
-    shared = len(names) > 1
+    count = workers_for(len(names))
     use_local_task_identity(run_id=1, node_id=1)
-    with contextlib.ExitStack() as stack:
-        workers = [
-            Worker(
-                services.client_launch(
-                    sites=names[number::count], measurement=services.manifest.code.client_image, shared=shared
-                ),
-                log=services.log_directory / f"client-{number + 1}.log",
+    workers = services.pool.launch(
+        [
+            services.client_launch(
+                sites=names[number::count], measurement=services.manifest.code.client_image, shared=len(names) > 1
             )
             for number in range(count)
         ]
-        for worker in workers:
-            stack.callback(worker.stop)
-        for worker in workers:
-            worker.wait_ready()
+    )
+    with contextlib.ExitStack() as stack:
         grid = LocalGrid(workers, partitions=len(names))
         stack.callback(grid.close)
         app: ServerApp = _server_app(services)

@@ -13,9 +13,9 @@ from typing import Any
 from confed import canonical
 from confed.errors import ConfedError, LineageError
 from confed.experiment.config import load_experiment
-from confed.experiment.engines import require_engine, run_engine, uses_separate_brokers
+from confed.experiment.engines import early_pool, require_engine, run_engine, uses_separate_brokers
 from confed.experiment.owners import Owners, approve, load_owners, seal_everything
-from confed.experiment.resolution import prepare, resolve
+from confed.experiment.resolution import Prepared, prepare, resolve
 from confed.experiment.services import Services, running_services
 from confed.governor.events import EventReader
 from confed.journey import Purpose
@@ -56,37 +56,29 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
     started = time.perf_counter()
     require_engine(request.engine)
     experiment = load_experiment(request.config_file)
-    prepared = prepare(experiment, config_file=request.config_file)
-    owners = load_owners(prepared, home=request.home)
-    run = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
-    directory = RunDirectory.create(request.runs_directory / run)
-    parts, files = seal_everything(prepared, owners, folder=directory.path / "sealed")
-    manifest = resolve(
-        prepared,
-        run=run,
-        model_owner=owners.model.party,
-        site_owners=[owner.party for owner in owners.sites],
-        sealed=parts,
-        anchors=owners.anchors,
-    )
-    directory.write_manifest(manifest)
-    directory.write_approvals(approve(owners, manifest))
-    events = EventReader(directory.events_file)
-    failure: ConfedError | None = None
-    with running_services(
-        prepared,
-        owners,
-        manifest,
-        run_directory=directory.path,
-        files=files,
-        apart=uses_separate_brokers(request.engine),
-    ) as services:
-        try:
-            run_engine(request.engine, services, watch=lambda: watcher(manifest, events))
-        except ConfedError as error:
-            failure = error
-        watcher(manifest, events)
-        collect_records(services, directory)
+    with early_pool(request.engine, sites=experiment.sites.count) as pool:
+        prepared = prepare(experiment, config_file=request.config_file)
+        owners = load_owners(prepared, home=request.home)
+        run = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
+        directory = RunDirectory.create(request.runs_directory / run)
+        manifest, files = _agree(prepared, owners, directory, run=run)
+        failure: ConfedError | None = None
+        events = EventReader(directory.events_file)
+        with running_services(
+            prepared,
+            owners,
+            manifest,
+            run_directory=directory.path,
+            files=files,
+            apart=uses_separate_brokers(request.engine),
+            pool=pool,
+        ) as services:
+            try:
+                run_engine(request.engine, services, watch=lambda: watcher(manifest, events))
+            except ConfedError as error:
+                failure = error
+            watcher(manifest, events)
+            collect_records(services, directory)
     last = directory.version_file(max(directory.versions()))
     if failure is None:
         open_version(owners, manifest, last)
@@ -102,6 +94,24 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
     if failure is not None:
         raise failure
     return summary
+
+
+def _agree(
+    prepared: Prepared, owners: Owners, directory: RunDirectory, *, run: str
+) -> tuple[Manifest, dict[str, Path]]:
+    """Seal what the run starts from and let every owner approve its manifest; return it and the sealed files."""
+    parts, files = seal_everything(prepared, owners, folder=directory.path / "sealed")
+    manifest = resolve(
+        prepared,
+        run=run,
+        model_owner=owners.model.party,
+        site_owners=[owner.party for owner in owners.sites],
+        sealed=parts,
+        anchors=owners.anchors,
+    )
+    directory.write_manifest(manifest)
+    directory.write_approvals(approve(owners, manifest))
+    return manifest, files
 
 
 def collect_records(services: Services, directory: RunDirectory) -> None:

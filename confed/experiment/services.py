@@ -29,6 +29,7 @@ from confed.experiment.resolution import Prepared
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.simulation.tethered import tether
+from confed.simulation.workers import WorkerPool
 from confed.wire.channel import Endpoint, TlsIdentity
 
 _START_S = 60.0
@@ -109,6 +110,7 @@ class Services:
     brokers: tuple[BrokerServer, ...] = ()
     courier: Endpoint = field(default_factory=lambda: Endpoint(target="unix:none", certificate=""))
     aggregator: Endpoint = field(default_factory=lambda: Endpoint(target="unix:none", certificate=""))
+    pool: WorkerPool | None = None
     processes: list[Process] = field(default_factory=list[Process])
 
     @property
@@ -174,6 +176,7 @@ def running_services(
     run_directory: Path,
     files: Mapping[str, Path],
     apart: bool,
+    pool: WorkerPool | None = None,
 ) -> Generator[Services]:
     """Start brokers, courier and aggregator for a run, and end them all at the end, however it comes.
 
@@ -191,6 +194,7 @@ def running_services(
         run_directory=run_directory,
         sockets=sockets,
         network=apart,
+        pool=pool,
     )
     services.log_directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -201,6 +205,8 @@ def running_services(
             process.stop()
         for process in services.processes:
             process.reap()
+        if pool is not None:
+            shutil.copy(pool.log, services.log_directory)
         shutil.rmtree(sockets, ignore_errors=True)
 
 

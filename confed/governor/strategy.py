@@ -21,7 +21,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from confed.errors import ConfedError, ConfigError, DeploymentError, ManifestMismatchError, RefusedError
-from confed.flower.grid import PromptGrid
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.governor.launch import GovernorLaunch
@@ -108,7 +107,7 @@ class ConfidentialStrategy(Strategy):
         self._rounds = _Rounds(manifest, EnclaveClient(launch.aggregator), events)
         try:
             result = super().start(
-                grid=_WatchedGrid(PromptGrid(grid), self._rounds),
+                grid=_WatchedGrid(_prompt(grid), self._rounds),
                 initial_arrays=_reference(manifest.model.start.digest),
                 num_rounds=num_rounds,
                 timeout=min(timeout, launch.round_timeout_s),
@@ -329,6 +328,15 @@ class _WatchedGrid(Grid):
             self._rounds.receive(reply)
             replies.append(reply)
         return replies
+
+
+def _prompt(grid: Grid) -> Grid:
+    """Return a Grid that looks for replies often where Flower's own would sleep for seconds between looks."""
+    if type(grid).__module__ != "flwr.superlink.grid.http_grid":
+        return grid
+    from confed.flower.grid import PromptGrid  # noqa: PLC0415 (a second to import, and only a deployment needs it)
+
+    return PromptGrid(grid)
 
 
 def _exchange(grid: Grid, messages: list[Message], *, timeout_s: float | None) -> Iterable[Message]:

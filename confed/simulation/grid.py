@@ -7,119 +7,33 @@ are called in batches and the base version is opened once a worker, however many
 from __future__ import annotations
 
 import itertools
-import os
 import queue
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from confed.client.host import receive_frame, send_frame
-from confed.client.launch import ClientLaunch
-from confed.errors import ConfedError, DeploymentError
-from confed.flower.messages import decode_message, encode_message, set_message_id
-from confed.simulation.tethered import tether
+from confed.errors import DeploymentError
+from confed.flower.messages import set_message_id
 
-_READY_S = 120.0
 _STOP_S = 5.0
 
 
-class Worker:
-    """One client TEE process and the socket to it."""
-
-    def __init__(self, launch: ClientLaunch, *, log: Path) -> None:
-        self._launch = launch
-        self._log = log
-        self._start()
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        read_end, write_end = os.pipe()
-        arguments = [
-            sys.executable,
-            "-m",
-            "clients",
-            "--launch-fd",
-            str(read_end),
-            "--channel-fd",
-            str(theirs.fileno()),
-        ]
-        with self._log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603
-                tether(arguments),
-                pass_fds=(read_end, theirs.fileno()),
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        os.close(read_end)
-        theirs.close()
-        self._channel = ours
-        with os.fdopen(write_end, "wb") as stream:
-            stream.write(self._launch.encode())
-
-    def wait_ready(self) -> None:
-        """Wait until the TEE has imported its app.
-
-        Raises:
-            DeploymentError: it ended, or took too long.
-        """
-        self._channel.settimeout(_READY_S)
-        try:
-            frame = receive_frame(self._channel)
-        except (OSError, ConfedError) as error:
-            raise self._died() from error
-        if frame != b"ready":
-            raise self._died()
-        self._channel.settimeout(None)
+class Handler(Protocol):
+    """Who answers the messages of its partitions, one after another (``confed.simulation.workers.Worker``)."""
 
     def handle(self, partition: int, message: Message) -> Message:
-        """Send one message and wait for its reply.
-
-        A worker that dies meanwhile answers with a stable code, and is started again for the next message: a new TEE
-        instance, which has to attest anew.
-        """
-        try:
-            if self.process.poll() is not None:
-                self._channel.close()
-                self._start()
-                self.wait_ready()
-            send_frame(self._channel, partition.to_bytes(4, "big") + encode_message(message))
-            frame = receive_frame(self._channel)
-        except (OSError, ConfedError):
-            frame = None
-        if frame is None:
-            self.process.wait()
-            return Message(Error(code=0, reason="client-died"), reply_to=message)
-        return decode_message(frame)
-
-    def stop(self) -> None:
-        """Close the channel, and end the process if it does not end by itself."""
-        self._channel.close()
-        try:
-            self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _died(self) -> DeploymentError:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return DeploymentError("client TEE", expected="a process that serves", got=lines[-1] if lines else "its end")
+        """Answer one message; an error is an answer too."""
+        ...
 
 
 class LocalGrid(Grid):
     """A Grid whose nodes are the partitions 0 … n-1 (node id = partition + 1), spread over ``workers``."""
 
-    def __init__(self, workers: Sequence[Worker], *, partitions: int) -> None:
+    def __init__(self, workers: Sequence[Handler], *, partitions: int) -> None:
         self._workers = workers
         self._partitions = partitions
         self._replies: dict[str, Message] = {}
@@ -186,7 +100,7 @@ class LocalGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def _serve(self, worker: Worker, inbox: queue.SimpleQueue[Message | None]) -> None:
+    def _serve(self, worker: Handler, inbox: queue.SimpleQueue[Message | None]) -> None:
         while (message := inbox.get()) is not None:
             reply = worker.handle(message.metadata.dst_node_id - 1, message)
             with self._arrived:

@@ -38,6 +38,23 @@ def road(land: Land, place: Path) -> Iterator[Road]:
         yield road
 
 
+@pytest.fixture(scope="module")
+def shared(land: Land, quick_disk: Path) -> Iterator[Road]:
+    """One road for a whole table, with an aggregator that attested, and round 1 open."""
+    with Road(land, Path(tempfile.mkdtemp(dir=quick_disk))) as road:
+        road.aggregator().open(1)
+        yield road
+
+
+@pytest.fixture(scope="module")
+def shared_committed(land: Land, quick_disk: Path) -> Iterator[Road]:
+    """One road for a whole table, with version 1 committed and round 2 open."""
+    with Road(land, Path(tempfile.mkdtemp(dir=quick_disk))) as road:
+        road.round(1)
+        road.aggregators[0].open(2)
+        yield road
+
+
 @pytest.fixture
 def make_road(place: Path) -> Iterator[Callable[..., Road]]:
     """Make a road on a land of its own terms; ``registry`` and ``apart`` go to the road."""

@@ -10,6 +10,7 @@ their own, each site has an attested ``ClientSession``. ``Road.round`` walks one
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -85,6 +86,7 @@ AGGREGATOR_CODE = "a9" * 32
 OTHER = "0e" * 32
 """A digest of nothing."""
 
+MAX_ATTEMPTS = 100
 REATTEST_ROUNDS = 2
 REATTEST_S = 600
 
@@ -184,7 +186,7 @@ class Land:
             environment=self.environment,
             rounds=self.rounds,
             seed=7,
-            max_attempts=3,
+            max_attempts=MAX_ATTEMPTS,
             data_source="sealed",
             model=ModelTerms(
                 owner=homes[OWNER].party, start=references[OWNER], layout=layout_of(self.model).digest
@@ -400,6 +402,7 @@ class Road:
         self._courier_server = serve_courier(self.courier, listen=self.socket("courier"), tls=None)
         self._stack.callback(self._courier_server.stop)
         self.aggregators: list[Aggregator] = []
+        self._attempts = itertools.count(1)
         self.sessions: dict[str, ClientSession] = {}
 
     def __enter__(self) -> Self:
@@ -497,6 +500,10 @@ class Road:
             now_ms=self.now,
         )
         return SimulatedInstance(key=key, certificate=certificate)
+
+    def new_attempt(self) -> int:
+        """Return an attempt that nobody has made yet: tests that share a road stand in each other's way no further."""
+        return next(self._attempts)
 
     # Enclaves.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from road import CLIENT_CODE, NOW, OTHER, OWNER, REATTEST_S, SITES, Held, Land, Road, Turns, small_model
+from road import CLIENT_CODE, MAX_ATTEMPTS, NOW, OTHER, OWNER, REATTEST_S, SITES, Held, Land, Road, Turns, small_model
 from test_wrong_turns_release import HARDWARE
 
 from confed import canonical
@@ -198,20 +198,21 @@ def opened(road: Road) -> Road:
     return road
 
 
-def refused_before_a_ticket(road: Road, error: type[ConfedError], *, attempt: int = 0) -> None:
+def refused_before_a_ticket(road: Road, error: type[ConfedError]) -> None:
+    before = road.events(SITE, "ticketed")
     with pytest.raises(ConfedError) as refused:
-        road.hold(SITE, attempt=attempt, session=road.session(SITE))
+        road.hold(SITE, attempt=road.new_attempt(), session=road.session(SITE))
     assert type(refused.value) is error
-    assert not road.events(SITE, "ticketed")
+    assert road.events(SITE, "ticketed") == before
 
 
 @pytest.mark.parametrize("sentence", AGGREGATORS)
-def test_a_client_seals_nothing_to(opened: Road, sentence: str) -> None:
+def test_a_client_seals_nothing_to(shared: Road, sentence: str) -> None:
     forge, error = AGGREGATORS[sentence]
-    opened.courier.letters_instead[topic(opened)] = [forge(opened)]
-    refused_before_a_ticket(opened, error)
-    opened.courier.letters_instead.clear()
-    opened.seal(opened.hold(SITE, attempt=1))
+    shared.courier.letters_instead[topic(shared)] = [forge(shared)]
+    refused_before_a_ticket(shared, error)
+    shared.courier.letters_instead.clear()
+    shared.seal(shared.hold(SITE, attempt=shared.new_attempt()))
 
 
 def test_a_client_seals_nothing_where_there_is_no_aggregator(opened: Road) -> None:
@@ -479,16 +480,20 @@ def committed(road: Road) -> Road:
 
 
 @pytest.mark.parametrize("sentence", VERSIONS)
-def test_a_client_opens_no_version(committed: Road, sentence: str) -> None:
-    forge, error = VERSIONS[sentence]
-    committed.courier.letters_instead[committed.commit_topic(1)] = [forge(Forger(committed))]
-    session = committed.session(SITE)
+def test_a_client_opens_no_version(shared_committed: Road, sentence: str) -> None:
+    road, (forge, error) = shared_committed, VERSIONS[sentence]
+    forged = forge(Forger(road))
+    road.courier.letters_instead[road.commit_topic(1)] = [forged]
+    session, attempt = road.session(SITE), road.new_attempt()
     with pytest.raises(ConfedError) as refused:
-        committed.hold(SITE, 2, session=session)
+        road.hold(SITE, 2, attempt=attempt, session=session)
     assert type(refused.value) is error
-    assert not committed.released_to(session.instance)
-    committed.courier.letters_instead.clear()
-    committed.seal(committed.hold(SITE, 2))
+    assert not road.released_to(session.instance)
+    # Nor does a broker witness it.
+    (answer,) = road.client_of("west").observe([(road.homes["west"].party.broker, "run-1", b"", forged)])
+    assert isinstance(answer, ConfedError)
+    road.courier.letters_instead.clear()
+    road.hold(SITE, 2, attempt=attempt, session=session)
 
 
 def test_the_forgery_of_all_sites_together_would_be_the_version(committed: Road) -> None:
@@ -564,21 +569,21 @@ LIES: dict[str, tuple[dict[str, Any], type[ConfedError]]] = {
     "a round that is over": ({"round_number": 1}, RollbackError),
     "round 0": ({"round_number": 0}, LineageError),
     "a round after the last": ({"round_number": 4}, LineageError),
-    "an attempt after the last": ({"attempt": 3}, BudgetError),
+    "an attempt after the last": ({"attempt": MAX_ATTEMPTS}, BudgetError),
     "an attempt before the first": ({"attempt": -1}, RoundError),
     "to evaluate what is not there yet": ({"purpose": Purpose.EVALUATE}, LineageError),
 }
 
 
 @pytest.mark.parametrize("sentence", LIES)
-def test_a_client_does_not_follow_the_governor_to(committed: Road, sentence: str) -> None:
-    lie, error = LIES[sentence]
-    session = committed.session(SITE)
+def test_a_client_does_not_follow_the_governor_to(shared_committed: Road, sentence: str) -> None:
+    road, (lie, error) = shared_committed, LIES[sentence]
+    session, attempt = road.session(SITE), road.new_attempt()
     with pytest.raises(ConfedError) as refused:
-        committed.hold(SITE, **{"round_number": 2, "session": session, **lie})
+        road.hold(SITE, **{"round_number": 2, "attempt": attempt, "session": session, **lie})
     assert type(refused.value) is error
-    assert not committed.released_to(session.instance)
-    committed.seal(committed.hold(SITE, 2))
+    assert not road.released_to(session.instance)
+    road.hold(SITE, 2, attempt=attempt, session=session)
 
 
 def test_a_client_acts_for_its_own_site_and_a_drawn_one(make_road: MakeRoad) -> None:
@@ -651,16 +656,18 @@ SWAPS: dict[str, Callable[[Road, str], bytes]] = {
 
 @pytest.mark.parametrize("what", ["start", "dataset"])
 @pytest.mark.parametrize("sentence", SWAPS)
-def test_a_client_opens_nothing_where_the_courier_serves(opened: Road, sentence: str, what: str) -> None:
+def test_a_client_opens_nothing_where_the_courier_serves(shared: Road, sentence: str, what: str) -> None:
+    opened = shared
     site = opened.manifest.site_named(SITE)
     assert site.dataset is not None
     digest = opened.manifest.model.start.digest if what == "start" else site.dataset.digest
     true = opened.courier.path(digest).read_bytes()
     opened.courier.serve_instead(digest, SWAPS[sentence](opened, digest))
+    session = opened.session(SITE)
     with pytest.raises((TamperedError, TruncatedError)):
-        opened.hold(SITE, session=opened.session(SITE))
+        opened.hold(SITE, attempt=opened.new_attempt(), session=session)
     opened.courier.serve_instead(digest, true)
-    opened.hold(SITE, attempt=1)
+    opened.hold(SITE, attempt=opened.new_attempt(), session=session)
 
 
 def test_a_client_does_not_open_another_sites_data_for_its_own(opened: Road) -> None:

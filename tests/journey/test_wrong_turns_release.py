@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from road import AGGREGATOR_CODE, CLIENT_CODE, OTHER, OWNER, REATTEST_S, SITES, Aggregator, Land, Road, Turns
+from road import AGGREGATOR_CODE, CLIENT_CODE, MAX_ATTEMPTS, OTHER, OWNER, REATTEST_S, SITES, Aggregator, Land, Road, Turns
 
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
 from confed.attestation.verifier import Registry
@@ -118,9 +120,7 @@ def used_before(road: Road, challenge: Any) -> bytes:
     if "used" not in road.__dict__:
         turns = Turns()
         road.__dict__["used"] = turns.released
-        road.session("south", turns=turns).step(
-            road.manifest.site_named("south"), round_number=1, attempt=0, purpose=Purpose.TRAIN
-        )
+        step(road, road.session(SITE, turns=turns), attempt=road.new_attempt())
     requests = [unverified(item[0], ReleaseRequest) for item in road.__dict__["used"]]
     return next((request.nonce for request in requests if request.broker == challenge.broker), os.urandom(32))
 
@@ -208,7 +208,7 @@ CLIENT: dict[str, tuple[Make, type[ConfedError], tuple[str, ...]]] = {
     "the next round": (asked(round=2), RoundError, ALL),
     "round 0": (asked(round=0), RoundError, ALL),
     "a round after the last": (asked(round=4), RoundError, ALL),
-    "an attempt after the last": (asked(attempt=3), BudgetError, ALL),
+    "an attempt after the last": (asked(attempt=MAX_ATTEMPTS), BudgetError, ALL),
     "an attempt before the first": (asked(attempt=-1), RoundError, ALL),
     "another run": (asked(run="run-2"), ManifestMismatchError, ALL),
     "another manifest": (asked(manifest=OTHER), NotApprovedError, ALL),
@@ -259,15 +259,15 @@ def test_an_honest_client_gets_its_keys(opened: Road) -> None:
 
 
 @pytest.mark.parametrize("sentence", CLIENT)
-def test_a_client_gets_no_key_with(opened: Road, sentence: str) -> None:
+def test_a_client_gets_no_key_with(shared: Road, sentence: str) -> None:
     make, error, refusing = CLIENT[sentence]
-    session = opened.session(SITE, turns=make(opened))
+    session = shared.session(SITE, turns=make(shared))
     with pytest.raises(ConfedError) as refused:
-        step(opened, session)
+        step(shared, session, attempt=shared.new_attempt())
     assert type(refused.value) is error
-    assert not set(refusing) & set(opened.released_to(session.instance))
+    assert not set(refusing) & set(shared.released_to(session.instance))
     # The turn was this session's alone: whoever comes honestly after it, in the next attempt, gets in.
-    step(opened, opened.session(SITE), attempt=1)
+    step(shared, shared.session(SITE), attempt=shared.new_attempt())
 
 
 AGGREGATOR: dict[str, tuple[Make, type[ConfedError]]] = {
@@ -289,7 +289,7 @@ AGGREGATOR: dict[str, tuple[Make, type[ConfedError]]] = {
     "a client's role": (asked(role=Role.CLIENT), PurposeError),
     "a client's purpose": (asked(purpose=Purpose.TRAIN), PurposeError),
     "the next round": (asked(round=2), RoundError),
-    "an attempt after the last": (asked(attempt=3), BudgetError),
+    "an attempt after the last": (asked(attempt=MAX_ATTEMPTS), BudgetError),
     "another base": (asked(base=OTHER), LineageError),
     "an identity": (asked(identity=b"i" * 32), CredentialError),
     "another manifest": (asked(manifest=OTHER), NotApprovedError),
@@ -309,22 +309,27 @@ AGGREGATOR: dict[str, tuple[Make, type[ConfedError]]] = {
         PurposeError,
     ),
     "the key of the version after next": (keys_of(OWNER, version=2), PurposeError),
-    "the next version's key of another attempt": (keys_of(OWNER, attempt=1), RoundError),
+    "the next version's key of another attempt": (keys_of(OWNER, attempt=MAX_ATTEMPTS - 1), RoundError),
 }
 
 
+@pytest.fixture(scope="module")
+def shared_by_aggregators(land: Land, quick_disk: Path) -> Iterator[Road]:
+    """One road for the table of aggregators, which has attempts of its own."""
+    with Road(land, Path(tempfile.mkdtemp(dir=quick_disk))) as road:
+        yield road
+
+
 @pytest.mark.parametrize("sentence", AGGREGATOR)
-def test_an_aggregator_gets_no_key_with(road: Road, sentence: str) -> None:
-    make, error = AGGREGATOR[sentence]
-    aggregator = road.aggregator(make(road))
+def test_an_aggregator_gets_no_key_with(shared_by_aggregators: Road, sentence: str) -> None:
+    shared, (make, error) = shared_by_aggregators, AGGREGATOR[sentence]
+    attempt, aggregator = shared.new_attempt(), shared.aggregator(make(shared))
     with pytest.raises(ConfedError) as refused:
-        aggregator.open(1)
+        aggregator.open(1, attempt=attempt)
     assert type(refused.value) is error
-    assert OWNER not in road.released_to(aggregator.instance)
-    assert not any(
-        body["instance"] == aggregator.instance for site in SITES for body in road.events(site, "credentialed-aggregator")
-    )
-    road.aggregator().open(1)
+    assert not shared.released_to(aggregator.instance)
+    # The turn was this instance's alone: the next one may have the attempt.
+    shared.aggregator().open(1, attempt=attempt)
 
 
 def test_an_aggregator_that_the_sites_refuse_is_no_aggregator(road: Road) -> None:
@@ -365,17 +370,20 @@ MANIFESTS: dict[str, Callable[[Manifest], Manifest]] = {
 
 
 @pytest.mark.parametrize("sentence", MANIFESTS)
-def test_a_manifest_that_was_changed_after_approval_gets_no_key(land: Land, road: Road, sentence: str) -> None:
-    road.manifest = MANIFESTS[sentence](land.manifest)
-    assert road.manifest.digest != land.manifest.digest
-    session = road.session("south")
+def test_a_manifest_that_was_changed_after_approval_gets_no_key(
+    land: Land, shared: Road, monkeypatch: pytest.MonkeyPatch, sentence: str
+) -> None:
+    monkeypatch.setattr(shared, "manifest", MANIFESTS[sentence](land.manifest))
+    assert shared.manifest.digest != land.manifest.digest
+    session, aggregator = shared.session("south"), shared.aggregator()
     with pytest.raises(NotApprovedError):
-        step(road, session, site="south")
+        step(shared, session, site="south")
     with pytest.raises(NotApprovedError):
-        road.aggregator().open(1)
+        aggregator.open(1)
     with pytest.raises(NotApprovedError):
-        road.homes["south"].approve(road.manifest)
-    assert not any(road.events(name, "released") for name in (OWNER, *SITES))
+        shared.homes["south"].approve(shared.manifest)
+    assert not shared.released_to(session.instance)
+    assert not shared.released_to(aggregator.instance)
 
 
 def floor(who: str, **changes: Any) -> dict[str, Any]:
