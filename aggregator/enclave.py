@@ -173,13 +173,13 @@ class Enclave:
         """
         return self._clocks[broker].now()
 
-    def covered(self, site: Site, round_number: int) -> bool:
-        """Return whether the site's broker has credentialed this enclave for the round, and still does."""
+    def covered(self, site: Site, round_number: int, *, for_ms: int = 0) -> bool:
+        """Return whether the site's broker has credentialed this enclave for the round, and does ``for_ms`` more."""
         known = self._credentials.get(site.owner.name)
         return (
             known is not None
             and known.first_round <= round_number <= known.last_round
-            and self.now(site.owner.broker) < known.expires_at
+            and self.now(site.owner.broker) + for_ms < known.expires_at
         )
 
     def credential_by(self, sites: Sequence[Site], asked: Asked) -> dict[str, ConfedError]:
@@ -369,7 +369,7 @@ class Enclave:
         return (
             last is None
             or round_number - last.round >= terms.reattest_rounds
-            or self.now(broker) - last.time >= terms.reattest_s * 1000
+            or self.now(broker) - last.time >= terms.reattest_s * 1000 // 2
         )
 
 

@@ -319,8 +319,11 @@ class Run:
                 raise error("credentials", expected=f"{least} identities", got=covered) from first
 
     def _renew(self, round_number: int, attempt: int, purpose: Purpose) -> None:
-        """Attest again to the brokers whose credentials do not cover a round."""
-        lacking = [site for site in self._manifest.sites if not self._enclave.covered(site, round_number)]
+        """Attest again to the brokers whose credentials do not cover a round, with half of their time for it."""
+        for_ms = self._manifest.aggregator_tee.reattest_s * 1000 // 2
+        lacking = [
+            site for site in self._manifest.sites if not self._enclave.covered(site, round_number, for_ms=for_ms)
+        ]
         if lacking:
             with self._timed("release"):
                 asked = self._asked(round_number, attempt)

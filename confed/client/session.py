@@ -77,7 +77,7 @@ class ClientSession:
         self._clock = EnclaveClock()
         self._lock = threading.RLock()
         self._steps: dict[tuple[int, int, Purpose, tuple[str, ...]], Step] = {}
-        self._attested: dict[bytes, int] = {}
+        self._attested: dict[bytes, tuple[int, int]] = {}
         self._datasets: dict[str, Arrays] = {}
         self._bases: dict[str, Arrays] = {}
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
@@ -253,7 +253,7 @@ class ClientSession:
                     continue
                 self._clock.advance(reply.grant.time)
                 if item[1]:
-                    self._attested[asks[at][0]] = terms.round_number
+                    self._attested[asks[at][0]] = (terms.round_number, reply.grant.time)
                 keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
                 results[at] = Opened(keys=keys, credential=reply.credential)
         return results
@@ -278,8 +278,7 @@ class ClientSession:
             keys=keys,
         )
         envelope = b""
-        attested = self._attested.get(broker)
-        if attested is None or terms.round_number - attested >= self.manifest.client_tee.reattest_rounds:
+        if self._needs_evidence(broker, terms.round_number):
             binding = Binding(
                 profile=self._attester.profile,
                 nonce=nonce,
@@ -295,6 +294,15 @@ class ClientSession:
             # The evidence stays readable, so that the run can be verified offline from its records.
             self._services.courier.post(f"{self.manifest.run}/evidence", envelope)
         return sign(request, self._signing), envelope, terms.record
+
+    def _needs_evidence(self, broker: bytes, round_number: int) -> bool:
+        attested = self._attested.get(broker)
+        if attested is None:
+            return True
+        policy = self.manifest.client_tee
+        # Half of the time that it serves, so that it does not end, and the ticket with it, while the round runs.
+        aged = self._clock.now() - attested[1] >= policy.reattest_s * 1000 // 2
+        return aged or round_number - attested[0] >= policy.reattest_rounds
 
     def _by_server(self, brokers: Sequence[bytes]) -> list[tuple[BrokerClient, list[int]]]:
         groups: dict[int, tuple[BrokerClient, list[int]]] = {}

@@ -346,7 +346,7 @@ class Cut:
 
     def __exit__(self, *_: object) -> None:
         for broker in self.aggregator.enclave._brokers.values():
-            del broker.commit  # pyright: ignore[reportAttributeAccessIssue]
+            broker.__dict__.pop("commit", None)
 
 
 def crashed(road: Road, sites: Sequence[str]) -> Aggregator:
@@ -424,8 +424,15 @@ def test_an_older_attempt_after_a_newer_ticket_is_refused(road: Road) -> None:
     assert not road.published(1)
     assert {body["code"] for name in ("east", SITE) for body in road.events(name, "refused")} == {"fork"}
     assert not any(road.events(name, "refused") for name in ("south", "west"))
+
+
+def test_an_older_attempt_after_a_newer_ticket_gets_none_itself(road: Road) -> None:
+    road.aggregator().open(1)
+    road.hold(SITE, attempt=1)
     with pytest.raises(RoundError):
-        road.hold(SITE, attempt=0, session=road.session(SITE))
+        road.hold(SITE, attempt=0)
+    assert len(road.events(SITE, "ticketed")) == 1
+    road.hold(SITE, attempt=2)
 
 
 def test_fewer_than_a_majority_publish_nothing(make_road: MakeRoad) -> None:
@@ -528,7 +535,11 @@ def test_brokers_remember_tickets(road: Road) -> None:
     held = road.hold(SITE)
     restarted(road)
     ticket = unverified(held.grants.ticket, Ticket)
-    fields = {name: getattr(ticket, name) for name in TicketRequest.__dataclass_fields__ if name != "request_id"}
+    fields = {
+        entry.name: getattr(ticket, entry.name)
+        for entry in dataclasses.fields(TicketRequest)
+        if entry.name != "request_id"
+    }
     request = sign(TicketRequest(**fields, request_id=b"r" * 16), held.session._signing)
     (refused,) = road.client_of(SITE).ticket([request])
     assert isinstance(refused, TicketError)
@@ -594,7 +605,8 @@ def test_a_sites_store_that_was_put_back_sells_no_ticket_that_counts(road: Road)
     with pytest.raises(RollbackError):
         road.hold(SITE, 1, attempt=1, session=session)
     assert OWNER not in road.released_to(session.instance)
-    # The next round's commit record shows it what it forgot.
+    # The next round's commit record shows it what it forgot; a client has to attest to it anew.
+    road.sessions[SITE] = road.session(SITE)
     assert road.round(2, aggregator=road.aggregator()).cohort_size == 4
     assert [body["version"] for body in road.events(SITE, "witnessed")] == [1]
 

@@ -595,6 +595,17 @@ def test_evidence_serves_only_for_as_long_as_the_manifest_says(opened: Road) -> 
     assert isinstance(refused, InstanceError)
 
 
+def test_evidence_that_grows_old_in_a_run_is_made_anew_in_time(road: Road) -> None:
+    """Rounds of two thirds of the time that evidence serves: none of them is cut off in its middle."""
+    aggregator = road.aggregator()
+    for number in (1, 2, 3):
+        aggregator.open(number)
+        road.send(aggregator, SITES[:2], number)
+        road.now += REATTEST_S * 1000 * 2 // 3
+        road.send(aggregator, SITES[2:], number)
+        assert aggregator.close_round().cohort_size == len(SITES)
+
+
 # The base moves: what was the base is none any more.
 
 
