@@ -5,6 +5,7 @@ Ray starts the processes, so a session cannot be confined as one that confed sta
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def run_on_ray(
                 num_supernodes=len(manifest.sites),
                 backend_config={
                     "client_resources": {"num_cpus": _ACTOR_CPUS, "num_gpus": 0.0},
-                    "init_args": {"log_to_driver": False, "include_dashboard": False},
+                    "init_args": {"log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR},
                 },
             )
         )

@@ -404,6 +404,7 @@ class Road:
         self.aggregators: list[Aggregator] = []
         self._attempts = itertools.count(1)
         self.sessions: dict[str, ClientSession] = {}
+        self._every_session: list[ClientSession] = []
 
     def __enter__(self) -> Self:
         return self
@@ -501,6 +502,15 @@ class Road:
         )
         return SimulatedInstance(key=key, certificate=certificate)
 
+    def wait(self, milliseconds: int) -> None:
+        """Let time pass, for brokers and inside the enclaves alike."""
+        self.now += milliseconds
+        for session in self._every_session:
+            session._clock.advance(self.now)
+        for aggregator in self.aggregators:
+            for clock in aggregator.enclave._clocks.values():
+                clock.advance(self.now)
+
     def new_attempt(self) -> int:
         """Return an attempt that nobody has made yet: tests that share a road stand in each other's way no further."""
         return next(self._attempts)
@@ -527,6 +537,7 @@ class Road:
         )
         for entry in brokers.values():
             entry.key = session._signing
+        self._every_session.append(session)
         return session
 
     def session_of(self, site: str) -> ClientSession:
