@@ -35,6 +35,7 @@ def run_on_ray(
     Raises:
         ConfedError: the run was refused or fell short.
     """
+    os.environ["FLWR_HOME"] = str(launch_file.parent / "flower-home")
     from flwr.simulation import run_simulation  # noqa: PLC0415 (Ray is slow to import)
 
     manifest = launch.manifest_decoded()

@@ -83,7 +83,10 @@ def test_quiet_shows_nothing() -> None:
 
 def test_names_from_outside_are_no_markup() -> None:
     events = round_events(1, failed="b")
-    marked = [Event(event=e.event, time=e.time, fields={k: "[red]x[/]" if k == "site" else v for k, v in e.fields.items()}) for e in events]
+    marked = [
+        Event(event=e.event, time=e.time, fields={k: "[red]x[/]" if k == "site" else v for k, v in e.fields.items()})
+        for e in events
+    ]
     assert "[red]x[/] (not-finite)" in shown(marked)
 
 

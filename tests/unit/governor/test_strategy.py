@@ -8,7 +8,14 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
-from confed.governor.strategy import ConfidentialStrategy, catch_start, require_same, sealed_digest, strategy_parameters
+from confed.governor.strategy import (
+    ConfidentialStrategy,
+    _reference,
+    catch_start,
+    require_same,
+    sealed_digest,
+    strategy_parameters,
+)
 from confed.manifest import StrategyTerms
 from tests.unit.test_manifest import make
 
@@ -94,6 +101,4 @@ def test_without_a_launch_document_nothing_starts(monkeypatch):
 
 
 def test_what_start_returns_refers_to_a_sealed_version():
-    from confed.governor.strategy import _reference
-
     assert sealed_digest(_reference("ab" * 32)) == "ab" * 32

@@ -157,7 +157,12 @@ class RecordedRun:
             data_source="sealed",
             model=ModelTerms(owner=self.homes[OWNER].party, start=start, layout="00" * 32),
             sites=sites,
-            code=CodeTerms(client_app="app:app", client_image=CODE[Role.CLIENT], aggregator_image=CODE[Role.AGGREGATOR], lock="11" * 32),
+            code=CodeTerms(
+                client_app="app:app",
+                client_image=CODE[Role.CLIENT],
+                aggregator_image=CODE[Role.AGGREGATOR],
+                lock="11" * 32,
+            ),
             strategy=StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
             cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
             settings={"local-epochs": 1},
@@ -310,9 +315,7 @@ class RecordedRun:
         for site in sites:
             party = self.homes[site].party
             data = KeyName(key_id=self.keys[site], use=Use.DATA, container=site, version=0, attempt=0)
-            self.release(
-                client, OWNER, round_number, keys=(self._model_key(version),), identity=party.identity, **step
-            )
+            self.release(client, OWNER, round_number, keys=(self._model_key(version),), identity=party.identity, **step)
             credential = self.release(client, site, round_number, keys=(data,), identity=party.identity, **step)
             assert credential is not None
             request = TicketRequest(
@@ -358,15 +361,15 @@ class RecordedRun:
             cohort=tuple(self.homes[site].party.identity for site in sites),
             tickets=tuple(ticket.digest for ticket in tickets),
             excluded=excluded,
-            metrics={"loss": 1.0 / number, "accuracy": 0.5 + number / 10} if purpose is Purpose.EVALUATE else {"loss": 0.75},
+            metrics={"loss": 1.0 / number, "accuracy": 0.5 + number / 10}
+            if purpose is Purpose.EVALUATE
+            else {"loss": 0.75},
         )
         signed, base_record = sign(candidate, aggregator.signing), self._base_record(version)
         agreed = tuple(
             self.brokers[site].countersign(signed, tickets=tickets, base_record=base_record) for site in SITES
         )
-        commit = self.brokers[OWNER].commit(
-            signed, tickets=tickets, countersignatures=agreed, base_record=base_record
-        )
+        commit = self.brokers[OWNER].commit(signed, tickets=tickets, countersignatures=agreed, base_record=base_record)
         self._note_events(candidate, sites)
         return CommitRecord(candidate=signed, tickets=tuple(tickets), countersignatures=agreed, commit=commit)
 

@@ -38,7 +38,12 @@ def test_a_run_without_rounds_has_a_summary(directory: RunDirectory) -> None:
         path.unlink()
     directory.events_file.unlink()
     summary = metrics.summarize(directory, engine="local", total_s=0, model="")
-    assert (summary["rounds"], summary["accuracy"], summary["seconds"], summary["confidentiality_share"]) == (0, None, {}, 0)
+    assert (summary["rounds"], summary["accuracy"], summary["seconds"], summary["confidentiality_share"]) == (
+        0,
+        None,
+        {},
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,11 @@ def test_the_share_of_confidentiality_is_a_share(seconds: dict[str, float]) -> N
 
 def test_events_that_are_not_numbers_are_left_out() -> None:
     events = [
-        {"event": "client-done", "round": 1, "seconds": {"train": 1.0, "open": "x", "seal": float("nan"), "send": True}},
+        {
+            "event": "client-done",
+            "round": 1,
+            "seconds": {"train": 1.0, "open": "x", "seal": float("nan"), "send": True},
+        },
         {"event": "client-done", "round": 1, "seconds": [1]},
         {"event": "attested", "seconds": {"attest": 2.0}},
         {"event": "run-finished", "seconds": {"train": 100.0}},

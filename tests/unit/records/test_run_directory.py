@@ -17,7 +17,10 @@ from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.statement import Signed
 
 signed = st.builds(
-    Signed, payload=st.binary(max_size=80), signer=st.binary(min_size=32, max_size=32), signature=st.binary(min_size=64, max_size=64)
+    Signed,
+    payload=st.binary(max_size=80),
+    signer=st.binary(min_size=32, max_size=32),
+    signature=st.binary(min_size=64, max_size=64),
 )
 
 

@@ -160,7 +160,11 @@ def _approval_forged(directory: RunDirectory, run: RecordedRun) -> None:
 
 
 def _last_round_left_out(directory: RunDirectory, run: RecordedRun) -> None:
-    for path in (directory.version_file(2), directory.commit_file(Purpose.TRAIN, 2), directory.commit_file(Purpose.EVALUATE, 2)):
+    for path in (
+        directory.version_file(2),
+        directory.commit_file(Purpose.TRAIN, 2),
+        directory.commit_file(Purpose.EVALUATE, 2),
+    ):
         path.unlink()
 
 
@@ -241,12 +245,19 @@ FILES: list[tuple[str, Change, type[ConfedError], str]] = [
     (
         "a commit is signed by nobody",
         _commit(
-            Purpose.TRAIN, 1, lambda r: dataclasses.replace(r, commit=dataclasses.replace(r.commit, signature=bytes(64)))
+            Purpose.TRAIN,
+            1,
+            lambda r: dataclasses.replace(r, commit=dataclasses.replace(r.commit, signature=bytes(64))),
         ),
         SignatureError,
         "version 1",
     ),
-    ("evidence is missing", lambda d, run: d.evidence_file(canonical.digest(run.evidence[0])).unlink(), LedgerError, "entry"),
+    (
+        "evidence is missing",
+        lambda d, run: d.evidence_file(canonical.digest(run.evidence[0])).unlink(),
+        LedgerError,
+        "entry",
+    ),
     ("evidence has another's bytes", _other_evidence, EncodingError, "evidence"),
     ("a ledger is missing", _remove("ledger/south.jsonl"), LedgerError, "ledger of south"),
     ("there is a stranger's ledger", _stranger_ledger, LedgerError, "east"),
@@ -283,7 +294,12 @@ FILES: list[tuple[str, Change, type[ConfedError], str]] = [
         "closing: countersignature",
     ),
     ("the metrics are edited", _metrics_edited, RefusedError, "metrics.jsonl: round 2: evaluate"),
-    ("a line of the metrics is missing", lambda d, run: d.write_metrics(d.metrics()[:1]), LineageError, "metrics.jsonl"),
+    (
+        "a line of the metrics is missing",
+        lambda d, run: d.write_metrics(d.metrics()[:1]),
+        LineageError,
+        "metrics.jsonl",
+    ),
     ("the summary is edited", _summary_edited, RefusedError, "summary.json: accuracy"),
 ]
 
@@ -370,14 +386,24 @@ def _moved_to_the_end(event: str) -> Callable:
 
 
 LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
-    ("a ledger without the approval", _forged("north", leave_out("approved")), LedgerError, "ledger of north: approved"),
+    (
+        "a ledger without the approval",
+        _forged("north", leave_out("approved")),
+        LedgerError,
+        "ledger of north: approved",
+    ),
     (
         "a ledger with another approval",
         _forged("north", edit("approved", approval="00" * 32)),
         LedgerError,
         "ledger of north: approved",
     ),
-    ("a ticket that its ledger does not hold", _forged("north", leave_out("ticketed")), TicketError, "version 1: ticket of north"),
+    (
+        "a ticket that its ledger does not hold",
+        _forged("north", leave_out("ticketed")),
+        TicketError,
+        "version 1: ticket of north",
+    ),
     ("a ticket noted twice", _forged("north", repeat("ticketed")), TicketError, "ledger of north"),
     (
         "a second ticket for one step",
@@ -407,9 +433,7 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
     ),
     (
         "a ticket for another identity",
-        lambda d, run: run.forge_ledger(
-            d, "north", edit("ticketed", identity=run.homes["south"].party.identity.hex())
-        ),
+        lambda d, run: run.forge_ledger(d, "north", edit("ticketed", identity=run.homes["south"].party.identity.hex())),
         CredentialError,
         "ledger of north",
     ),
@@ -468,7 +492,12 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
         CohortError,
         "ledger of west",
     ),
-    ("a commit that its ledger does not hold", _forged(OWNER, leave_out("committed")), LedgerError, "version 1: commit"),
+    (
+        "a commit that its ledger does not hold",
+        _forged(OWNER, leave_out("committed")),
+        LedgerError,
+        "version 1: commit",
+    ),
     ("a second commit of a round", _forged(OWNER, repeat("committed")), ForkError, "ledger of owner"),
     ("another version witnessed", _forged("north", edit("witnessed", digest="00" * 32)), ForkError, "version 1"),
     ("a release on another base", _forged("north", edit("released", base="00" * 32)), LineageError, "ledger of north"),
@@ -507,11 +536,26 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
     ("a release on another broker's evidence", _evidence_for_another_broker, BindingMismatchError, "audience"),
     ("a release on another instance's evidence", _evidence_of_another_instance, InstanceError, "ledger of north"),
     ("a release for another role", _forged("north", edit("released", role="client")), BindingMismatchError, "role"),
-    ("a release that misreports its claims", _forged("north", edit("released", claims="00" * 32)), LedgerError, "claims"),
+    (
+        "a release that misreports its claims",
+        _forged("north", edit("released", claims="00" * 32)),
+        LedgerError,
+        "claims",
+    ),
     ("a release under another policy", _forged("north", edit("released", policy="00" * 32)), LedgerError, "policy"),
-    ("a release that misreports its binding", _forged("north", edit("released", binding="00" * 32)), BindingMismatchError, "binding"),
+    (
+        "a release that misreports its binding",
+        _forged("north", edit("released", binding="00" * 32)),
+        BindingMismatchError,
+        "binding",
+    ),
     ("evidence appraised an hour late", _forged("north", _an_hour_later_from(0)), StaleEvidenceError, "evidence age"),
-    ("evidence used an hour later", _forged("north", _an_hour_later_from(2)), StaleEvidenceError, "evidence used again"),
+    (
+        "evidence used an hour later",
+        _forged("north", _an_hour_later_from(2)),
+        StaleEvidenceError,
+        "evidence used again",
+    ),
     (
         "a credential of another instance",
         _forged("north", edit("credentialed-client", instance="00" * 32)),
@@ -520,9 +564,7 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
     ),
     (
         "a credential on an aggregator's evidence",
-        lambda d, run: run.forge_ledger(
-            d, "north", edit("credentialed-client", evidence=_evidence_of(run, "north"))
-        ),
+        lambda d, run: run.forge_ledger(d, "north", edit("credentialed-client", evidence=_evidence_of(run, "north"))),
         CredentialError,
         "ledger of north",
     ),
@@ -539,7 +581,12 @@ LEDGERS: list[tuple[str, Change, type[ConfedError], str]] = [
         LedgerError,
         "nothing after the closing",
     ),
-    ("a model owner's ledger without the closing", _forged(OWNER, leave_out("closing")), LedgerError, "ledger of owner: closing"),
+    (
+        "a model owner's ledger without the closing",
+        _forged(OWNER, leave_out("closing")),
+        LedgerError,
+        "ledger of owner: closing",
+    ),
 ]
 
 
@@ -635,7 +682,9 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "signer", "error", "link"), [row[1:] for row in STARTS], ids=[row[0] for row in STARTS])
+@pytest.mark.parametrize(
+    ("changes", "signer", "error", "link"), [row[1:] for row in STARTS], ids=[row[0] for row in STARTS]
+)
 def test_a_start_that_is_not_the_model_owners_is_refused(
     *, changes: dict, signer: str, error: type[ConfedError], link: str, directory: RunDirectory, run: RecordedRun
 ) -> None:
@@ -744,7 +793,6 @@ def test_evidence_under_another_root_is_refused(directory: RunDirectory, run: Re
 
     class Elsewhere:
         platform, manifest, now = SimulatedPlatform.create(START_MS), run.manifest, START_MS + 1000
-
 
     _, honest = _first_release(directory, run)
     envelope = Enclave(Elsewhere, Role.AGGREGATOR)._attester.attest(honest).encode()

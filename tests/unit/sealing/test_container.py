@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from cryptography.exceptions import InvalidTag
@@ -144,7 +144,7 @@ class _LazyExecutor:
 
     def __init__(self, **_: object) -> None: ...
 
-    def __enter__(self) -> _LazyExecutor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...

@@ -18,8 +18,7 @@ class FakeWorker:
         assert self.go.wait(10)
         self.seen.append(partition)
         content = RecordDict({"r": ConfigRecord({"worker": self.number, "partition": partition})})
-        reply = Message(content, reply_to=message)
-        return reply
+        return Message(content, reply_to=message)
 
 
 @pytest.fixture
