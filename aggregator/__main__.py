@@ -71,8 +71,8 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
     from aggregator.run import Run  # noqa: PLC0415
     from aggregator.service import AggregatorService  # noqa: PLC0415
     from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance  # noqa: PLC0415
-    from confed.keybroker.client import BrokerClient  # noqa: PLC0415
-    from confed.wire.channel import open_channel, serve  # noqa: PLC0415
+    from confed.keybroker.client import connect_brokers  # noqa: PLC0415
+    from confed.wire.channel import serve  # noqa: PLC0415
     from confed.wire.courier_client import CourierClient  # noqa: PLC0415
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -82,12 +82,7 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
     enclave = Enclave(
         manifest=launch.manifest_decoded(),
         attester=SimulatedAttester(SimulatedInstance.from_bytes(launch.instance_bytes()), layers=layers),
-        brokers={
-            broker: client
-            for server in launch.brokers
-            for client in (BrokerClient(open_channel(server.endpoint)),)
-            for broker in server.brokers
-        },
+        brokers=connect_brokers(launch.brokers),
         letters=courier,
     )
     folder = Path(tempfile.mkdtemp(prefix="sealed-", dir=launch.folder))

@@ -11,22 +11,9 @@ from pathlib import Path
 
 from confed import canonical, record
 from confed.errors import EncodingError
+from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
 from confed.wire.channel import Endpoint, TlsIdentity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerServer:
-    """One server that holds the brokers of one or several owners, by their public keys."""
-
-    target: str
-    certificate: str
-    brokers: tuple[bytes, ...]
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens."""
-        return Endpoint(target=self.target, certificate=self.certificate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,21 @@
 """What leaves the enclave, and in which order: sealed, then countersigned, then committed, only then published.
 
-1. The strategy's state and the next version are sealed under the keys that the model owner's broker released.
-2. Their ciphertext goes to the courier: worthless until somebody is given a key.
-3. The candidate names both, the cohort, its tickets and the metrics in clear; the enclave signs it.
-4. Every site's broker is asked to countersign it; more than half must.
+1. The strategy's state and the next version are sealed under the keys that the model owner's broker released. The
+   model owner can derive these keys, so the ciphertext stays in the enclave; where it is too large for memory, its
+   chunks lie in the folder without the header, whose salt every chunk's key is derived from.
+2. The candidate names both, the cohort, its tickets and the metrics in clear; the enclave signs it.
+3. Every site's broker is asked to countersign it; more than half must. From here on they remember this cohort.
+4. The ciphertext goes to the courier, so that a committed version is never lost.
 5. The model owner's broker commits it.
-6. The record is verified as any client would, and posted. Before that, no metric and no digest is told to anybody.
+6. The record is verified as any client would, and posted. Before that, no metric and no digest is told to the
+   governor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aggregator.combine.flower_strategy import STATE_FORMAT
@@ -24,11 +27,12 @@ from confed.journey import Kind, Purpose
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, Closing, CommitRecord
 from confed.model.weights import pack
-from confed.sealing.container import Draft, seal_to_bytes, seal_to_file
+from confed.sealing.container import Draft, seal, seal_to_bytes
 from confed.sealing.recipients import RecipientEntry
 from confed.statement import Signed, sign, verify
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,10 +46,48 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedVersion:
-    """The next version in the courier: file digests of the model and of its strategy state (empty without one)."""
+    """The next version: file digests of the model and of its strategy state (empty without one), and the files."""
 
     digest: str
     state: str
+    withheld: tuple[Withheld, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withheld:
+    """A sealed container that has not left: the whole of it, or its front, whose place in the file is a hole."""
+
+    digest: str
+    front: bytes = field(repr=False)
+    path: Path | None
+
+    def send(self, store: Store) -> None:
+        """Store the container."""
+        if self.path is None:
+            store.put(self.front, digest=self.digest)
+            return
+        with self.path.open("r+b") as file:
+            file.write(self.front)
+        store.put(self.path, digest=self.digest)
+
+    def discard(self) -> None:
+        """Delete what lies in the folder."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class _WithoutFront:
+    """A sink that keeps a container's front in memory, and writes the chunks behind a hole of its size."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self.front = b""
+
+    def write(self, data: memoryview, /) -> int | None:
+        if not self.front:
+            self.front = bytes(data)
+            return self._file.seek(len(self.front))
+        return self._file.write(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +98,7 @@ class Proposal:
     candidate: Signed
     tickets: tuple[Signed, ...]
     base_record: bytes
+    withheld: tuple[Withheld, ...] = ()
 
 
 def clear_metrics(names: Sequence[str], decimals: int, declarations: Sequence[Declaration]) -> dict[str, float]:
@@ -103,7 +146,7 @@ class Releaser:
         cohort_size: int,
         timed: Timed,
     ) -> SealedVersion:
-        """Seal the next version and its state, and store the ciphertext (steps 1 and 2).
+        """Seal the next version and its state, and keep the ciphertext (step 1).
 
         Args:
             step: the attempt that made it.
@@ -115,21 +158,23 @@ class Releaser:
 
         Raises:
             SessionError: a state without a key for it.
-            ConfedError: the courier refused or is down.
         """
         name = f"{step.run}/{step.round}.{step.attempt}"
         common = {"run": step.run, "version": step.round, "attempt": step.attempt}
-        state_digest = ""
+        withheld: list[Withheld] = []
         if state:
             if keys.following_state is None:
                 raise SessionError("state key", expected="one for this attempt", got="none")
             detail = {**common, "format": STATE_FORMAT}
             draft = self._draft(Kind.STRATEGY_STATE, f"{name}/state", step, detail)
-            state_digest = self._seal(pack(state), draft, keys.following_state, timed)
+            with timed("seal"):
+                withheld.append(self._seal(pack(state), draft, keys.following_state))
+        state_digest = withheld[0].digest if withheld else ""
         detail = {**common, "layout": weights.layout.digest, "state": state_digest, "cohort": cohort_size}
         draft = self._draft(Kind.MODEL, name, step, detail)
-        digest = self._seal(pack(weights.arrays(), like=weights.layout), draft, keys.following, timed)
-        return SealedVersion(digest=digest, state=state_digest)
+        with timed("seal"):
+            withheld.append(self._seal(pack(weights.arrays(), like=weights.layout), draft, keys.following))
+        return SealedVersion(digest=withheld[-1].digest, state=state_digest, withheld=tuple(withheld))
 
     def propose(
         self,
@@ -141,7 +186,7 @@ class Releaser:
         metrics: Mapping[str, float],
         base_record: bytes,
     ) -> Proposal:
-        """Return the signed candidate (step 3)."""
+        """Return the signed candidate (step 2)."""
         candidate = Candidate(
             run=step.run,
             manifest=step.manifest,
@@ -163,25 +208,42 @@ class Releaser:
             candidate=sign(candidate, self._enclave.signing_key),
             tickets=tuple(entry.ticket for entry in cohort),
             base_record=base_record,
+            withheld=sealed.withheld,
         )
 
-    def commit(self, proposal: Proposal) -> bytes:
-        """Have a proposal countersigned and committed, publish the record and return it (steps 4 to 6).
+    def commit(self, proposal: Proposal, *, timed: Timed) -> bytes:
+        """Have a proposal countersigned and committed, publish the record and return it (steps 3 to 6).
 
         Raises:
-            QuorumError: too few brokers countersigned.
+            QuorumError: too few brokers countersigned; nothing has left the enclave.
             ConfedError: the model owner's broker refused, or a service is down; the proposal may be tried again.
         """
-        manifest, enclave = self._enclave.manifest, self._enclave
+        # 3.
+        with timed("commit"):
+            countersignatures = self._countersigned(proposal)
         # 4.
+        with timed("send"):
+            for container in proposal.withheld:
+                container.send(self._store)
+        # 5. and 6.
+        with timed("commit"):
+            record = self._committed(proposal, countersignatures)
+        for container in proposal.withheld:
+            container.discard()
+        return record
+
+    def _countersigned(self, proposal: Proposal) -> tuple[Signed, ...]:
+        manifest, enclave = self._enclave.manifest, self._enclave
         answers = enclave.each_server(
             [site.owner.broker for site in manifest.sites],
             lambda server, brokers: server.countersign(
                 brokers, candidate=proposal.candidate, tickets=proposal.tickets, base_record=proposal.base_record
             ),
         )
-        countersignatures = _quorum("countersignatures", answers, manifest.quorum)
-        # 5.
+        return _quorum("countersignatures", answers, manifest.quorum)
+
+    def _committed(self, proposal: Proposal, countersignatures: tuple[Signed, ...]) -> bytes:
+        manifest, enclave = self._enclave.manifest, self._enclave
         owner = manifest.model.owner.broker
         commit = enclave.broker(owner).commit(
             owner,
@@ -190,7 +252,6 @@ class Releaser:
             countersignatures=countersignatures,
             base_record=proposal.base_record,
         )
-        # 6.
         record = CommitRecord(
             candidate=proposal.candidate,
             tickets=proposal.tickets,
@@ -245,24 +306,19 @@ class Releaser:
             recipients=(RecipientEntry.owner_key(model.start.key_id),),
         )
 
-    def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes, timed: Timed) -> str:
-        """Seal to memory if small, else to a file in the folder; store it and return its digest."""
+    def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes) -> Withheld:
+        """Seal to memory if small, else to a file in the folder that lacks its front."""
         signing_key = self._enclave.signing_key
         if sum(len(part) for part in parts) <= SMALL_BYTES:
-            with timed("seal"):
-                data, sealed = seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
-            with timed("send"):
-                return self._store.put(data, digest=sealed.digest)
+            data, sealed = seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
+            return Withheld(digest=sealed.digest, front=data, path=None)
         path = self._folder / f"{draft.kind}.sealed"
-        try:
-            with timed("seal"):
-                sealed = seal_to_file(
-                    parts, draft, data_key=data_key, signing_key=signing_key, path=path, threads=self._threads
-                )
-            with timed("send"):
-                return self._store.put(path, digest=sealed.digest)
-        finally:
-            path.unlink(missing_ok=True)
+        with path.open("wb", buffering=0) as file:
+            sink = _WithoutFront(file)
+            sealed = seal(
+                parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads
+            )
+        return Withheld(digest=sealed.digest, front=sink.front, path=path)
 
 
 def commit_topic(run: str, purpose: Purpose, round_number: int) -> str:

@@ -36,7 +36,7 @@ from confed.errors import (
     TicketError,
 )
 from confed.journey import Kind, Purpose, base_version
-from confed.keybroker.lineage import verify_commit_record
+from confed.keybroker.lineage import require_counted, verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket
 from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
@@ -241,8 +241,7 @@ class Run:
             if self._pending is None:
                 self._pending = self._combined(self._current(), absent)
             pending = self._pending
-            with self._timed("commit"):
-                record = self._releaser.commit(pending.proposal)
+            record = self._releaser.commit(pending.proposal, timed=self._timed)
             self._committed(pending, record)
             seconds, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
             return Closed(
@@ -415,6 +414,9 @@ class Run:
                 weights, state = self._next_version(current, opened, failed)
                 opened = {site: entry for site, entry in opened.items() if site not in failed}
             cohort = tuple(entry for entry in accepted if entry.site.owner.name in opened)
+            for entry in cohort:  # each owner's own terms, before anything is made of the result
+                identities = [other.site.owner.identity for other in cohort]
+                require_counted(identities, unverified(entry.ticket, Ticket))
             metrics = clear_metrics(
                 self._manifest.metrics.clear,
                 self._manifest.metrics.decimals,

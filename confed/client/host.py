@@ -21,9 +21,8 @@ from confed.client.current import install, installed
 from confed.client.launch import ClientLaunch
 from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
-from confed.keybroker.client import BrokerClient
+from confed.keybroker.client import connect_brokers
 from confed.manifest import Manifest
-from confed.wire.channel import open_channel
 from confed.wire.courier_client import CourierClient
 
 if TYPE_CHECKING:
@@ -43,12 +42,7 @@ def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
     """
     manifest = launch.manifest_decoded()
     services = Services(
-        brokers={
-            broker: client
-            for server in launch.brokers
-            for client in (BrokerClient(open_channel(server.endpoint)),)
-            for broker in server.brokers
-        },
+        brokers=connect_brokers(launch.brokers),
         courier=CourierClient(launch.courier),
     )
     instance = SimulatedInstance.from_bytes(base64.b64decode(launch.instance, validate=True))

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from confed import canonical, record
-from confed.client.launch import BrokerServer, ClientLaunch
+from confed.client.launch import ClientLaunch
 from confed.errors import DeploymentError
 from confed.experiment.owners import Owners
 from confed.experiment.resolution import Prepared
+from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.simulation.tethered import tether

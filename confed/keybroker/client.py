@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from confed.keybroker.statements import (
     TicketRequest,
 )
 from confed.statement import Signed, unverified, verify
-from confed.wire.channel import pack, raise_if_refused, reaching, unpack
+from confed.wire.channel import Endpoint, open_channel, pack, raise_if_refused, reaching, unpack
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
 
@@ -80,6 +80,28 @@ class Release:
     signed_grant: Signed
     wrapped_keys: tuple[bytes, ...]
     credential: Signed | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerServer:
+    """One server that holds the brokers of one or several owners, by their public keys."""
+
+    target: str
+    certificate: str
+    brokers: tuple[bytes, ...]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint(target=self.target, certificate=self.certificate)
+
+
+def connect_brokers(servers: Iterable[BrokerServer]) -> dict[bytes, BrokerClient]:
+    """Return the client of each broker by its public key; brokers behind one server share a channel."""
+    clients: dict[bytes, BrokerClient] = {}
+    for server in servers:
+        clients |= dict.fromkeys(server.brokers, BrokerClient(open_channel(server.endpoint)))
+    return clients
 
 
 class BrokerClient:

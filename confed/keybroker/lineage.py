@@ -6,7 +6,8 @@ The rules for one record:
 1. the commit is signed by the model owner's broker and is over this candidate, with equal fields;
 2. countersignatures are by distinct sites' own brokers over this candidate, more than half of all sites;
 3. the cohort is made of distinct identities, drawn by the manifest for this round, at least ``cohort.least``;
-4. each of them has one ticket, signed by its own broker, for exactly this step and this aggregator;
+4. each of them has one ticket, signed by its own broker, for exactly this step and this aggregator, and enough
+   identities that count for the ticket's owner beside it;
 5. a trained version's number is its round; an evaluation's version is its own base.
 
 The aggregator's own signature counts for nothing alone: its key is accepted only because the countersigning
@@ -213,6 +214,18 @@ class Lineage:
         )  # fmt: skip
         if expected != got:
             raise TicketError("ticket", expected="for this step, base and aggregator", got="for another")
+        require_counted(candidate.cohort, ticket)
+
+
+def require_counted(cohort: Sequence[bytes], ticket: Ticket) -> None:
+    """Check that a cohort has as many identities that count as the owner behind a ticket in it asks for.
+
+    Raises:
+        CohortError: fewer.
+    """
+    counted = set(cohort) & set(ticket.counted) if ticket.counted else set(cohort)
+    if len(counted) < ticket.least_cohort:
+        raise CohortError("identities that count", expected=f"at least {ticket.least_cohort}", got=len(counted))
 
 
 def verify_commit_record(

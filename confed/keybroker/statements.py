@@ -177,7 +177,11 @@ class TicketRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """A site's own broker permits one result; charged when issued, never refunded."""
+    """A site's own broker permits one result; charged when issued, never refunded.
+
+    ``counted`` are the identities that the owner's data key counts (none named: every one of them); of those, a
+    result with this ticket in it has at least ``least_cohort``. So it is for everybody to check, not for one broker.
+    """
 
     TYPE: ClassVar[str] = "confed/v1/ticket"
     ticket_id: bytes
@@ -194,6 +198,8 @@ class Ticket:
     signing_public: bytes
     issued_at: int
     expires_at: int
+    least_cohort: int = 1
+    counted: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

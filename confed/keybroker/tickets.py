@@ -15,6 +15,7 @@ from confed.keybroker.decision import Decision
 from confed.keybroker.floors import charge_round
 from confed.keybroker.heads import head_of, require_base
 from confed.keybroker.statements import ClientCredential, Ticket, TicketRequest
+from confed.manifest import Unchecked
 from confed.statement import Signed, unverified, verify
 
 _RESULTS = (Purpose.TRAIN, Purpose.EVALUATE)
@@ -78,6 +79,9 @@ def _repeated_ticket(decision: Decision, request: TicketRequest, digest: str) ->
 
 
 def _new_ticket(decision: Decision, request: TicketRequest, signed: Signed, credential: ClientCredential) -> Signed:
+    own = decision.data_floors()
+    least = own[1].least_cohort if own else 1
+    counted = own[1].counted_identities if own and not isinstance(own[1].counted_identities, Unchecked) else ()
     issued = decision.sign(
         Ticket(
             ticket_id=os.urandom(16),
@@ -94,6 +98,8 @@ def _new_ticket(decision: Decision, request: TicketRequest, signed: Signed, cred
             signing_public=credential.signing_public,
             issued_at=decision.now,
             expires_at=credential.expires_at,
+            least_cohort=least,
+            counted=counted,
         )
     )
     decision.tx.execute("INSERT INTO ticket_requests VALUES (?, ?)", (request.request_id, signed.digest))

@@ -106,8 +106,8 @@ def test_a_mistake_in_the_experiment_file(sentence, before, after, told, tmp_pat
         ),
         (
             "an unwrapped strategy is told",
-            "ConfidentialStrategy(\n        FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)\n    )",
-            "FedAvg()",
+            "= ConfidentialStrategy(",
+            "= (",
             ["grid"],
         ),
         (

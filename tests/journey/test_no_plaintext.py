@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -75,7 +76,10 @@ CANARIES: dict[str, list[bytes]] = {
 
 
 def found(where: Mapping[str, bytes], needles: Mapping[str, list[bytes]]) -> list[str]:
-    return [f"{what} in {place}" for place, content in where.items() for what in needles if _in(content, needles[what])]
+    """Return which needles lie where; what is the same in several places is searched once."""
+    places = {hashlib.sha256(content).digest(): place for place, content in reversed(where.items())}
+    unlike = {place: where[place] for place in places.values()}
+    return [f"{what} in {place}" for place, content in unlike.items() for what in needles if _in(content, needles[what])]
 
 
 def _in(content: bytes, needles: Iterable[bytes]) -> bool:

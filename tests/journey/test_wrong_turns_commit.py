@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from road import OTHER, OWNER, SITES, Aggregator, Road, Turns
@@ -29,6 +30,8 @@ from confed.errors import (
 )
 from confed.governor.enclave_client import ClosedRound
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket, TicketRequest
+from confed.manifest import UpdateTerms
+from confed.sealing.container import Container
 from confed.statement import Signed, sign, unverified
 
 MakeRoad = Callable[..., Road]
@@ -333,20 +336,21 @@ def test_a_second_aggregator_after_the_commit_gets_no_key(road: Road) -> None:
 
 @dataclasses.dataclass
 class Cut:
-    """Brokers whose commits get lost on the way: everything up to there has happened."""
+    """Brokers whose commits (or other calls) get lost on the way: everything up to there has happened."""
 
     aggregator: Aggregator
+    call: str = "commit"
 
     def __enter__(self) -> None:
         def lost(*_: Any, **__: Any) -> Any:
             raise UnreachableError("key broker", expected="an answer", got="none")
 
         for broker in self.aggregator.enclave._brokers.values():
-            broker.commit = lost  # pyright: ignore[reportAttributeAccessIssue]
+            setattr(broker, self.call, lost)
 
     def __exit__(self, *_: object) -> None:
         for broker in self.aggregator.enclave._brokers.values():
-            broker.__dict__.pop("commit", None)
+            broker.__dict__.pop(self.call, None)
 
 
 def crashed(road: Road, sites: Sequence[str]) -> Aggregator:
@@ -637,3 +641,54 @@ def test_a_broker_that_is_not_a_party_is_none(make_road: MakeRoad) -> None:
         tickets=list(proposed.tickets.values()),
     )
     assert isinstance(refused, BrokerError | CohortError)
+
+
+def test_puppets_do_not_outvote_the_owner_whose_data_is_in_the_result(make_road: MakeRoad) -> None:
+    """The same through the whole road: four brokers sign, north's does not, and north's update is in it."""
+    road = make_road(sites=FIVE, floors=counting("east", SITE, "south", least=2))
+    with pytest.raises((QuorumError, CohortError)):
+        road.round(1, sites=["middle", SITE, "west"])
+    assert not road.published(1)
+    assert road.round(1, attempt=1, sites=["east", SITE, "west"]).cohort_size == 3
+
+
+# Nothing leaves the enclave before it is countersigned: the model owner has the key of every version (guarantee 7).
+
+
+def large_model() -> dict[str, np.ndarray]:
+    return {"weight": np.zeros(1_200_000, dtype=np.float32)}
+
+
+def readable(road: Road, keys: Sequence[bytes]) -> list[str]:
+    """Return what a model owner who works with the governor and the aggregator's host can open with these keys."""
+    found: list[str] = []
+    for path in road.folder.rglob("*"):
+        if not path.is_file() or "home" in path.parts:
+            continue
+        for key in keys:
+            try:
+                Container.map(path).unlock(key).read_all()
+            except ConfedError:
+                continue
+            found.append(path.name)
+    return found
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_result_that_nobody_countersigned_is_open_to_nobody(make_road: MakeRoad, size: str) -> None:
+    """A crash feigned before the countersignatures, so that no broker knows of the first result; and then the second.
+
+    Otherwise the model owner has n and n-1 sites' means, and so one site's update.
+    """
+    terms: dict[str, Any] = {"model": large_model()} if size == "large" else {}
+    wide = UpdateTerms(norm_bound=1e6, weight_cap=1e3)
+    road = make_road(**terms, change=lambda m: dataclasses.replace(m, update=wide))
+    keys = [road.version_key(1, attempt) for attempt in (0, 1)]
+    aggregator = road.aggregator()
+    aggregator.open(1)
+    road.send(aggregator, SITES)
+    with Cut(aggregator, "countersign"), pytest.raises(QuorumError):
+        aggregator.close_round()
+    assert readable(road, keys) == []
+    assert road.round(1, attempt=1, sites=SITES[:3], aggregator=aggregator).cohort_size == 3
+    assert readable(road, keys) == [road.candidate(1).digest]
