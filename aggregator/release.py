@@ -315,9 +315,7 @@ class Releaser:
         path = self._folder / f"{draft.kind}.sealed"
         with path.open("wb", buffering=0) as file:
             sink = _WithoutFront(file)
-            sealed = seal(
-                parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads
-            )
+            sealed = seal(parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads)
         return Withheld(digest=sealed.digest, front=sink.front, path=path)
 
 

@@ -129,6 +129,9 @@ class RunDisplay:
         self.progress = RunProgress(rounds=0, evaluates=False)
 
     def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=8)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,12 +145,7 @@ class RunDisplay:
             return
         self._manifest = manifest
         self.progress = RunProgress(rounds=manifest.rounds, evaluates=manifest.cohort.fraction_evaluate > 0)
-        if self._quiet:
-            return
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=8)
-            self._live.start()
-        else:
+        if not self._quiet and self._live is None:
             self._console.print(_headline(manifest), soft_wrap=True, highlight=False)
 
     def show(self, event: Event) -> None:
@@ -159,7 +157,9 @@ class RunDisplay:
 
     def _render(self) -> RenderableType:
         with self._lock:
-            return Text() if self._manifest is None else _board(self._manifest, self.progress)
+            if self._manifest is None:
+                return Text("sealing, approving and starting every party …", style="dim")
+            return _board(self._manifest, self.progress)
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -19,12 +19,13 @@ from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.sealing.sealer import Draft, Sealed, seal_to_bytes
 
 
-def seal_result(
+def seal_result(  # noqa: PLR0913 (what a result consists of)
     manifest: Manifest,
     site: Site,
     step: Step,
     grants: Grants,
     *,
+    manifest_digest: str,
     arrays: Arrays | None,
     weight: float,
     metrics: Mapping[str, float],
@@ -32,7 +33,8 @@ def seal_result(
 ) -> tuple[bytes, Sealed]:
     """Return a sealed update (or, without arrays, sealed metrics) and its digest and size.
 
-    Weight, norm and metrics are in the sealed declaration; the header says in clear only for which step it is.
+    ``manifest_digest`` is the manifest's, computed once. Weight, norm and metrics are in the sealed declaration; the
+    header says in clear only for which step it is.
 
     Raises:
         ShapeError: tensors other than the base's.
@@ -62,8 +64,8 @@ def seal_result(
         version=step.round_number,
         parents=(step.base,),
         owner=site.owner.identity,
-        manifest=manifest.digest,
-        detail=_detail(manifest, site, step, grants).to_detail(),
+        manifest=manifest_digest,
+        detail=_detail(manifest, manifest_digest, site, step, grants).to_detail(),
         recipients=(
             RecipientEntry(method=Method.HPKE, key_id=recipient.key_id, wrapped=recipient.wrap(data_key, info=info)),
         ),
@@ -73,10 +75,10 @@ def seal_result(
     return seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
 
 
-def _detail(manifest: Manifest, site: Site, step: Step, grants: Grants) -> UpdateDetail:
+def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Grants) -> UpdateDetail:
     return UpdateDetail(
         run=manifest.run,
-        manifest=manifest.digest,
+        manifest=digest,
         round=step.round_number,
         attempt=step.attempt,
         purpose=step.purpose,

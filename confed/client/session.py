@@ -407,6 +407,7 @@ class ClientSession:
                 site,
                 step,
                 grants,
+                manifest_digest=self._digest,
                 arrays=arrays,
                 weight=weight,
                 metrics=metrics,

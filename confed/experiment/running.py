@@ -19,7 +19,7 @@ from confed.experiment.resolution import Prepared, prepare, resolve
 from confed.experiment.services import Services, running_services
 from confed.governor.events import EventReader
 from confed.journey import Purpose
-from confed.keybroker.client import BrokerClient
+from confed.keybroker.client import connect_brokers
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import Manifest
 from confed.records import metrics
@@ -28,7 +28,6 @@ from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.sealing.container import Container
 from confed.sealing.derivation import version_key
 from confed.statement import unverified
-from confed.wire.channel import open_channel
 from confed.wire.courier_client import CourierClient
 
 
@@ -148,12 +147,11 @@ def _collect_commits(
 
 def _collect_ledgers(services: Services, directory: RunDirectory) -> None:
     manifest = services.manifest
-    names = {party.broker: party.name for party in (manifest.model.owner, *(site.owner for site in manifest.sites))}
-    for server in services.brokers:
-        client = BrokerClient(open_channel(server.endpoint))
-        for broker in server.brokers:
-            if broker in names:
-                directory.write_ledger(names[broker], client.records(broker))
+    clients = connect_brokers(services.brokers)
+    for owner in services.owners.every:
+        # This run's part: what an owner did in other runs is nobody's business here.
+        first = owner.approved_at(manifest)
+        directory.write_ledger(owner.party.name, clients[owner.party.broker].records(owner.party.broker, first=first))
 
 
 def open_version(owners: Owners, manifest: Manifest, path: Path) -> int:

@@ -221,6 +221,23 @@ class OwnerHome:
             Ledger(self.broker_key).append(tx, event="approved", body=body, time=time_ms)
         return signed
 
+    def approved_at(self, manifest: Manifest) -> int:
+        """Return the sequence number of the ledger entry that approves a manifest: a run's records begin there.
+
+        Raises:
+            NotApprovedError: this owner did not approve it.
+        """
+        sought, below = manifest.digest, 2**62
+        # From the newest back: a run's approval is as far away as its own entries are many.
+        while rows := self.store.rows(
+            "SELECT sequence, payload FROM ledger WHERE sequence < ? ORDER BY sequence DESC LIMIT 256", (below,)
+        ):
+            for below, payload in rows:
+                entry = canonical.decode(payload)
+                if entry["event"] == "approved" and entry["body"]["manifest"] == sought:
+                    return below
+        raise NotApprovedError("manifest", expected="one that this owner approved", got=sought[:16])
+
     def approve_simulation(self, manifest: Manifest, *, now_ms: int | None = None) -> Signed:
         """Approve without asking anybody: only a simulation, and only with keys that were born in simulation.
 

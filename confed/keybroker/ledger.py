@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confed.errors import ConfedError, LedgerError
 from confed.keybroker.statements import LedgerEntry
 from confed.keybroker.store import Store, Transaction
-from confed.statement import Signed, public_bytes, sign, verify
+from confed.statement import Signed, public_bytes, sign, unverified, verify
 
 EVENTS = frozenset(
     {
@@ -93,22 +93,26 @@ class Ledger:
             first = rows[-1][0] + 1
 
 
-def verify_ledger(entries: Sequence[Signed], *, broker: bytes, through: str | None = None) -> tuple[LedgerEntry, ...]:
-    """Return the entries of a broker's whole ledger, its chain, signatures, order and times checked.
+def verify_ledger(
+    entries: Sequence[Signed], *, broker: bytes, through: str | None = None, part_from: str | None = None
+) -> tuple[LedgerEntry, ...]:
+    """Return the entries of a broker's ledger, its chain, signatures, order and times checked.
 
     Args:
-        entries: all of them, from the first on.
+        entries: all of them, from the first on; or a part, with ``part_from``.
         broker: the broker's public key, from outside the ledger.
         through: the digest of an entry that must be in it, such as a closing countersignature's ``head``. A chain
             alone cannot show that its end was cut off.
+        part_from: the digest of the manifest whose ``approved`` entry the part begins with: what a run's records hold.
+            What came before is not in it and not vouched for.
 
     Raises:
         LedgerError: names the first sequence number at which something does not hold.
     """
     found: list[LedgerEntry] = []
-    previous, time = "", 0
+    start, previous, time = _start(entries, part_from)
     reached = through is None
-    for sequence, signed in enumerate(entries):
+    for sequence, signed in enumerate(entries, start):
         try:
             entry = verify(signed, LedgerEntry, signer=broker)
         except ConfedError as error:
@@ -129,6 +133,28 @@ def verify_ledger(entries: Sequence[Signed], *, broker: bytes, through: str | No
         previous, time = signed.digest, entry.time
         reached = reached or previous == through
         found.append(entry)
+    if part_from is not None and start > 0:
+        _require_approval(found, part_from)
     if not reached:
-        raise LedgerError(f"ledger entry {len(found)}", expected=f"entries up to {str(through)[:16]}", got="the end")
+        raise LedgerError(
+            f"ledger entry {start + len(found)}", expected=f"entries up to {str(through)[:16]}", got="the end"
+        )
     return tuple(found)
+
+
+def _start(entries: Sequence[Signed], part_from: str | None) -> tuple[int, str, int]:
+    """Return the sequence number, previous digest and time that the first entry has to follow; nothing is trusted."""
+    if part_from is None or not entries:
+        return 0, "", 0
+    try:
+        first = unverified(entries[0], LedgerEntry)
+    except ConfedError as error:
+        raise LedgerError("ledger entry at the start", expected="a ledger entry", got="another") from error
+    return first.sequence, first.previous, 0
+
+
+def _require_approval(found: Sequence[LedgerEntry], manifest: str) -> None:
+    if not found or found[0].event != "approved" or found[0].body.get("manifest") != manifest:
+        at = found[0].sequence if found else 0
+        got = found[0].event if found else "nothing"
+        raise LedgerError(f"ledger entry {at}", expected="the approval of this run's manifest", got=got)

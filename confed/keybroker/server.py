@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -20,9 +22,11 @@ from confed.wire.channel import RunningServer, TlsIdentity, pack, refusal, serve
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerServicer, add_KeyBrokerServicer_to_server
 
+A = TypeVar("A")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MOST_ITEMS = 4096
+_MOST_THREADS = 16
 
 
 class BrokerService(KeyBrokerServicer):
@@ -30,20 +34,18 @@ class BrokerService(KeyBrokerServicer):
 
     def __init__(self, brokers: Mapping[bytes, Broker]) -> None:
         self._brokers = dict(brokers)
+        # Brokers decide side by side: each has a store of its own, and most of a decision is the wait for its disk.
+        self._pool = ThreadPoolExecutor(max_workers=min(_MOST_THREADS, max(1, len(self._brokers))))
 
     def Challenge(self, request: pb.ChallengeBatch, context: grpc.ServicerContext) -> pb.ChallengeReplies:
         """A nonce for each item."""
         _require_bounded(context, len(request.items))
         item = pb.ChallengeReplies.Item
-        return pb.ChallengeReplies(
-            items=[
-                self._answer(
-                    lambda asked=asked: item(challenge=pack(self._broker(asked.broker).challenge(asked.manifest))),
-                    item,
-                )
-                for asked in request.items
-            ]
-        )
+
+        def challenge(asked: pb.ChallengeBatch.Item) -> pb.ChallengeReplies.Item:
+            return item(challenge=pack(self._broker(asked.broker).challenge(asked.manifest)))
+
+        return pb.ChallengeReplies(items=self._each(request.items, challenge, item))
 
     def Release(self, request: pb.ReleaseBatch, context: grpc.ServicerContext) -> pb.ReleaseReplies:
         """A decision about each request."""
@@ -56,9 +58,7 @@ class BrokerService(KeyBrokerServicer):
             released = broker.release(signed, envelope=asked.envelope, base_record=asked.base_record)
             return item(released=released.to_wire())
 
-        return pb.ReleaseReplies(
-            items=[self._answer(lambda asked=asked: release(asked), item) for asked in request.items]
-        )
+        return pb.ReleaseReplies(items=self._each(request.items, release, item))
 
     def Ticket(self, request: pb.TicketBatch, context: grpc.ServicerContext) -> pb.TicketReplies:
         """A ticket for each request."""
@@ -69,9 +69,7 @@ class BrokerService(KeyBrokerServicer):
             signed = unpack(asked.request)
             return item(ticket=pack(self._broker(_addressee(signed)).ticket(signed)))
 
-        return pb.TicketReplies(
-            items=[self._answer(lambda asked=asked: ticket(asked), item) for asked in request.items]
-        )
+        return pb.TicketReplies(items=self._each(request.items, ticket, item))
 
     def Countersign(self, request: pb.CountersignBatch, context: grpc.ServicerContext) -> pb.CountersignReplies:
         """A countersignature of one candidate by each broker."""
@@ -83,9 +81,7 @@ class BrokerService(KeyBrokerServicer):
             signed = self._broker(broker).countersign(candidate, tickets=tickets, base_record=request.base_record)
             return item(countersignature=pack(signed))
 
-        return pb.CountersignReplies(
-            items=[self._answer(lambda broker=broker: countersign(broker), item) for broker in request.brokers]
-        )
+        return pb.CountersignReplies(items=self._each(request.brokers, countersign, item))
 
     def Commit(self, request: pb.CommitCall, context: grpc.ServicerContext) -> pb.CommitReply:
         """The model owner's commit of a candidate."""
@@ -111,9 +107,7 @@ class BrokerService(KeyBrokerServicer):
             head = self._broker(asked.broker).observe(asked.run, nonce=asked.nonce, record=asked.record)
             return item(head=pack(head))
 
-        return pb.ObserveReplies(
-            items=[self._answer(lambda asked=asked: observe(asked), item) for asked in request.items]
-        )
+        return pb.ObserveReplies(items=self._each(request.items, observe, item))
 
     def Close(self, request: pb.CloseCall, context: grpc.ServicerContext) -> pb.CloseReply:
         """The closing of a run, or its countersignature by each broker."""
@@ -127,9 +121,7 @@ class BrokerService(KeyBrokerServicer):
             )
             return item(signed=pack(signed))
 
-        return pb.CloseReply(
-            items=[self._answer(lambda broker=broker: close(broker), item) for broker in request.brokers]
-        )
+        return pb.CloseReply(items=self._each(request.brokers, close, item))
 
     def Records(self, request: pb.RecordsCall, context: grpc.ServicerContext) -> Iterator[pb.RecordItem]:
         """A broker's ledger from a sequence number on."""
@@ -145,6 +137,13 @@ class BrokerService(KeyBrokerServicer):
         if broker is None:
             raise BrokerError("broker", expected="one of this server", got=public.hex()[:16])
         return broker
+
+    def _each(self, asked: Iterable[A], decide: Callable[[A], T], reply: Callable[..., T]) -> list[T]:
+        """Answer every item of a batch, in its order."""
+        return list(self._pool.map(partial(self._decided, decide, reply), asked))
+
+    def _decided(self, decide: Callable[[A], T], reply: Callable[..., T], item: A) -> T:
+        return self._answer(partial(decide, item), reply)
 
     def _answer(self, decide: Callable[[], T], reply: Callable[..., T]) -> T:
         try:

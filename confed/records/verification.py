@@ -246,7 +246,10 @@ class _Verification:
         for party in _parties(manifest):
             with at(f"ledger of {party.name}", missing=LedgerError):
                 entries = verify_ledger(
-                    self._directory.ledger(party.name), broker=party.broker, through=heads.get(party.broker)
+                    self._directory.ledger(party.name),
+                    broker=party.broker,
+                    through=heads.get(party.broker),
+                    part_from=self._digest,
                 )
             count += len(entries)
             witnesses.append(

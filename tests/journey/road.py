@@ -140,9 +140,7 @@ class Land:
             owner.approve(self.manifest, now_ms=NOW)
             owner.close()
 
-    def _sealed(
-        self, homes: Mapping[str, OwnerHome], name: str, kind: Kind, arrays: Arrays
-    ) -> SealedReference:
+    def _sealed(self, homes: Mapping[str, OwnerHome], name: str, kind: Kind, arrays: Arrays) -> SealedReference:
         values: dict[str, Any] = {
             "environment": self.environment,
             "least_cohort": self.least,
@@ -168,9 +166,7 @@ class Land:
             signing_key=homes[name].identity_key,
         )
         self.files[told.digest] = sealed
-        return SealedReference(
-            container_id=container_id, digest=told.digest, key_id=key_id, size_bytes=told.size_bytes
-        )
+        return SealedReference(container_id=container_id, digest=told.digest, key_id=key_id, size_bytes=told.size_bytes)
 
     def _manifest(self, homes: Mapping[str, OwnerHome], references: Mapping[str, SealedReference]) -> Manifest:
         policy: dict[str, Any] = {
@@ -188,9 +184,7 @@ class Land:
             seed=7,
             max_attempts=MAX_ATTEMPTS,
             data_source="sealed",
-            model=ModelTerms(
-                owner=homes[OWNER].party, start=references[OWNER], layout=layout_of(self.model).digest
-            ),
+            model=ModelTerms(owner=homes[OWNER].party, start=references[OWNER], layout=layout_of(self.model).digest),
             sites=tuple(Site(owner=homes[name].party, dataset=references[name]) for name in self.sites),
             code=CodeTerms(
                 client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32
@@ -378,9 +372,7 @@ class Road:
         apart: each owner's broker has a server of its own; otherwise one server holds them all.
     """
 
-    def __init__(
-        self, land: Land, folder: Path, *, registry: Registry | None = None, apart: bool = False
-    ) -> None:
+    def __init__(self, land: Land, folder: Path, *, registry: Registry | None = None, apart: bool = False) -> None:
         self.land = land
         self.manifest = land.manifest
         self.folder = folder

@@ -79,7 +79,9 @@ def found(where: Mapping[str, bytes], needles: Mapping[str, list[bytes]]) -> lis
     """Return which needles lie where; what is the same in several places is searched once."""
     places = {hashlib.sha256(content).digest(): place for place, content in reversed(where.items())}
     unlike = {place: where[place] for place in places.values()}
-    return [f"{what} in {place}" for place, content in unlike.items() for what in needles if _in(content, needles[what])]
+    return [
+        f"{what} in {place}" for place, content in unlike.items() for what in needles if _in(content, needles[what])
+    ]
 
 
 def _in(content: bytes, needles: Iterable[bytes]) -> bool:
@@ -262,7 +264,9 @@ def walked(quick_disk: Path) -> Iterator[Walked]:
                 "the client's signing key": session._signing.private_bytes_raw(),
                 "the aggregator's opening key": aggregator.enclave.hpke.to_private_bytes(),
                 "the aggregator's signing key": aggregator.enclave.signing_key.private_bytes_raw(),
-                **{f"{name}'s identity key": home.identity_key.private_bytes_raw() for name, home in road.homes.items()},
+                **{
+                    f"{name}'s identity key": home.identity_key.private_bytes_raw() for name, home in road.homes.items()
+                },
                 **{f"{name}'s broker key": home.broker_key.private_bytes_raw() for name, home in road.homes.items()},
             }
             walked.secrets = {what: encodings(key) for what, key in keys.items()}
@@ -352,7 +356,9 @@ def test_a_kek_is_the_one_secret_on_an_owners_disk(walked: Walked) -> None:
 # What the governor says through Flower does not reach the app (guarantee 4).
 
 
-def test_the_app_sees_the_manifests_words_and_not_the_governors(make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_sees_the_manifests_words_and_not_the_governors(
+    make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
     road = make_road(
         model={"weight": np.full(8, MODEL, dtype=np.float32)},
         change=lambda m: dataclasses.replace(

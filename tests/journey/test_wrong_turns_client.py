@@ -55,7 +55,6 @@ from confed.model.weights import pack
 from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key
 from confed.sealing.identities import HpkeIdentity
-from confed.sealing.recipients import RecipientEntry
 from confed.statement import Signed, sign, unverified
 
 MakeRoad = Callable[..., Road]
@@ -157,7 +156,7 @@ AGGREGATORS: dict[str, tuple[Callable[[Road], bytes], type[ConfedError]]] = {
     "a credential of another run": (said(run="run-2"), CredentialError),
     "a credential of another instance": (said(instance=OTHER), CredentialError),
     "a credential with another enclave key": (
-        lambda road: said(hpke_public=HpkeIdentity.generate().public)(road),
+        said(hpke_public=HpkeIdentity.generate().public),
         CredentialError,
     ),
     "a credential from a later round on": (said(first_round=2), CredentialError),
@@ -177,7 +176,7 @@ AGGREGATORS: dict[str, tuple[Callable[[Road], bytes], type[ConfedError]]] = {
     "evidence of another run": (attested(run="run-2"), BindingMismatchError),
     "evidence under another manifest": (attested(manifest=OTHER), BindingMismatchError),
     "evidence of another instance": (
-        lambda road: attested(hpke_public=HpkeIdentity.generate().public)(road),
+        attested(hpke_public=HpkeIdentity.generate().public),
         CredentialError,
     ),
     "evidence of old": (attested(issued_at=NOW - 61_000), StaleEvidenceError),
@@ -185,7 +184,7 @@ AGGREGATORS: dict[str, tuple[Callable[[Road], bytes], type[ConfedError]]] = {
     "an aggregator of the client's code": (attested(launch={"measurement": CLIENT_CODE}), MeasurementError),
     "an aggregator of another configuration": (attested(launch={"configuration": OTHER}), ConfigurationError),
     "an aggregator under another root": (
-        lambda road: attested(launch={"platform": SimulatedPlatform.create(NOW)})(road),
+        attested(launch={"platform": SimulatedPlatform.create(NOW)}),
         TrustAnchorError,
     ),
 }
@@ -199,11 +198,12 @@ def opened(road: Road) -> Road:
 
 
 def refused_before_a_ticket(road: Road, error: type[ConfedError]) -> None:
-    before = road.events(SITE, "ticketed")
+    before = road.events(SITE, "ticketed"), road.events(SITE, "refused")
     with pytest.raises(ConfedError) as refused:
         road.hold(SITE, attempt=road.new_attempt(), session=road.session(SITE))
     assert type(refused.value) is error
-    assert road.events(SITE, "ticketed") == before
+    # By the client itself: no broker was even asked for a ticket.
+    assert (road.events(SITE, "ticketed"), road.events(SITE, "refused")) == before
 
 
 @pytest.mark.parametrize("sentence", AGGREGATORS)
@@ -406,6 +406,11 @@ def a_second_commit(forger: Forger) -> bytes:
     return forger.record(commit=lambda said: dataclasses.replace(said, digest=other))
 
 
+def a_commit_of_another_candidate(forger: Forger) -> bytes:
+    other = forger.candidate()
+    return forger.record(commit=lambda said: dataclasses.replace(said, candidate=other.digest))
+
+
 def a_commit_of_other_countersignatures(forger: Forger) -> bytes:
     return forger.record(commit=lambda said: dataclasses.replace(said, countersignatures=said.countersignatures[:3]))
 
@@ -420,7 +425,9 @@ def without_a_commit(forger: Forger) -> bytes:
 
 
 def with_too_small_a_cohort(forger: Forger) -> bytes:
-    candidate = forger.candidate(cohort=forger.road.candidate(1).cohort[:1], tickets=forger.road.candidate(1).tickets[:1])
+    candidate = forger.candidate(
+        cohort=forger.road.candidate(1).cohort[:1], tickets=forger.road.candidate(1).tickets[:1]
+    )
     keys = [forger.road.homes[name].broker_key for name in SITES]
     return forger.record(
         candidate=candidate,
@@ -460,6 +467,7 @@ VERSIONS: dict[str, tuple[Callable[[Forger], bytes], type[ConfedError]]] = {
         LineageError,
     ),
     "committed a second time by the lying model owner": (a_second_commit, LineageError),
+    "with a commit of another candidate": (a_commit_of_another_candidate, LineageError),
     "with a commit over other countersignatures": (a_commit_of_other_countersignatures, LineageError),
     "committed by a site": (a_commit_by_another, LineageError),
     "committed by nobody known": (without_a_commit, LineageError),
@@ -683,7 +691,10 @@ def test_a_committed_version_under_other_chunks_is_not_opened(committed: Road) -
     digest = committed.candidate(1).digest
     true = committed.courier.path(digest).read_bytes()
     other = committed.courier.path(Forger(committed).side_sealed(signer=committed.aggregators[0].enclave.signing_key))
-    forged = true[: -len(committed.land.model["weight"].tobytes())] + other.read_bytes()[-len(committed.land.model["weight"].tobytes()) :]
+    forged = (
+        true[: -len(committed.land.model["weight"].tobytes())]
+        + other.read_bytes()[-len(committed.land.model["weight"].tobytes()) :]
+    )
     committed.courier.serve_instead(digest, forged)
     with pytest.raises(TamperedError):
         committed.hold(SITE, 2, session=committed.session(SITE))

@@ -29,6 +29,7 @@ from confed.errors import (
     UnreachableError,
 )
 from confed.governor.enclave_client import ClosedRound
+from confed.journey import Purpose
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket, TicketRequest
 from confed.manifest import UpdateTerms
 from confed.sealing.container import Container
@@ -411,6 +412,23 @@ def test_a_swap_of_one_site_for_another_is_a_difference_of_two(make_road: MakeRo
     assert road.round(1, attempt=2, sites=FIVE[:4], aggregator=aggregator).cohort_size == 4
 
 
+def test_an_evaluation_is_not_repeated_with_one_site_fewer(make_road: MakeRoad) -> None:
+    road = make_road(sites=FIVE)
+    road.round(1)
+    aggregator = road.aggregators[0]
+    for attempt, sites in enumerate((FIVE, FIVE[:4], FIVE[:3])):
+        aggregator.open(1, purpose="evaluate", attempt=attempt)
+        road.send(aggregator, sites, 1, purpose=Purpose.EVALUATE, attempt=attempt)
+        if attempt == 0:
+            with Cut(aggregator), pytest.raises(UnreachableError):
+                aggregator.close_round()
+        elif attempt == 1:
+            with pytest.raises(QuorumError):
+                aggregator.close_round()
+        else:
+            assert aggregator.close_round().cohort_size == 3
+
+
 def test_a_commit_that_got_lost_is_made_by_asking_again(road: Road) -> None:
     aggregator = crashed(road, SITES)
     assert aggregator.close_round().cohort_size == 4
@@ -487,18 +505,18 @@ def counting(*names: str, least: int) -> Callable[[str, Any], dict[str, Any]]:
     )
 
 
-def test_an_owner_does_not_sign_a_result_in_which_its_data_meets_puppets_alone(make_road: MakeRoad) -> None:
-    """East and south count for north; middle and west are somebody's puppets."""
+def test_no_broker_signs_a_result_in_which_an_owners_data_meets_puppets_alone(make_road: MakeRoad) -> None:
+    """East and south count for north; middle and west are somebody's puppets. North's ticket says so to everybody."""
     road = make_road(sites=FIVE, floors=counting("east", SITE, "south", least=2))
     aggregator = road.aggregator()
     aggregator.open(1)
-    proposed = Proposed(
-        road, aggregator, {name: road.hold(name).grants.ticket for name in ("middle", SITE, "west")}, 0
-    )
-    answers = proposed.countersign(proposed.signed(proposed.candidate()), by=[SITE])
+    proposed = Proposed(road, aggregator, {name: road.hold(name).grants.ticket for name in ("middle", SITE, "west")}, 0)
+    answers = proposed.countersign(proposed.signed(proposed.candidate()), by=FIVE)
     assert codes(answers) == {"cohort"}
-    again = Proposed(road, aggregator, {name: road.hold(name, attempt=1).grants.ticket for name in ("east", SITE, "west")}, 1)
-    assert codes(again.countersign(again.signed(again.candidate()), by=[SITE])) == {"signed"}
+    again = Proposed(
+        road, aggregator, {name: road.hold(name, attempt=1).grants.ticket for name in ("east", SITE, "west")}, 1
+    )
+    assert codes(again.countersign(again.signed(again.candidate()), by=FIVE)) == {"signed"}
 
 
 # Guarantee 7: what brokers remember.
@@ -579,7 +597,9 @@ def test_a_run_goes_on_to_its_end_over_restarts(road: Road) -> None:
         road.hold(SITE, 3, attempt=1, session=road.session(SITE))
 
 
-@pytest.mark.parametrize("rolled_back", [(OWNER,), (OWNER, "east")], ids=["the model owner's", "the model owner's and east's"])
+@pytest.mark.parametrize(
+    "rolled_back", [(OWNER,), (OWNER, "east")], ids=["the model owner's", "the model owner's and east's"]
+)
 def test_a_store_that_was_put_back_meets_the_other_owners_brokers(road: Road, rolled_back: tuple[str, ...]) -> None:
     """Old state gives its owner's word on an old step; the word of the others it does not give."""
     copies = {name: road.copy_of_home(name) for name in rolled_back}

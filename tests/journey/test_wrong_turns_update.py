@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from road import OTHER, SITES, Aggregator, Held, Land, Road, crafted
 
 from confed import canonical
@@ -41,7 +42,6 @@ from confed.sealing.header import FRAME_BYTES, SIGNATURE_BYTES, SIGNER_BYTES
 from confed.sealing.identities import HpkeIdentity
 from confed.sealing.recipients import HpkeRecipient
 from confed.statement import Signed, sign, unverified
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MakeRoad = Callable[..., Road]
 SITE = "north"
@@ -191,7 +191,10 @@ def for_two(sending: Sending) -> bytes:
 
 ARRIVALS: dict[str, tuple[Callable[[Sending], bytes], Any]] = {
     # Bytes (guarantee 9).
-    "with a flipped bit in its header": (altered(lambda content: flip(content, 100)), (SignatureError, ContainerFormatError)),
+    "with a flipped bit in its header": (
+        altered(lambda content: flip(content, 100)),
+        (SignatureError, ContainerFormatError),
+    ),
     "with a flipped bit in its signature": (altered(lambda c: flip(c, len(split(c)[0]) - 1)), SignatureError),
     "with a flipped bit in its signer": (altered(lambda c: flip(c, len(split(c)[0]) - 90)), SignatureError),
     "that is cut in its header": (altered(lambda c: c[:200]), TruncatedError),
@@ -406,7 +409,9 @@ def test_an_update_is_excluded_by_name_for(reopened: Road, sentence: str) -> Non
     assert not reopened.published(1)
 
 
-@pytest.mark.parametrize("sentence", ["NaN", "a flipped bit in its tensors", "one huge weight", "a false norm, too small"])
+@pytest.mark.parametrize(
+    "sentence", ["NaN", "a flipped bit in its tensors", "one huge weight", "a false norm, too small"]
+)
 def test_who_is_excluded_leaves_no_trace_in_the_version(road: Road, sentence: str) -> None:
     make, code = OPENINGS[sentence]
     road.aggregator().open(1)
@@ -438,8 +443,12 @@ def repeated(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("change", [reordered, repeated], ids=["reordered", "repeated"])
-def test_chunks_that_are_reordered_or_repeated_are_excluded(make_road: MakeRoad, change: Callable[[bytes], bytes]) -> None:
-    road = make_road(model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3)))
+def test_chunks_that_are_reordered_or_repeated_are_excluded(
+    make_road: MakeRoad, change: Callable[[bytes], bytes]
+) -> None:
+    road = make_road(
+        model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3))
+    )
     road.aggregator().open(1)
     sending = Sending.of(road, road.aggregators[0])
     sending.send(change(sending.crafted()))
@@ -448,7 +457,9 @@ def test_chunks_that_are_reordered_or_repeated_are_excluded(make_road: MakeRoad,
 
 
 def test_an_update_of_several_chunks_counts(make_road: MakeRoad) -> None:
-    road = make_road(model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3)))
+    road = make_road(
+        model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3))
+    )
     road.aggregator().open(1)
     sending = Sending.of(road, road.aggregators[0])
     sending.send(sending.crafted())
@@ -520,12 +531,17 @@ def test_a_puppet_that_the_manifest_does_not_list_does_not_count(road: Road) -> 
     with pytest.raises(CohortError):
         sending.send(sending.crafted(detail={"site": "puppet"}), site="puppet")
     credential = sign(
-        dataclasses.replace(unverified(sending.held.grants.credential, ClientCredential), identity=identity, broker=identity),
+        dataclasses.replace(
+            unverified(sending.held.grants.credential, ClientCredential), identity=identity, broker=identity
+        ),
         puppet,
     )
     ticket = sign(
         dataclasses.replace(
-            unverified(sending.held.grants.ticket, Ticket), identity=identity, broker=identity, credential=credential.digest
+            unverified(sending.held.grants.ticket, Ticket),
+            identity=identity,
+            broker=identity,
+            credential=credential.digest,
         ),
         puppet,
     )
@@ -664,6 +680,24 @@ def test_an_update_to_train_is_none_to_evaluate(road: Road) -> None:
     assert dict(aggregator.close_round().metrics) == {"loss": 0.5}
     with pytest.raises(RoundError):
         aggregator.open(1, purpose="evaluate", attempt=1)
+
+
+def test_metrics_of_one_identity_too_few_do_not_leave(make_road: MakeRoad) -> None:
+    """Two were accepted, and one of them shows only when it is opened that it does not count."""
+    road = make_road(floors=lambda *_: {"least_cohort": 1})  # so that the manifest's rule alone is left
+    road.round(1)
+    aggregator = road.aggregators[0]
+    aggregator.open(1, purpose="evaluate")
+    road.send(aggregator, ["east"], 1, purpose=Purpose.EVALUATE)
+    held = road.hold(SITE, 1, purpose=Purpose.EVALUATE)
+    aggregator.governor.submit(site=SITE, digest=road.seal(held, weight=0.0))
+    with pytest.raises(CohortError):
+        aggregator.close_round()
+    assert aggregator.run.excluded[SITE] == "weight"
+    assert not Courier.collect(road.courier, road.commit_topic(1, "evaluate"))
+    aggregator.open(1, purpose="evaluate", attempt=1)
+    road.send(aggregator, ["east", SITE], 1, purpose=Purpose.EVALUATE, attempt=1)
+    assert aggregator.close_round().cohort_size == 2
 
 
 def test_what_the_courier_changes_after_it_was_taken_does_not_matter(road: Road) -> None:

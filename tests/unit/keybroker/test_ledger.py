@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from broker_world import SITES, World
 
-from confed.errors import LedgerError
+from confed.errors import LedgerError, NotApprovedError
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.statements import LedgerEntry
 from confed.statement import Signed, sign, unverified
@@ -103,3 +103,24 @@ def test_entries_link_to_the_statements_that_they_record(world: World) -> None:
     released = [entry.body for entry in entries if entry.event == "released"]
     assert {body["role"] for body in released} == {"client", "aggregator"}
     assert all(set(body) >= {"request", "binding", "evidence", "policy", "claims", "keys"} for body in released)
+
+
+def test_a_run_s_part_begins_with_its_approval(trained: World) -> None:
+    world = trained
+    entries, manifest = list(world.brokers["north"].records()), world.manifest
+    first = world.homes["north"].approved_at(manifest)
+    part = verify_ledger(entries[first:], broker=world.public("north"), part_from=manifest.digest)
+    assert first > 0
+    assert [entry.sequence for entry in part] == list(range(first, len(entries)))
+    for change, where in ((entries[first + 1 :], first + 1), (entries[first + 2 :], first + 2)):
+        with pytest.raises(LedgerError, match=f"ledger entry {where}"):
+            verify_ledger(change, broker=world.public("north"), part_from=manifest.digest)
+    with pytest.raises(LedgerError, match=f"ledger entry {first}"):
+        verify_ledger(entries[first:], broker=world.public("north"), part_from="0" * 64)
+    with pytest.raises(LedgerError):
+        verify_ledger(entries[first:], broker=world.public("north"))
+
+
+def test_what_was_not_approved_has_no_place_in_a_ledger(trained: World) -> None:
+    with pytest.raises(NotApprovedError):
+        trained.homes["north"].approved_at(dataclasses.replace(trained.manifest, seed=trained.manifest.seed + 1))

@@ -262,7 +262,12 @@ FILES: list[tuple[str, Change, type[ConfedError], str]] = [
     ("a ledger is missing", _remove("ledger/south.jsonl"), LedgerError, "ledger of south"),
     ("there is a stranger's ledger", _stranger_ledger, LedgerError, "east"),
     ("two ledgers are swapped", _swap("ledger/north.jsonl", "ledger/south.jsonl"), LedgerError, "ledger of north"),
-    ("a ledger's first line is missing", _drop_ledger_line("north", 0), LedgerError, "entry 0"),
+    (
+        "a ledger's first two lines, the approval with them, are missing",
+        _cut_ledger("north", slice(2, None)),
+        LedgerError,
+        "entry 2",
+    ),
     ("a ledger's middle line is missing", _drop_ledger_line("north", 9), LedgerError, "entry 9"),
     ("a site's ledger lost its last line", _cut_ledger("west", slice(0, -1)), LedgerError, "ledger of west"),
     ("a site's ledger lost its last two lines", _cut_ledger("west", slice(0, -2)), LedgerError, "ledger of west"),
