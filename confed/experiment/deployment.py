@@ -19,10 +19,11 @@ from confed.experiment.services import Process, Services
 from confed.flower.runtime import RuntimeAccess
 from confed.governor.events import EventName, read_events
 from confed.governor.launch import GOVERNOR_FILE
-from confed.simulation.flower_processes import FlowerProcesses, NodeKind
+from confed.simulation.flower_processes import FlowerProcesses, NodeHandle, NodeKind
 
 _HOST_START_S = 120.0
 _RUN_S = 24 * 3600.0
+_RESTARTS = 3
 
 
 def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
@@ -41,10 +42,7 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
         node_kind=NodeKind.SUPERNODE,
         start_timeout_s=_HOST_START_S,
     ) as flower:
-        for node, site in zip(flower.nodes, sites, strict=True):
-            if not isinstance(node.access, RuntimeAccess):
-                raise DeploymentError(site, expected="a SuperNode", got=type(node.access).__name__)
-            _start_host(services, site, node.access)
+        hosts = [_Host(services, site, node) for node, site in zip(flower.nodes, sites, strict=True)]
         run = flower.start_run(
             services.prepared.directory,
             server_app=services.prepared.experiment.app.server,
@@ -58,6 +56,8 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
 
         def check() -> None:
             services.require_alive()
+            for host in hosts:
+                host.keep_alive()
             watch()
 
         try:
@@ -68,26 +68,58 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
             if code:
                 raise error_for(code, "the governor's run") from error
             raise
+        finally:
+            for host in hosts:
+                host.stop()
 
 
-def _start_host(services: Services, site: str, access: RuntimeAccess) -> None:
-    launch = services.client_launch(sites=(site,), measurement=services.manifest.code.client_image, shared=False)
-    launch = replace(
-        launch,
-        flower=FlowerNode(
+class _Host:
+    """A site's client TEE behind its SuperNode; started again when it dies, as a new instance that attests anew.
+
+    What it was working on is lost: the round goes on without the site if the cohort rule holds.
+    """
+
+    def __init__(self, services: Services, site: str, node: NodeHandle) -> None:
+        if not isinstance(node.access, RuntimeAccess):
+            raise DeploymentError(site, expected="a SuperNode", got=type(node.access).__name__)
+        self._services, self._site, self._access = services, site, node.access
+        self._starts = 0
+        self._process = self._start()
+
+    def keep_alive(self) -> None:
+        """Start it again if it has died.
+
+        Raises:
+            DeploymentError: it died too often.
+        """
+        if self._process.process.poll() is None:
+            return
+        if self._starts > _RESTARTS:
+            self._process.require_alive()
+        self._process = self._start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+        self._process.reap()
+
+    def _start(self) -> Process:
+        self._starts += 1
+        services, access = self._services, self._access
+        launch = services.client_launch(
+            sites=(self._site,), measurement=services.manifest.code.client_image, shared=False
+        )
+        node = FlowerNode(
             address=access.address,
             root_certificates=access.root_certificates,
             superexec_secret=access.superexec_secret,
-        ),
-    )
-    services.processes.append(
-        Process(
-            f"client host of {site}",
-            [sys.executable, "-m", "clients", "--launch-fd", "{fd}"],
-            log=services.log_directory / f"client-{site}.log",
-            secret=launch.encode(),
         )
-    )
+        return Process(
+            f"client host of {self._site}",
+            [sys.executable, "-m", "clients", "--launch-fd", "{fd}"],
+            log=services.log_directory / f"client-{self._site}.log",
+            secret=replace(launch, flower=node).encode(),
+        )
 
 
 def _refusal_code(services: Services) -> str:
