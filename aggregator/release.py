@@ -3,7 +3,7 @@
 1. The strategy's state and the next version are sealed under the keys that the model owner's broker released. The
    model owner can derive these keys, so the ciphertext stays in the enclave; where it is too large for memory, its
    chunks lie in the folder without the header, whose salt every chunk's key is derived from.
-2. The candidate names both, the cohort, its tickets and the metrics in clear; the enclave signs it.
+2. The candidate names both, the cohort, its tickets and the digest of the metrics; the enclave signs it.
 3. Every site's broker is asked to countersign it; more than half must. From here on they remember this cohort.
 4. The ciphertext goes to the courier, so that a committed version is never lost.
 5. The model owner's broker commits it.
@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from confed import canonical
 from confed.errors import ConfedError, QuorumError, SessionError
 from confed.journey import Kind, Purpose
 from confed.keybroker.lineage import verify_commit_record
-from confed.keybroker.statements import Candidate, Closing, CommitRecord
+from confed.keybroker.statements import Candidate, ClearMetrics, Closing, CommitRecord
 from confed.model.weights import pack
 from confed.sealing.container import Draft, seal, seal_to_bytes
 from confed.sealing.recipients import RecipientEntry
@@ -98,6 +99,7 @@ class Proposal:
     candidate: Signed
     tickets: tuple[Signed, ...]
     base_record: bytes
+    metrics: ClearMetrics
     withheld: tuple[Withheld, ...] = ()
 
 
@@ -187,6 +189,7 @@ class Releaser:
         base_record: bytes,
     ) -> Proposal:
         """Return the signed candidate (step 2)."""
+        clear = ClearMetrics(salt=os.urandom(32), values=metrics)
         candidate = Candidate(
             run=step.run,
             manifest=step.manifest,
@@ -201,13 +204,14 @@ class Releaser:
             cohort=tuple(entry.site.owner.identity for entry in cohort),
             tickets=tuple(entry.ticket.digest for entry in cohort),
             excluded=excluded,
-            metrics=metrics,
+            metrics=clear.digest,
         )
         return Proposal(
             step=step,
             candidate=sign(candidate, self._enclave.signing_key),
             tickets=tuple(entry.ticket for entry in cohort),
             base_record=base_record,
+            metrics=clear,
             withheld=sealed.withheld,
         )
 
@@ -257,6 +261,7 @@ class Releaser:
             tickets=proposal.tickets,
             countersignatures=countersignatures,
             commit=commit,
+            metrics=proposal.metrics,
         )
         step = proposal.step
         verify_commit_record(

@@ -10,6 +10,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ RECORD = "confed"
 
 _APP_FAILED = "client-app-failed"
 _ERROR_CODE = 0
+_PACKAGE = Path(__file__).parents[1]
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +43,8 @@ def confidential(message: Message, context: Context, call_next: ClientAppCallabl
         session = installed() or _session_from_environment()
         return _handle(session, message, context, call_next)
     except ConfedError as error:
-        _log.warning("refused: %s", error)
+        # Its text only where confed itself raised it: an app may put data into an error of any class.
+        _log.warning("refused (%s): %s", error.code, error if _is_ours(error) else _place(error))
         return _failed(message, error.code)
     # The service edge: whatever the app raised may quote data, so only its place in the code is logged.
     except Exception as error:  # noqa: BLE001
@@ -168,6 +171,12 @@ def _reply(message: Message, fields: Mapping[str, Any]) -> Message:
 
 def _failed(message: Message, code: str) -> Message:
     return Message(Error(code=_ERROR_CODE, reason=code), reply_to=message)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an exception was raised in confed's own code, whose errors never quote a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
 def _place(error: BaseException) -> str:

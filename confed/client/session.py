@@ -25,7 +25,15 @@ from confed.attestation.evidence import Binding, instance_of
 from confed.client.counterpart import AggregatorCheck
 from confed.client.result import seal_result
 from confed.client.step import Arrays, Grants, Step, no_seconds, timed
-from confed.errors import ConfedError, CredentialError, LineageError, RefusedError, SessionError, ShapeError
+from confed.errors import (
+    ConfedError,
+    CredentialError,
+    LineageError,
+    RefusedError,
+    SessionError,
+    ShapeError,
+    UnreachableError,
+)
 from confed.journey import Kind, Purpose, Role, Use, base_version
 from confed.keybroker.client import BrokerClient, EnclaveClock
 from confed.keybroker.lineage import verify_commit_record
@@ -230,32 +238,46 @@ class ClientSession:
     def _release(
         self, asks: Sequence[tuple[bytes, bytes, tuple[KeyName, ...]]], terms: _Terms, seconds: dict[str, float]
     ) -> list[Opened | ConfedError]:
-        """Attest to every broker and unwrap what it released (step 2)."""
-        results: list[Opened | ConfedError] = [SessionError("broker", expected="an answer", got="none")] * len(asks)
+        """Attest to every broker and unwrap what it released (step 2); who is down stands for itself alone."""
+        results: dict[int, Opened | ConfedError] = {}
         for client, positions in self._by_server([broker for broker, _, _ in asks]):
-            with timed(seconds, "release"):
-                challenges = client.challenge([(asks[at][0], self._digest) for at in positions])
-            items: list[tuple[Signed, bytes, bytes]] = []
-            waiting: list[int] = []
-            with timed(seconds, "attest"):
-                for at, challenge in zip(positions, challenges, strict=True):
-                    if isinstance(challenge, ConfedError):
-                        results[at] = challenge
-                        continue
-                    self._clock.advance(challenge.issued_at)
-                    items.append(self._request(asks[at], terms, nonce=challenge.nonce))
-                    waiting.append(at)
-            with timed(seconds, "release"):
-                replies = client.release(items)
-            for at, item, reply in zip(waiting, items, replies, strict=True):
-                if isinstance(reply, ConfedError):
-                    results[at] = reply
+            try:
+                results |= self._release_at(client, positions, asks, terms, seconds)
+            except UnreachableError as error:
+                results |= dict.fromkeys(positions, error)
+        return [results[at] for at in range(len(asks))]
+
+    def _release_at(
+        self,
+        client: BrokerClient,
+        positions: Sequence[int],
+        asks: Sequence[tuple[bytes, bytes, tuple[KeyName, ...]]],
+        terms: _Terms,
+        seconds: dict[str, float],
+    ) -> dict[int, Opened | ConfedError]:
+        """Ask the brokers of one server."""
+        results: dict[int, Opened | ConfedError] = {}
+        with timed(seconds, "release"):
+            challenges = client.challenge([(asks[at][0], self._digest) for at in positions])
+        items: dict[int, tuple[Signed, bytes, bytes]] = {}
+        with timed(seconds, "attest"):
+            for at, challenge in zip(positions, challenges, strict=True):
+                if isinstance(challenge, ConfedError):
+                    results[at] = challenge
                     continue
-                self._clock.advance(reply.grant.time)
-                if item[1]:
-                    self._attested[asks[at][0]] = (terms.round_number, reply.grant.time)
-                keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
-                results[at] = Opened(keys=keys, credential=reply.credential)
+                self._clock.advance(challenge.issued_at)
+                items[at] = self._request(asks[at], terms, nonce=challenge.nonce)
+        with timed(seconds, "release"):
+            replies = client.release(list(items.values()))
+        for (at, item), reply in zip(items.items(), replies, strict=True):
+            if isinstance(reply, ConfedError):
+                results[at] = reply
+                continue
+            self._clock.advance(reply.grant.time)
+            if item[1]:
+                self._attested[asks[at][0]] = (terms.round_number, reply.grant.time)
+            keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
+            results[at] = Opened(keys=keys, credential=reply.credential)
         return results
 
     def _request(
@@ -349,7 +371,11 @@ class ClientSession:
                 if own.instance != self.instance or own.identity != site.owner.identity:
                     raise CredentialError("client credential", expected="for this TEE and site", got="for another")
                 items.append(sign(self._ticket_request(site, credential, aggregator, terms), self._signing))
-            for at, reply in zip(positions, client.ticket(items), strict=True):
+            try:
+                replies = client.ticket(items)
+            except UnreachableError as error:
+                replies = [error] * len(items)
+            for at, reply in zip(positions, replies, strict=True):
                 site, credential, aggregator = waiting[at]
                 results[site.owner.name] = (
                     reply

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from confed.errors import CohortError, LineageError, ManifestMismatchError, QuorumError, TicketError
 from confed.journey import Purpose, base_version
-from confed.keybroker.statements import Candidate, Commit, CommitRecord, Countersignature, Ticket
+from confed.keybroker.statements import Candidate, ClearMetrics, Commit, CommitRecord, Countersignature, Ticket
 from confed.manifest import Manifest
 from confed.statement import Signed, unverified, verify
 
@@ -72,7 +72,8 @@ class Lineage:
             CohortError: too few identities, one twice, or one that was not drawn.
             TicketError: a ticket that is absent or for something else.
         """
-        key = (record, round_number, purpose, attempt, base)
+        signed = (record.candidate, record.tickets, record.countersignatures, record.commit)
+        key = (*signed, record.metrics.digest, round_number, purpose, attempt, base)
         known = self._verified.get(key)
         if known is not None:
             return known
@@ -86,6 +87,7 @@ class Lineage:
         self.verify_candidate(candidate, record.tickets)
         digests = self.verify_countersignatures(record.candidate.digest, candidate, record.countersignatures)
         self._verify_commit(record, candidate, digests)
+        self._verify_metrics(record.metrics, candidate)
         with self._lock:
             self._verified[key] = candidate
             if len(self._verified) > _KEPT_RECORDS:
@@ -174,11 +176,12 @@ class Lineage:
             and base_version(purpose=candidate.purpose, round_number=candidate.round) == 0
         ):
             _equal("candidate base", manifest.model.start.digest, candidate.base)
-        self._verify_metrics(candidate)
+        _digest("candidate metrics", candidate.metrics)
 
-    def _verify_metrics(self, candidate: Candidate) -> None:
+    def _verify_metrics(self, metrics: ClearMetrics, candidate: Candidate) -> None:
         terms = self.manifest.metrics
-        for name, value in candidate.metrics.items():
+        _equal("metrics", candidate.metrics, metrics.digest)
+        for name, value in metrics.values.items():
             if name not in terms.clear:
                 raise ManifestMismatchError("clear metric", expected="one that the manifest allows", got=name[:40])
             if round(value, terms.decimals) != value:

@@ -19,7 +19,7 @@ Times are Unix milliseconds. Digests are SHA-256 in hexadecimal; a statement's d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from confed import canonical, record
@@ -203,13 +203,33 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClearMetrics:
+    """A cohort's metrics as they leave in clear once their candidate is committed; the salt hides them before."""
+
+    salt: bytes
+    values: Mapping[str, float]
+
+    @property
+    def digest(self) -> str:
+        """What stands for them in the candidate."""
+        return canonical.digest(canonical.encode(record.to_json(self)))
+
+    @classmethod
+    def none(cls) -> ClearMetrics:
+        """Return no metrics: nothing to hide, so no salt."""
+        return cls(salt=bytes(32), values={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """The aggregator proposes a version, or (purpose evaluate) clear metrics; signed by its signing key.
 
     For training ``digest`` is the file digest of the sealed next version, ``version`` its number and ``state`` the
     file digest of the sealed strategy state. For evaluation ``version`` is the version evaluated, ``digest`` equals
     ``base`` and ``state`` is empty. ``cohort`` lists identities in identity order, ``tickets`` the digests of their
-    tickets in the same order; ``excluded`` maps site names to the code of why they are not in it.
+    tickets in the same order; ``excluded`` maps site names to the code of why they are not in it. ``metrics`` is the
+    digest of ``ClearMetrics``: brokers agree to them unseen, so that nobody learns those of a result that is not
+    agreed to, and takes the difference to those of one that is.
     """
 
     TYPE: ClassVar[str] = "confed/v1/candidate"
@@ -226,7 +246,7 @@ class Candidate:
     cohort: tuple[bytes, ...]
     tickets: tuple[str, ...]
     excluded: Mapping[str, str]
-    metrics: Mapping[str, float]
+    metrics: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,17 +338,22 @@ class ClosingCountersignature:
     time: int
 
 
+_RECORD_PARTS = ["candidate", "commit", "countersignatures", "metrics", "tickets"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRecord:
     """Everything that proves one committed version: what clients, brokers and ``confed verify`` check.
 
-    Not itself signed: its parts are. ``tickets`` are the cohort's tickets in the candidate's order.
+    Not itself signed: its parts are, and the candidate has the digest of ``metrics``. ``tickets`` are the cohort's
+    tickets in the candidate's order.
     """
 
     candidate: Signed
     tickets: tuple[Signed, ...]
     countersignatures: tuple[Signed, ...]
     commit: Signed
+    metrics: ClearMetrics = field(default_factory=ClearMetrics.none)
 
     def to_bytes(self) -> bytes:
         """Return the record as canonical JSON."""
@@ -337,6 +362,7 @@ class CommitRecord:
                 "candidate": self.candidate.to_json(),
                 "commit": self.commit.to_json(),
                 "countersignatures": [signed.to_json() for signed in self.countersignatures],
+                "metrics": record.to_json(self.metrics),
                 "tickets": [signed.to_json() for signed in self.tickets],
             }
         )
@@ -349,8 +375,8 @@ class CommitRecord:
             EncodingError: anything else.
         """
         value = canonical.decode(data)
-        if not isinstance(value, dict) or sorted(value) != ["candidate", "commit", "countersignatures", "tickets"]:  # pyright: ignore[reportUnknownArgumentType]
-            raise EncodingError("commit record", expected="its four parts", got="something else")
+        if not isinstance(value, dict) or sorted(value) != _RECORD_PARTS:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("commit record", expected="its five parts", got="something else")
         parts: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
         for name in ("tickets", "countersignatures"):
             if not isinstance(parts[name], list):
@@ -359,6 +385,7 @@ class CommitRecord:
             candidate=Signed.from_json(parts["candidate"]),
             commit=Signed.from_json(parts["commit"]),
             countersignatures=tuple(Signed.from_json(item) for item in parts["countersignatures"]),
+            metrics=record.from_json(ClearMetrics, parts["metrics"], at="metrics"),
             tickets=tuple(Signed.from_json(item) for item in parts["tickets"]),
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from confed.journey import Purpose
-from confed.keybroker.statements import Candidate
+from confed.keybroker.statements import Candidate, CommitRecord
 from confed.records.run_directory import RunDirectory
 from confed.statement import unverified
 
@@ -36,26 +36,30 @@ def collect(directory: RunDirectory) -> list[dict[str, Any]]:
     evaluated = set(directory.rounds(Purpose.EVALUATE))
     lines: list[dict[str, Any]] = []
     for number in directory.rounds(Purpose.TRAIN):
-        trained = unverified(directory.commit(Purpose.TRAIN, number).candidate, Candidate)
-        looked = None
-        if number in evaluated:
-            looked = unverified(directory.commit(Purpose.EVALUATE, number).candidate, Candidate)
+        trained = directory.commit(Purpose.TRAIN, number)
+        looked = directory.commit(Purpose.EVALUATE, number) if number in evaluated else None
         lines.append({**line_of(trained, looked), "seconds": seconds.get(number, {})})
     return lines
 
 
-def line_of(trained: Candidate, evaluated: Candidate | None) -> dict[str, Any]:
-    """Return what a round's line must say, its seconds left out."""
+def line_of(trained: CommitRecord, evaluated: CommitRecord | None) -> dict[str, Any]:
+    """Return what a round's line must say, its seconds left out.
+
+    Raises:
+        EncodingError: a candidate that is not in its one form.
+    """
+    made = unverified(trained.candidate, Candidate)
+    looked = unverified(evaluated.candidate, Candidate) if evaluated else None
     return {
-        "round": trained.round,
-        "version": trained.version,
-        "digest": trained.digest,
-        "cohort": len(trained.cohort),
-        "train": dict(trained.metrics),
-        "excluded": dict(trained.excluded),
-        "evaluate": dict(evaluated.metrics) if evaluated else {},
-        "evaluate_cohort": len(evaluated.cohort) if evaluated else 0,
-        "evaluate_excluded": dict(evaluated.excluded) if evaluated else {},
+        "round": made.round,
+        "version": made.version,
+        "digest": made.digest,
+        "cohort": len(made.cohort),
+        "train": dict(trained.metrics.values),
+        "excluded": dict(made.excluded),
+        "evaluate": dict(evaluated.metrics.values) if evaluated else {},
+        "evaluate_cohort": len(looked.cohort) if looked else 0,
+        "evaluate_excluded": dict(looked.excluded) if looked else {},
     }
 
 

@@ -210,7 +210,7 @@ def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
         record = directory.commit(Purpose.TRAIN, number)
         candidate = unverified(record.candidate, Candidate)
         agreed = f"{len(record.countersignatures)} of {len(manifest.sites)}"
-        told = ", ".join(f"{name} {value:g}" for name, value in sorted(candidate.metrics.items()))
+        told = ", ".join(f"{name} {value:g}" for name, value in sorted(record.metrics.values.items()))
         tried = f" (attempt {candidate.attempt + 1})" if candidate.attempt else ""
         body.append(
             cells(

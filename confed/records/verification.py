@@ -327,8 +327,8 @@ class _Verification:
         return agreed
 
     def _tables(self, trained: list[Committed], evaluated: list[Committed]) -> None:
-        looked = {one.candidate.round: one.candidate for one in evaluated}
-        expected = [line_of(one.candidate, looked.get(one.candidate.round)) for one in trained]
+        looked = {one.candidate.round: one.record for one in evaluated}
+        expected = [line_of(one.record, looked.get(one.candidate.round)) for one in trained]
         if self._directory.metrics_file.exists():
             with at("metrics.jsonl"):
                 lines = self._directory.metrics()

@@ -335,6 +335,7 @@ class Forger:
             tickets=self.true.tickets if tickets is None else tickets,
             countersignatures=signatures,
             commit=sign(commit(said), by or self.owner.broker_key),
+            metrics=self.true.metrics,
         ).to_bytes()
 
     def candidate(self, *, key: Ed25519PrivateKey | None = None, **changes: Any) -> Signed:

@@ -693,3 +693,13 @@ def test_a_site_whose_broker_was_down_is_left_out_and_named(make_road: MakeRoad)
         road.hold("east")
     closed = aggregator.close_round({"east": "unreachable"})
     assert closed.excluded == {"east": "unreachable", "west": "no-answer"}
+
+
+def test_a_broker_that_is_down_stops_its_own_site_alone_in_a_shared_client(make_road: MakeRoad) -> None:
+    road = make_road(apart=True)
+    road.aggregator().open(1)
+    shared = road.session("east", "north")
+    road.servers["east"].stop()
+    assert road.hold("north", session=shared).grants.ticket
+    with pytest.raises(UnreachableError):
+        road.hold("east", session=shared)

@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 import pytest
-from broker_world import MODEL_OWNER, SITES, Enclave, World
+from broker_world import METRICS, MODEL_OWNER, SITES, Enclave, World
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,7 +93,11 @@ def test_a_round_goes_over_the_wire(served: Served) -> None:
     signatures = client.countersign(keys, candidate=signed, tickets=tickets)
     commit = client.commit(world.public(MODEL_OWNER), candidate=signed, tickets=tickets, countersignatures=signatures)
     record = CommitRecord(
-        candidate=signed, tickets=tuple(tickets), countersignatures=tuple(signatures), commit=commit
+        candidate=signed,
+        tickets=tuple(tickets),
+        countersignatures=tuple(signatures),
+        commit=commit,
+        metrics=METRICS,
     ).to_bytes()
     heads = client.observe([(key, world.manifest.run, os.urandom(32), record) for key in keys])
     assert [head.version for head in heads] == [1, 1, 1]

@@ -21,16 +21,23 @@ from confed.errors import (
 )
 from confed.journey import Purpose
 from confed.keybroker.lineage import base_of, lineage_of, verify_commit_record
-from confed.keybroker.statements import Candidate, Commit, CommitRecord, Countersignature, Ticket
+from confed.keybroker.statements import Candidate, ClearMetrics, Commit, CommitRecord, Countersignature, Ticket
 from confed.statement import Signed, sign, unverified
 
 Change = Callable[[World, CommitRecord], CommitRecord]
 
 
 def rebuilt(
-    world: World, record: CommitRecord, *, shown: tuple[Signed, ...] | None = None, **changes: Any
+    world: World,
+    record: CommitRecord,
+    *,
+    shown: tuple[Signed, ...] | None = None,
+    metrics: ClearMetrics | None = None,
+    **changes: Any,
 ) -> CommitRecord:
     """All owners collude: they sign a changed candidate. What is left are the rules that anybody can check."""
+    if metrics is not None:
+        changes["metrics"] = metrics.digest
     candidate = dataclasses.replace(unverified(record.candidate, Candidate), **changes)
     signed = sign(candidate, world.homes["north"].broker_key)
     fields = {name: getattr(candidate, name) for name in ("run", "round", "attempt", "purpose", "base", "digest")}
@@ -54,11 +61,17 @@ def rebuilt(
         tickets=record.tickets if shown is None else shown,
         countersignatures=signatures,
         commit=sign(commit, world.homes[MODEL_OWNER].broker_key),
+        metrics=record.metrics if metrics is None else metrics,
     )
 
 
 def changed(**changes: Any) -> Change:
     return lambda world, record: rebuilt(world, record, **changes)
+
+
+def told(**values: float) -> Change:
+    metrics = ClearMetrics(salt=bytes(32), values=values)
+    return lambda world, record: rebuilt(world, record, metrics=metrics)
 
 
 def with_commit(**changes: Any) -> Change:
@@ -144,7 +157,16 @@ WRONG: dict[str, tuple[Change, type[ConfedError]]] = {
     "an attempt beyond the budget": (changed(attempt=7), LineageError),
     "a first version from another start": (changed(base="99" * 32), LineageError),
     "one identity": (lambda w, r: rebuilt(w, r, cohort=(w.identity("north"),)), CohortError),
-    "a metric that the manifest keeps": (changed(metrics={"secret": 1.0}), ManifestMismatchError),
+    "a metric that the manifest keeps": (told(secret=1.0), ManifestMismatchError),
+    "a metric of too many digits": (told(loss=0.123456), ManifestMismatchError),
+    "metrics other than the candidate's": (
+        lambda world, record: dataclasses.replace(record, metrics=ClearMetrics(salt=bytes(32), values={"loss": 0.25})),
+        LineageError,
+    ),
+    "the same metrics under another salt": (
+        lambda world, record: dataclasses.replace(record, metrics=dataclasses.replace(record.metrics, salt=bytes(32))),
+        LineageError,
+    ),
     "fewer tickets": (lambda w, r: rebuilt(w, r, shown=r.tickets[:2]), TicketError),
     "a ticket for another base": (other_ticket(base="99" * 32), TicketError),
     "a ticket for another attempt": (other_ticket(attempt=1), TicketError),

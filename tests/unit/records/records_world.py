@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from confed.keybroker.identity import OwnerHome
 from confed.keybroker.statements import (
     Candidate,
     Challenge,
+    ClearMetrics,
     ClosingCountersignature,
     CommitRecord,
     KeyName,
@@ -347,6 +348,9 @@ class RecordedRun:
     ) -> CommitRecord:
         tickets = self._tickets(client, aggregator, sites, round_number=number, attempt=attempt, purpose=purpose)
         version = number if purpose is Purpose.EVALUATE else number - 1
+        evaluates = purpose is Purpose.EVALUATE
+        values = {"loss": 1.0 / number, "accuracy": 0.5 + number / 10} if evaluates else {"loss": 0.75}
+        metrics = ClearMetrics(salt=bytes(32), values=values)
         candidate = Candidate(
             run=self.manifest.run,
             manifest=self.manifest.digest,
@@ -361,19 +365,19 @@ class RecordedRun:
             cohort=tuple(self.homes[site].party.identity for site in sites),
             tickets=tuple(ticket.digest for ticket in tickets),
             excluded=excluded,
-            metrics={"loss": 1.0 / number, "accuracy": 0.5 + number / 10}
-            if purpose is Purpose.EVALUATE
-            else {"loss": 0.75},
+            metrics=metrics.digest,
         )
         signed, base_record = sign(candidate, aggregator.signing), self._base_record(version)
         agreed = tuple(
             self.brokers[site].countersign(signed, tickets=tickets, base_record=base_record) for site in SITES
         )
         commit = self.brokers[OWNER].commit(signed, tickets=tickets, countersignatures=agreed, base_record=base_record)
-        self._note_events(candidate, sites)
-        return CommitRecord(candidate=signed, tickets=tuple(tickets), countersignatures=agreed, commit=commit)
+        self._note_events(candidate, sites, values)
+        return CommitRecord(
+            candidate=signed, tickets=tuple(tickets), countersignatures=agreed, commit=commit, metrics=metrics
+        )
 
-    def _note_events(self, candidate: Candidate, sites: Sequence[str]) -> None:
+    def _note_events(self, candidate: Candidate, sites: Sequence[str], metrics: Mapping[str, float]) -> None:
         step = {"round": candidate.round, "purpose": str(candidate.purpose)}
         note = self.events.append
         note({"event": "round-started", "time": self.now, **step, "cohort": len(SITES)})
@@ -389,7 +393,7 @@ class RecordedRun:
                 "time": self.now + 700,
                 **step,
                 "cohort": len(sites),
-                "metrics": dict(candidate.metrics),
+                "metrics": dict(metrics),
                 "seconds": {"combine": 0.05, "commit": 0.1},
                 "version": candidate.version,
                 "digest": candidate.digest,
