@@ -30,11 +30,14 @@ def serve(
     directory: Annotated[Path, typer.Option(help="Where ciphertext is kept.")],
     listen: Annotated[str, typer.Option(help="127.0.0.1:PORT (0: a free one) or unix:PATH.")] = "127.0.0.1:0",
     endpoint_file: Annotated[Path | None, typer.Option(help="Where to write the endpoint (JSON).")] = None,
+    without_fsync: Annotated[
+        bool, typer.Option("--without-fsync", help="Do not wait for the disk: a power cut may lose the last objects.")
+    ] = False,
     keep: Annotated[list[Path] | None, typer.Option(help="A sealed file to start with; may be repeated.")] = None,
 ) -> None:
     """Serve the courier until SIGTERM or Ctrl-C."""
     directory.mkdir(parents=True, exist_ok=True)
-    courier = Courier(directory)
+    courier = Courier(directory, durable=not without_fsync)
     for path in keep or []:
         if not path.is_file():
             raise MissingFileError("sealed file", expected="a file", got=path)

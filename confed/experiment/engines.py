@@ -20,14 +20,13 @@ from confed.errors import ConfedError, ConfigError, DeploymentError
 from confed.experiment.resolution import entry_point
 from confed.experiment.services import Services
 from confed.governor.launch import GOVERNOR_FILE, GovernorLaunch
-from confed.simulation.workers import WorkerPool
+from confed.simulation.workers import WorkerPool, workers_for
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
 ENGINES = ("local", "ray", "deployment")
 _WATCH_S = 0.1
-_WORKERS = 2
 
 
 def run_engine(engine: str, services: Services, *, watch: Callable[[], None]) -> None:
@@ -54,11 +53,6 @@ def require_engine(engine: str) -> None:
     """
     if engine not in ENGINES:
         raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
-
-
-def workers_for(sites: int) -> int:
-    """How many client TEEs the ``local`` engine spreads the sites over."""
-    return min(_WORKERS, sites)
 
 
 @contextlib.contextmanager

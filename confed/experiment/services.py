@@ -30,7 +30,7 @@ from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.simulation.tethered import tether
-from confed.simulation.workers import WorkerPool
+from confed.simulation.workers import WorkerPool, workers_for
 from confed.wire.channel import Endpoint, TlsIdentity
 
 _START_S = 60.0
@@ -212,7 +212,7 @@ def running_services(
 
 
 def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> None:
-    groups = [[owner] for owner in services.owners.every] if apart else [list(services.owners.every)]
+    groups = _groups(services.owners, apart=apart)
     waiting = [_start_brokers(services, number, group, apart=apart) for number, group in enumerate(groups)]
     courier_file = services.sockets / "courier.json"
     courier = Process(
@@ -223,6 +223,8 @@ def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> Non
             *("--listen", "127.0.0.1:0" if apart else f"unix:{services.sockets}/courier.sock"),
             *("--endpoint-file", str(courier_file)),
             *(argument for path in files.values() for argument in ("--keep", str(path))),
+            # On one machine for one run: a process that dies loses nothing, and a power cut ends the run anyway.
+            *([] if apart else ["--without-fsync"]),
         ],
         log=services.log_directory / "courier.log",
     )
@@ -237,8 +239,17 @@ def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> Non
     _start_aggregator(services, apart=apart)
 
 
+def _groups(owners: Owners, *, apart: bool) -> list[list[OwnerHome]]:
+    """Return whose brokers share a process: nobody's, or the sites' of one client TEE, so that TEEs do not wait."""
+    if apart:
+        return [[owner] for owner in owners.every]
+    count = workers_for(len(owners.sites))
+    groups = [list(owners.sites[number::count]) for number in range(count)]
+    return [[owners.model, *groups[0]], *groups[1:]]
+
+
 def _start_brokers(services: Services, number: int, group: Sequence[OwnerHome], *, apart: bool) -> tuple[Process, Path]:
-    name = group[0].party.name if apart else "brokers"
+    name = group[0].party.name if apart else f"brokers-{number + 1}"
     path = services.sockets / f"broker-{number}.json"
     process = Process(
         f"broker of {name}" if apart else name,
@@ -246,7 +257,7 @@ def _start_brokers(services: Services, number: int, group: Sequence[OwnerHome], 
             *_confed("broker", "serve"),
             *(argument for owner in group for argument in ("--owner", owner.party.name)),
             *("--home", str(services.owners.home)),
-            *("--listen", "127.0.0.1:0" if apart else f"unix:{services.sockets}/brokers.sock"),
+            *("--listen", "127.0.0.1:0" if apart else f"unix:{services.sockets}/brokers-{number + 1}.sock"),
             *("--endpoint-file", str(path)),
         ],
         log=services.log_directory / f"{'broker-' if apart else ''}{name}.log",

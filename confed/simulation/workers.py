@@ -25,6 +25,12 @@ from confed.simulation.tethered import tether
 
 _READY_S = 120.0
 _STOP_S = 5.0
+_WORKERS = 2
+
+
+def workers_for(sites: int) -> int:
+    """How many client TEEs the ``local`` engine spreads the sites over: TEE n acts for every n-th site."""
+    return min(_WORKERS, sites)
 
 
 class WorkerPool:

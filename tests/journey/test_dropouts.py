@@ -133,7 +133,7 @@ def started(tmp_path):
 def test_a_service_that_dies_ends_the_run_with_its_name(service, started, tmp_path):
     word = {"brokers": "broker", "courier": "courier", "aggregator": "aggregator"}[service]
     children = children_of(started.pid)
-    (victim,) = [pid for pid, words in children if word in words]
+    victim = next(pid for pid, words in children if word in words)
     os.kill(victim, signal.SIGKILL)
     _, err = started.communicate(timeout=60)
     assert started.returncode in {2, 3}
@@ -146,9 +146,9 @@ def test_a_service_that_dies_ends_the_run_with_its_name(service, started, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_command(number, started):
     before = [pid for pid, _ in children_of(started.pid)]
-    assert len(before) == 4  # brokers, courier, aggregator, and what the two client TEEs were forked from
+    assert len(before) == 5  # two with brokers, courier, aggregator, and what the two client TEEs were forked from
     before += [grandchild for pid in before for grandchild, _ in children_of(pid)]
-    assert len(before) == 6
+    assert len(before) == 7
     started.send_signal(number)
     _, err = started.communicate(timeout=60)
     assert "Traceback" not in err
