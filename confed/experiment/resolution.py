@@ -22,7 +22,7 @@ from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
 from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
-from confed.governor.strategy import Start, catch_start
+from confed.governor.agreement import Start, catch_start
 from confed.manifest import (
     FORMAT,
     CodeTerms,

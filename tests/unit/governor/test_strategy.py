@@ -8,14 +8,8 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
-from confed.governor.strategy import (
-    ConfidentialStrategy,
-    _reference,
-    catch_start,
-    require_same,
-    sealed_digest,
-    strategy_parameters,
-)
+from confed.governor.agreement import catch_start, require_same, strategy_parameters
+from confed.governor.strategy import ConfidentialStrategy, _reference, sealed_digest
 from confed.manifest import StrategyTerms
 from tests.unit.test_manifest import make
 
