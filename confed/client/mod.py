@@ -43,8 +43,11 @@ def confidential(message: Message, context: Context, call_next: ClientAppCallabl
         session = installed() or _session_from_environment()
         return _handle(session, message, context, call_next)
     except ConfedError as error:
-        # Its text only where confed itself raised it: an app may put data into an error of any class.
-        _log.warning("refused (%s): %s", error.code, error if _is_ours(error) else _place(error))
+        if not _is_ours(error):
+            # An app may put data into an error of any class, its code included.
+            _log.error("client app failed: %s at %s", type(error).__name__, _place(error))
+            return _failed(message, _APP_FAILED)
+        _log.warning("refused (%s): %s", error.code, error)
         return _failed(message, error.code)
     # The service edge: whatever the app raised may quote data, so only its place in the code is logged.
     except Exception as error:  # noqa: BLE001

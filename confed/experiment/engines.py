@@ -180,6 +180,8 @@ def _in_thread(run: Callable[[], object], services: Services, watch: Callable[[]
         thread.join(_WATCH_S)
     watch()
     if failure:
+        # A process that died is the cause of what the governor ran into.
+        services.require_alive()
         raise _told(failure[0]) from failure[0]
 
 

@@ -77,7 +77,11 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
             except ConfedError as error:
                 failure = error
             watcher(manifest, events)
-            collect_records(services, directory)
+            try:
+                collect_records(services, directory)
+            except ConfedError as error:
+                # What ended the run is the news; that its records are incomplete follows from it.
+                raise failure or error from error
     last = directory.version_file(max(directory.versions()))
     if failure is None:
         open_version(owners, manifest, last)

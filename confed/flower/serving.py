@@ -72,10 +72,9 @@ def _answer(client_app: ClientAppCallable, assignment: Assignment) -> Message:
         if not isinstance(reply, Message):
             raise TypeError(type(reply))
     # The one service edge: whatever an app raises must leave as a code, and must not end the host.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         code = getattr(error, "code", None)
         reason = code if isinstance(code, str) and _CODE.fullmatch(code) else UNKNOWN_FAILURE
         _logger.warning("client app failed: %s", reason)
-        _logger.debug("client app failed", exc_info=error)
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=assignment.message)
     return reply

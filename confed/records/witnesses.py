@@ -46,7 +46,6 @@ from confed.records.places import at
 from confed.records.run_directory import RunDirectory
 from confed.statement import unverified
 
-RESULTS = (Purpose.TRAIN, Purpose.EVALUATE)
 _Attempt = tuple[Purpose, int, int]
 
 
