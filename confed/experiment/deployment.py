@@ -64,6 +64,7 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
             flower.wait_for_run(run, timeout_s=_RUN_S, check=check)
         except DeploymentError as error:
             watch()
+            services.require_no_death()
             code = _refusal_code(services)
             if code:
                 raise error_for(code, "the governor's run") from error

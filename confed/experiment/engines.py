@@ -181,7 +181,7 @@ def _in_thread(run: Callable[[], object], services: Services, watch: Callable[[]
     watch()
     if failure:
         # A process that died is the cause of what the governor ran into.
-        services.require_alive()
+        services.require_no_death()
         raise _told(failure[0]) from failure[0]
 
 

@@ -36,6 +36,8 @@ from confed.wire.channel import Endpoint, TlsIdentity
 _START_S = 60.0
 _STOP_S = 5.0
 _POLL_S = 0.01
+_DYING_S = 1.0
+"""How long a process that caused a failure may take to be seen dead: its sockets close before it can be reaped."""
 
 
 class Process:
@@ -127,6 +129,17 @@ class Services:
         """
         for process in self.processes:
             process.require_alive()
+
+    def require_no_death(self) -> None:
+        """Raise if a process has ended, or is about to: for after a failure that its death may have caused.
+
+        Raises:
+            DeploymentError: names it.
+        """
+        deadline = time.monotonic() + _DYING_S
+        while time.monotonic() < deadline:
+            self.require_alive()
+            time.sleep(_POLL_S)
 
     def client_launch(self, *, sites: Sequence[str], measurement: str, shared: bool) -> ClientLaunch:
         """Return the launch document of a client TEE, with a fresh simulated instance for it."""
