@@ -28,6 +28,8 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
+	# The TPM driver compiles against tpm2-tss: where its headers are, it is installed too, and its tests run.
+	if pkg-config --exists tss2-esys 2>/dev/null; then $(PYTHON) -m pip install --quiet --editable ".[tpm]"; fi
 	touch $@
 
 proto: $(VENV)/.installed

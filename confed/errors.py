@@ -3,6 +3,7 @@
     ConfedError
     ├── UsageError                  a user's mistake: one clear line, exit code 2
     │   ├── ConfigError             a key of an experiment file is unknown, missing, contradictory or of the wrong type
+    │   │   └── PolicyFormatError   the same in an appraisal policy
     │   ├── MissingFileError        a file that was named is not there
     │   ├── PortInUseError          a server cannot listen where it was told to
     │   ├── EmptyDatasetError       a dataset holds no rows
@@ -16,9 +17,19 @@
         ├── AttestationError        evidence that is not genuine, or not bound to what was expected
         │   ├── EvidenceFormatError, EvidenceSignatureError, TrustAnchorError, BindingMismatchError,
         │   │   StaleEvidenceError, UnknownProfileError
+        │   ├── EvidenceSizeError, TrailingBytesError, EvidenceVersionError, MissingClaimError, AlgorithmError,
+        │   │   CertificateChainError, CertificateValidityError, RevokedError, RevocationUnknownError,
+        │   │   EndorsementFormatError, MissingEndorsementError, EndorsementMismatchError, StaleEndorsementError,
+        │   │   NonceError, KeyBindingError, PcrDigestError, EventLogError, ReferenceManifestError,
+        │   │   DuplicateDeviceError
         ├── AppraisalError          genuine evidence that policy does not accept
         │   ├── MeasurementError, ConfigurationError, DebugError, SimulatedInProductionError,
         │   │   EmptyAllowListError, ProfileNotAllowedError, SharedInstanceError
+        │   ├── ReportVersionError, MigrationError, GuestPolicyError, PrivilegeLevelError, TcbError, TcbStatusError,
+        │   │   AdvisoryError, EvaluationNumberError, AliasCheckError, PlatformInfoError, MitigationError,
+        │   │   PlatformError, ProductError, SignerError, AttributesError, SecurityModuleError, RegisterError,
+        │   │   RegisterSelectionError, LifecycleError, DeviceModeError, DeviceCountError, GoldenValueError,
+        │   │   FirmwareError, ExperimentalError, PolicyMissingError, PolicyExpiredError
         ├── BrokerError             a key broker refused
         │   ├── ChallengeError, NotApprovedError, PurposeError, RoundError, RollbackError, FloorError,
         │   │   UnknownKeyError, CredentialError, TicketError, ForkError, CohortError, QuorumError, BudgetError,
@@ -33,6 +44,8 @@
         ├── UnreachableError        a service that must answer did not: fails closed
         ├── MissingObjectError      the courier holds no complete object of this digest
         ├── StorageError            a disk that is full, or that failed while something was stored
+        ├── EvidenceUnavailableError  a TEE, TPM or device that gives no evidence here
+        ├── EndorsementFetchError   an endorsement that could not be fetched
         └── SessionError            confidential code used outside an attested session
 
 A class's ``code`` is stable: it alone crosses a trust boundary, never the message.
@@ -86,6 +99,12 @@ class ConfigError(UsageError):
     """A key of an experiment file is unknown, missing, contradictory or of the wrong type."""
 
     code = "config"
+
+
+class PolicyFormatError(ConfigError):
+    """An appraisal policy with a key that is unknown, missing, empty or of the wrong type."""
+
+    code = "policy-format"
 
 
 class MissingFileError(UsageError):
@@ -214,6 +233,120 @@ class UnknownProfileError(AttestationError):
     code = "unknown-profile"
 
 
+class EvidenceSizeError(EvidenceFormatError):
+    """Evidence larger, deeper or more numerous than its bound."""
+
+    code = "evidence-size"
+
+
+class TrailingBytesError(EvidenceFormatError):
+    """Evidence with bytes after its end."""
+
+    code = "trailing-bytes"
+
+
+class EvidenceVersionError(EvidenceFormatError):
+    """Evidence of a format version that the verifier does not know."""
+
+    code = "evidence-version"
+
+
+class MissingClaimError(EvidenceFormatError):
+    """Evidence that lacks a claim which it must make."""
+
+    code = "missing-claim"
+
+
+class AlgorithmError(AttestationError):
+    """A signature or hash algorithm that is weak or not the one that this evidence must use."""
+
+    code = "algorithm"
+
+
+class CertificateChainError(AttestationError):
+    """A certificate that its issuer did not sign, or that may not be where it stands in the chain."""
+
+    code = "certificate-chain"
+
+
+class CertificateValidityError(AttestationError):
+    """A certificate before or after its validity."""
+
+    code = "certificate-validity"
+
+
+class RevokedError(AttestationError):
+    """A certificate that its issuer has revoked or put on hold."""
+
+    code = "revoked"
+
+
+class RevocationUnknownError(AttestationError):
+    """A certificate whose revocation status is required and not known now."""
+
+    code = "revocation-unknown"
+
+
+class EndorsementFormatError(AttestationError):
+    """An endorsement that does not parse."""
+
+    code = "endorsement-format"
+
+
+class MissingEndorsementError(AttestationError):
+    """Evidence without an endorsement that is needed to verify it."""
+
+    code = "missing-endorsement"
+
+
+class EndorsementMismatchError(AttestationError):
+    """An endorsement of another chip, product or firmware than the evidence speaks of."""
+
+    code = "endorsement-mismatch"
+
+
+class StaleEndorsementError(AttestationError):
+    """An endorsement outside the time in which its issuer vouches for it."""
+
+    code = "stale-endorsement"
+
+
+class NonceError(AttestationError):
+    """Evidence with another nonce than the verifier's."""
+
+    code = "nonce"
+
+
+class KeyBindingError(AttestationError):
+    """An attestation key that the evidence above it does not vouch for, or that is not restricted to attesting."""
+
+    code = "key-binding"
+
+
+class PcrDigestError(AttestationError):
+    """Register values that are not those whose digest was signed."""
+
+    code = "pcr-digest"
+
+
+class EventLogError(AttestationError):
+    """An event log that does not replay to the registers that were signed."""
+
+    code = "event-log"
+
+
+class ReferenceManifestError(AttestationError):
+    """A reference integrity manifest whose signature, chain or form does not hold."""
+
+    code = "reference-manifest"
+
+
+class DuplicateDeviceError(AttestationError):
+    """The same device or the same report presented as several."""
+
+    code = "duplicate-device"
+
+
 class AppraisalError(RefusedError):
     """Genuine evidence that policy does not accept."""
 
@@ -260,6 +393,162 @@ class SharedInstanceError(AppraisalError):
     """A TEE that hosts several identities where the environment is not simulation."""
 
     code = "shared-instance"
+
+
+class ReportVersionError(AppraisalError):
+    """Evidence of an older format than the policy allows."""
+
+    code = "report-version"
+
+
+class MigrationError(AppraisalError):
+    """A TEE that a migration agent or another TEE can take over."""
+
+    code = "migration"
+
+
+class GuestPolicyError(AppraisalError):
+    """A guest policy with bits that are unknown or not accepted."""
+
+    code = "guest-policy"
+
+
+class PrivilegeLevelError(AppraisalError):
+    """Evidence requested from a privilege level that the policy does not name."""
+
+    code = "privilege-level"
+
+
+class TcbError(AppraisalError):
+    """A TCB below the least that is accepted, or inconsistent with itself."""
+
+    code = "tcb"
+
+
+class TcbStatusError(AppraisalError):
+    """A TCB status that the policy does not accept."""
+
+    code = "tcb-status"
+
+
+class AdvisoryError(AppraisalError):
+    """A security advisory that the policy does not accept, or no longer."""
+
+    code = "advisory"
+
+
+class EvaluationNumberError(AppraisalError):
+    """TCB data of an older evaluation than the policy demands."""
+
+    code = "evaluation-number"
+
+
+class AliasCheckError(AppraisalError):
+    """A platform that has not completed the memory alias check."""
+
+    code = "alias-check"
+
+
+class PlatformInfoError(AppraisalError):
+    """A platform whose settings the policy does not accept."""
+
+    code = "platform-info"
+
+
+class MitigationError(AppraisalError):
+    """A mitigation that is demanded and not active."""
+
+    code = "mitigation"
+
+
+class PlatformError(AppraisalError):
+    """A chip or platform that the policy does not name."""
+
+    code = "platform"
+
+
+class ProductError(AppraisalError):
+    """A product that the policy does not name, or denies."""
+
+    code = "product"
+
+
+class SignerError(AppraisalError):
+    """Code signed by a key, product or version that the policy does not name."""
+
+    code = "signer"
+
+
+class AttributesError(AppraisalError):
+    """Attributes of a TEE that the policy does not accept."""
+
+    code = "attributes"
+
+
+class SecurityModuleError(AppraisalError):
+    """A security module or service TD that the policy does not accept."""
+
+    code = "security-module"
+
+
+class RegisterError(AppraisalError):
+    """A measured register whose value the policy does not name."""
+
+    code = "register"
+
+
+class RegisterSelectionError(AppraisalError):
+    """A signed selection of registers that is not the policy's, or that anybody can reset."""
+
+    code = "register-selection"
+
+
+class LifecycleError(AppraisalError):
+    """A platform in a life-cycle state in which it cannot vouch for anything."""
+
+    code = "lifecycle"
+
+
+class DeviceModeError(AppraisalError):
+    """A device outside its confidential mode, or in a mode for development."""
+
+    code = "device-mode"
+
+
+class DeviceCountError(AppraisalError):
+    """Fewer or more devices than the policy demands."""
+
+    code = "device-count"
+
+
+class GoldenValueError(AppraisalError):
+    """A measurement that is not its golden value, or a golden value of zeros."""
+
+    code = "golden-value"
+
+
+class FirmwareError(AppraisalError):
+    """A firmware, driver or VBIOS version that the policy does not accept."""
+
+    code = "firmware"
+
+
+class ExperimentalError(AppraisalError):
+    """A kind of evidence that is experimental, where the policy does not say so."""
+
+    code = "experimental"
+
+
+class PolicyMissingError(AppraisalError):
+    """A TEE of a kind for which there is no appraisal policy."""
+
+    code = "policy-missing"
+
+
+class PolicyExpiredError(AppraisalError):
+    """An appraisal policy, or the data in it, past its date."""
+
+    code = "policy-expired"
 
 
 class BrokerError(RefusedError):
@@ -452,6 +741,18 @@ class SessionError(RefusedError):
     """Confidential code used outside an attested session."""
 
     code = "session"
+
+
+class EvidenceUnavailableError(RefusedError):
+    """A TEE, TPM or device that gives no evidence here, or gave some that is not for this request."""
+
+    code = "evidence-unavailable"
+
+
+class EndorsementFetchError(RefusedError):
+    """An endorsement that could not be fetched: host not allowed, time-out, size, or a wrong answer."""
+
+    code = "endorsement-fetch"
 
 
 def error_for(code: str, field: str) -> ConfedError:

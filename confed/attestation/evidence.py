@@ -229,6 +229,8 @@ class Report:
         debug: somebody outside can look in.
         shared: several identities are hosted in one TEE.
         layers: what the TEE says of its own confinement; self-reported, proves nothing.
+        details: what this kind of TEE says beyond that, as a record of the driver's own type (``SnpClaims`` and so on);
+            ``None`` where there is nothing more. A policy of the same kind appraises it.
     """
 
     report_data: bytes
@@ -238,6 +240,21 @@ class Report:
     debug: bool
     shared: bool
     layers: tuple[str, ...]
+    details: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a relying party that holds only a vendor's files expects of them.
+
+    Attributes:
+        nonce: what the quote, document or device report must carry as its nonce; ``None`` leaves freshness unchecked.
+        report_data: the caller's data that the TEE must have signed, zero-padded on the right to the field's length;
+            ``None`` leaves it unchecked.
+    """
+
+    nonce: bytes | None
+    report_data: bytes | None
 
 
 def require_profile(profile: str) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from confed import canonical
 from confed.attestation.evidence import Binding, Envelope, Report
@@ -48,6 +48,7 @@ class Claims:
         environment: what the TEE was launched for, empty where it does not say.
         debug, shared: see ``Report``.
         layers: confinement as the TEE reports it of itself; proves nothing.
+        details: what this kind of TEE says beyond that (see ``Report``).
         evidence_digest: SHA-256 of the envelope's bytes as received.
         issued_at: the enclave's time of the binding, Unix milliseconds.
     """
@@ -61,6 +62,7 @@ class Claims:
     debug: bool
     shared: bool
     layers: tuple[str, ...]
+    details: Any
     binding: Binding
     evidence_digest: str
     issued_at: int
@@ -148,6 +150,7 @@ class Registry:
             debug=report.debug,
             shared=report.shared,
             layers=report.layers,
+            details=report.details,
             binding=binding,
             evidence_digest=canonical.digest(envelope_bytes),
             issued_at=binding.issued_at,
