@@ -70,7 +70,7 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
     from aggregator.enclave import Enclave  # noqa: PLC0415
     from aggregator.run import Run  # noqa: PLC0415
     from aggregator.service import AggregatorService  # noqa: PLC0415
-    from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance  # noqa: PLC0415
+    from confed.attestation.attesters.launch import attester_of  # noqa: PLC0415
     from confed.keybroker.client import connect_brokers  # noqa: PLC0415
     from confed.wire.channel import serve  # noqa: PLC0415
     from confed.wire.courier_client import CourierClient  # noqa: PLC0415
@@ -79,9 +79,10 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     courier = CourierClient(launch.courier)
+    manifest = launch.manifest_decoded()
     enclave = Enclave(
-        manifest=launch.manifest_decoded(),
-        attester=SimulatedAttester(SimulatedInstance.from_bytes(launch.instance_bytes()), layers=layers),
+        manifest=manifest,
+        attester=attester_of(launch.attester, layers=layers, manifest_digest=manifest.digest),
         brokers=connect_brokers(launch.brokers),
         letters=courier,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confed import canonical, record
+from confed.attestation.attesters.launch import AttesterTerms
 from confed.errors import EncodingError
 from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
@@ -21,14 +22,15 @@ class AggregatorLaunch:
     """The launch document: canonical JSON, read once from an inherited descriptor.
 
     Attributes:
-        manifest, instance: canonical bytes of the manifest and of the simulated TEE's instance, in base64.
+        manifest: canonical bytes of the manifest, in base64.
+        attester: how this TEE makes its evidence; holds the secret of a simulated one.
         listen: ``unix:PATH``, or ``127.0.0.1:0`` with ``tls``.
         endpoint_file: where to say that the service listens; its folder is the only one that is written to.
         base_records_dir: folder with commit records of an earlier instance, beside those in the courier; or empty.
     """
 
     manifest: str
-    instance: str
+    attester: AttesterTerms
     brokers: tuple[BrokerServer, ...]
     courier: Endpoint
     listen: str
@@ -63,14 +65,6 @@ class AggregatorLaunch:
             ConfigError: not a manifest.
         """
         return Manifest.decode(_from_base64("launch.manifest", self.manifest))
-
-    def instance_bytes(self) -> bytes:
-        """Return the instance's secret.
-
-        Raises:
-            EncodingError: not base64.
-        """
-        return _from_base64("launch.instance", self.instance)
 
 
 def _from_base64(field: str, text: str) -> bytes:

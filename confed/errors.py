@@ -29,7 +29,8 @@
         │   │   AdvisoryError, EvaluationNumberError, AliasCheckError, PlatformInfoError, MitigationError,
         │   │   PlatformError, ProductError, SignerError, AttributesError, SecurityModuleError, RegisterError,
         │   │   RegisterSelectionError, LifecycleError, DeviceModeError, DeviceCountError, GoldenValueError,
-        │   │   FirmwareError, ExperimentalError, PolicyMissingError, PolicyExpiredError
+        │   │   FirmwareError, FreshnessError, RevocationStatusError, ExperimentalError, PolicyMissingError,
+        │   │   PolicyExpiredError
         ├── BrokerError             a key broker refused
         │   ├── ChallengeError, NotApprovedError, PurposeError, RoundError, RollbackError, FloorError,
         │   │   UnknownKeyError, CredentialError, TicketError, ForkError, CohortError, QuorumError, BudgetError,
@@ -503,6 +504,12 @@ class RegisterSelectionError(AppraisalError):
     code = "register-selection"
 
 
+class FreshnessError(AppraisalError):
+    """Evidence that was not compared with a nonce of the verifier's, where the policy demands one."""
+
+    code = "freshness"
+
+
 class LifecycleError(AppraisalError):
     """A platform in a life-cycle state in which it cannot vouch for anything."""
 
@@ -531,6 +538,12 @@ class FirmwareError(AppraisalError):
     """A firmware, driver or VBIOS version that the policy does not accept."""
 
     code = "firmware"
+
+
+class RevocationStatusError(AppraisalError):
+    """A device or manifest whose certificates are on hold, or not known to be good, where the policy demands it."""
+
+    code = "revocation-status"
 
 
 class ExperimentalError(AppraisalError):

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from confed import canonical, record
 from confed.errors import ConfigError, ManifestMismatchError
@@ -131,12 +131,17 @@ class TeePolicy:
     Attributes:
         profiles: TEE kinds by their evidence profile, such as ``simulated/1``.
         measurements: code digests (hexadecimal) that may run.
+        devices: device evidence that must come along, by profile, such as ``nvidia-gpu/1``; none is a policy too.
+        appraisal: the owners' appraisal policy for each profile of a TEE or device that says more than the fields above
+            (all but the simulated one), as ``confed.attestation.policy.document`` writes it.
         max_age_s: how old evidence may be when it is appraised.
         reattest_rounds, reattest_s: for how long later releases need only a fresh signed nonce.
     """
 
     profiles: tuple[str, ...]
     measurements: tuple[str, ...]
+    devices: tuple[str, ...]
+    appraisal: Mapping[str, Mapping[str, Any]]
     max_age_s: int
     reattest_rounds: int
     reattest_s: int
@@ -144,6 +149,9 @@ class TeePolicy:
     def __post_init__(self) -> None:
         _require(bool(self.profiles), "tee.profiles", "at least one", "none")
         _require(bool(self.measurements), "tee.measurements", "at least one", "none")
+        named = {*self.profiles, *self.devices}
+        for profile in self.appraisal:
+            _require(profile in named, f"tee.appraisal.{profile}", "a profile that the policy names", "another")
         for name in ("max_age_s", "reattest_rounds", "reattest_s"):
             _require(getattr(self, name) > 0, f"tee.{name}", "above 0", getattr(self, name))
 

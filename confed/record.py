@@ -94,7 +94,7 @@ def _parse_union(kind: Any, value: Any, at: str, error: MakeError) -> Any:
     if value is None and type(None) in options:
         return None
     options = [option for option in options if option is not type(None)]
-    failure: ConfedError | None = None
+    failures: list[tuple[int, ConfedError]] = []
     for option in options:
         if option is bool and not isinstance(value, bool):
             continue
@@ -103,8 +103,20 @@ def _parse_union(kind: Any, value: Any, at: str, error: MakeError) -> Any:
         try:
             return _parse(option, value, at, error)
         except ConfedError as problem:
-            failure = problem
-    raise failure if failure is not None else error(at, expected="another type", got=repr(value)[:60])
+            failures.append((_likeness(option, value), problem))
+    if not failures:
+        raise error(at, expected="another type", got=repr(value)[:60])
+    raise max(failures, key=lambda failure: failure[0])[1]
+
+
+def _likeness(option: Any, value: Any) -> int:
+    """How likely an option of a union is what was meant: of several failures, its is the one worth telling."""
+    if dataclasses.is_dataclass(option):
+        known = _hints(option) if isinstance(option, type) else {}
+        return (2 if any(key in known for key in value) else 1) if isinstance(value, dict) else 0
+    if isinstance(value, list):
+        return int(typing.get_origin(option) is tuple)
+    return int(isinstance(option, type))
 
 
 def _parse_dataclass(kind: Any, value: Any, at: str, error: MakeError) -> Any:

@@ -6,18 +6,26 @@ Floors hold whatever a policy says, the ones that a policy cannot even express i
 - outside simulation evidence must be rooted in hardware, even where the policy names ``simulated/1``;
 - nothing that can be debugged, nothing that hosts several identities outside simulation;
 - the measured configuration is the manifest's digest and not zeros; a TEE of another environment is refused;
-- evidence is at most a day old, and not from the future by more than 30 seconds.
+- evidence is at most a day old, and not from the future by more than 30 seconds;
+- a kind of TEE or device that says more than this is appraised by an owner's policy for exactly that kind, and refused
+  where there is none; device evidence that the policy does not ask for is refused, and so is its absence where it does.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from confed import canonical, record
+from confed.attestation.policy import document
 from confed.attestation.verifier import Claims
 from confed.errors import (
     ConfigurationError,
     DebugError,
+    DeviceCountError,
     EmptyAllowListError,
     MeasurementError,
+    PolicyMissingError,
     ProfileNotAllowedError,
     SharedInstanceError,
     SimulatedInProductionError,
@@ -60,6 +68,7 @@ def appraise(claims: Claims, *, policy: TeePolicy, environment: str, manifest_di
         allowed = ", ".join(entry[:16] for entry in policy.measurements)
         raise MeasurementError("measurement", expected=allowed, got=claims.measurement[:16])
     _require_fresh(claims, policy, now_ms)
+    _require_kinds(claims, policy, datetime.fromtimestamp(now_ms / 1000, UTC))
 
 
 def claims_digest(claims: Claims) -> str:
@@ -93,6 +102,26 @@ def _require_fresh(claims: Claims, policy: TeePolicy, now_ms: int) -> None:
         raise StaleEvidenceError(
             "evidence age in seconds", expected=f"from {-SKEW_MS // 1000} to {limit_s}", got=age_ms / 1000
         )
+
+
+def _require_kinds(claims: Claims, policy: TeePolicy, now: datetime) -> None:
+    """Appraise the TEE and each device by the owner's policy for its kind: the whole is acceptable if every part is."""
+    if claims.details is not None:
+        _require_kind(claims.profile, claims.details, policy, now)
+    found = tuple(device.profile for device in claims.devices)
+    if sorted(found) != sorted(policy.devices):
+        raise DeviceCountError(
+            "device evidence", expected=", ".join(policy.devices) or "none", got=", ".join(found) or "none"
+        )
+    for device in claims.devices:
+        _require_kind(device.profile, device.details, policy, now)
+
+
+def _require_kind(profile: str, details: Any, policy: TeePolicy, now: datetime) -> None:
+    table = policy.appraisal.get(profile)
+    if table is None:
+        raise PolicyMissingError(f"tee.appraisal.{profile}", expected="an appraisal policy", got="none")
+    document.from_table(profile, table).appraise(details, profile=profile, now=now)
 
 
 def _is_zero(value: str) -> bool:

@@ -20,6 +20,8 @@ import base64
 import datetime
 import itertools
 import re
+import threading
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,9 +52,10 @@ CRL_LIMIT_BYTES = 4 * 1024 * 1024
 """Largest revocation list."""
 
 _COUNT_LIMIT = 16
+_FILTERS = threading.Lock()
 _RSA_LEAST_BITS = 2048
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
-_SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
+_SEQUENCE, _INTEGER, _BIT_STRING, _VERSION = 0x30, 0x02, 0x03, 0xA0
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _KNOWN_CRITICAL = frozenset({
     x509.BasicConstraints.oid,
@@ -146,11 +149,15 @@ def load_crl(data: bytes, *, what: str) -> x509.CertificateRevocationList:
     if len(data) > CRL_LIMIT_BYTES:
         raise EndorsementFormatError(what, expected=f"at most {CRL_LIMIT_BYTES} bytes", got=len(data))
     try:
-        if data.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_crl(data)
-        return x509.load_der_x509_crl(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+        pem = data.lstrip().startswith(b"-----BEGIN")
+        crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+        # Names are read when they are first asked for, and may turn out to be none.
+        with _FILTERS, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+            _ = crl.issuer, crl.last_update_utc, crl.next_update_utc
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise EndorsementFormatError(what, expected="a revocation list", got="something else") from error
+    return crl
 
 
 def require_chain(
@@ -349,18 +356,27 @@ def _from_der(data: bytes, what: str) -> Certificate:
         if outer[1] != len(data):
             raise ValueError
         tbs = _element(data, outer[0], _SEQUENCE)
+        # The parser lets unused bits of the signature's BIT STRING pass, so its one form is asked for: whole bytes.
+        signature = _element(data, _element(data, tbs[1], _SEQUENCE)[1], _BIT_STRING)
+        if data[signature[0]] != 0 or signature[1] != outer[1]:
+            raise ValueError
         position = tbs[0]
         if data[position] == _VERSION:
             position = _element(data, position, _VERSION)[1]
         start, end = _element(data, position, _INTEGER)
         serial = int.from_bytes(data[start:end], "big", signed=True)
         readable = data if serial > 0 else data[: end - 1] + b"\x01" + data[end:]
-        if serial < 0:
+        if serial < 0 or start == end:
             raise ValueError
         parsed = x509.load_der_x509_certificate(readable)
-        _ = parsed.extensions, parsed.subject, parsed.issuer, parsed.not_valid_after_utc
+        # Google's names are longer than X.520 has them, of which pyca/cryptography warns whenever a name is first read;
+        # warnings' filters belong to the whole process, so one thread at a time.
+        with _FILTERS, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+            _ = parsed.extensions, parsed.subject, parsed.issuer, parsed.not_valid_after_utc
     except (
         ValueError,
+        TypeError,
         IndexError,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,

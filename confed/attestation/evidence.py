@@ -34,6 +34,7 @@ _PROFILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[0-9]{1,4}\Z")
 _REPORT_DATA_DOMAIN = b"confed/v1/report-data\x00"
 _INSTANCE_DOMAIN = b"confed/v1/instance\x00"
 _DEVICE_DOMAIN = b"confed/v1/device-evidence\x00"
+_DEVICE_NONCE_DOMAIN = b"confed/v1/device-nonce\x00"
 
 
 def require_digest(field: str, value: str) -> None:
@@ -122,6 +123,14 @@ class Binding:
         """Return the 64 bytes that the TEE signs: SHA-512 of the binding and of the device evidence under a domain."""
         encoded = self.encoded
         return hashlib.sha512(_REPORT_DATA_DOMAIN + _length(encoded) + encoded + device_digest).digest()
+
+    @property
+    def device_nonce(self) -> bytes:
+        """The 32-byte nonce that device evidence carries: SHA-256 of the binding under a domain of its own.
+
+        Devices answer first, since REPORT_DATA covers the digest of their evidence.
+        """
+        return hashlib.sha256(_DEVICE_NONCE_DOMAIN + self.encoded).digest()
 
     @classmethod
     def decode(cls, data: bytes) -> Binding:

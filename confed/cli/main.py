@@ -23,6 +23,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 _COMMANDS = {
     "run": ("confed.cli.run", "Run an experiment: every party, every TEE (simulated), every round."),
     "verify": ("confed.cli.verify", "Check a whole run offline from its records."),
+    "evidence": ("confed.cli.evidence", "Verify vendors' evidence; show, sign and fetch what that takes."),
+    "measure": ("confed.cli.measure", "Compute what an owner pins: the measurements of this release."),
+    "doctor": ("confed.cli.doctor", "What this machine can attest with, and what a broker would refuse."),
     "manifest": ("confed.cli.manifest", "Show and approve the contract of a run."),
     "model": ("confed.cli.model", "Seal, open and show model files."),
     "broker": ("confed.cli.broker", "Run owners' key brokers."),

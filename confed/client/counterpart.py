@@ -87,18 +87,22 @@ class AggregatorCheck:
         except (ValueError, TypeError) as error:
             raise CredentialError("aggregator evidence", expected="base64", got="something else") from error
         manifest = self._manifest
-        claims = default_registry().verify(
-            evidence,
-            endorsements=(),
-            expected=ExpectedBinding(
-                nonce=credential.nonce,
-                audience=canonical.digest(site.owner.broker),
-                manifest=self._digest,
-                role=Role.AGGREGATOR,
-                run=manifest.run,
-            ),
-            now_ms=credential.issued_at,
-            anchors=manifest.trust.anchors,
+        claims = (
+            default_registry()
+            .for_environment(manifest.environment)
+            .verify(
+                evidence,
+                endorsements=(),
+                expected=ExpectedBinding(
+                    nonce=credential.nonce,
+                    audience=canonical.digest(site.owner.broker),
+                    manifest=self._digest,
+                    role=Role.AGGREGATOR,
+                    run=manifest.run,
+                ),
+                now_ms=credential.issued_at,
+                anchors=manifest.trust.anchors,
+            )
         )
         appraise(
             claims,

@@ -6,7 +6,6 @@ Two ways to be fed, one way to work: messages over an inherited socket (``local`
 
 from __future__ import annotations
 
-import base64
 import importlib
 import signal
 import socket
@@ -16,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance
+from confed.attestation.attesters.launch import attester_of
 from confed.client.current import install, installed
 from confed.client.launch import ClientLaunch
 from confed.client.session import ClientSession, Services
@@ -45,10 +44,9 @@ def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
         brokers=connect_brokers(launch.brokers),
         courier=CourierClient(launch.courier),
     )
-    instance = SimulatedInstance.from_bytes(base64.b64decode(launch.instance, validate=True))
     session = ClientSession(
         manifest=manifest,
-        attester=SimulatedAttester(instance, layers=tuple(layers)),
+        attester=attester_of(launch.attester, layers=layers, manifest_digest=manifest.digest),
         services=services,
         sites=launch.sites,
     )

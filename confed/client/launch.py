@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confed import canonical, record
+from confed.attestation.attesters.launch import AttesterTerms
 from confed.errors import EncodingError, MissingFileError
 from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
@@ -39,7 +40,7 @@ class ClientLaunch:
 
     Attributes:
         manifest: the manifest's canonical bytes in base64.
-        instance: the simulated TEE's instance (attestation key and certificate) in base64; a secret.
+        attester: how this TEE makes its evidence; holds the secret of a simulated one.
         sites: names of the sites that this TEE acts for; empty where Flower decides which (Ray).
         client_app: entry point ``module:attribute``; must be the manifest's.
         app_directory: directory that the entry point's module is found in; empty if it is installed.
@@ -49,7 +50,7 @@ class ClientLaunch:
     """
 
     manifest: str
-    instance: str
+    attester: AttesterTerms
     brokers: tuple[BrokerServer, ...]
     courier: Endpoint
     sites: tuple[str, ...]

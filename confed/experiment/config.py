@@ -83,10 +83,44 @@ class MetricsTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttesterTable:
+    """How TEEs on this machine make their evidence; changes no guarantee and is not in the manifest.
+
+    Attributes: see ``confed.attestation.attesters.launch.AttesterTerms``; files are named beside the experiment file.
+    """
+
+    privilege_level: int = 0
+    event_logs: tuple[str, ...] = ()
+    tcti: str = ""
+    registers: tuple[int, ...] = ()
+    enrolment: str = ""
+    algorithm: str = ""
+    gpus: tuple[int | str, ...] = ()
+    endorsements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeeTable:
-    """Which TEE runs the roles, and how long attestation holds."""
+    """Which TEE runs the roles, how it is appraised, and how long attestation holds.
+
+    Attributes:
+        profile: the kind of TEE.
+        devices: device evidence that must come along, such as ``nvidia-gpu/1``.
+        policies: appraisal policies: files beside the experiment file, or names of ready ones (``confed evidence
+            policies``); one for each profile but the simulated one.
+        client_measurements, aggregator_measurements: what may run, as ``confed measure`` prints it; left out for the
+            simulated TEE, whose measurement is that of the code here.
+        anchors: files of PEM certificates by profile, for a TEE whose roots are not pinned in this release (a TPM's).
+        attester: how TEEs on this machine make their evidence.
+    """
 
     profile: str = "simulated/1"
+    devices: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    client_measurements: tuple[str, ...] = ()
+    aggregator_measurements: tuple[str, ...] = ()
+    anchors: Mapping[str, str] = field(default_factory=dict[str, str])
+    attester: AttesterTable = field(default_factory=AttesterTable)
     max_age_s: int = 300
     reattest_rounds: int = 100
     reattest_s: int = 3600

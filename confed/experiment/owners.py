@@ -16,11 +16,13 @@ from confed import canonical
 from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
 from confed.errors import ConfigError, MissingFileError
 from confed.experiment.resolution import Arrays, Prepared, SealedParts, make_shards
+from confed.experiment.tees import trust_anchors
 from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome, confed_home
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import SIMULATION, Manifest, SealedReference, Unchecked
 from confed.model.weights import layout_of, pack
+from confed.records.trust import Trust
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
 from confed.sealing.sealer import Draft, seal_to_file
@@ -33,22 +35,18 @@ _COUNTED = Unchecked(unchecked="simulation: every made site counts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owners:
-    """The parties of one experiment and the simulated hardware they trust."""
+    """The parties of one experiment, the simulated hardware on this machine, and the anchors that they trust."""
 
     home: Path
     model: OwnerHome
     sites: tuple[OwnerHome, ...]
     platform: SimulatedPlatform
+    anchors: Mapping[str, tuple[bytes, ...]]
 
     @property
     def every(self) -> tuple[OwnerHome, ...]:
         """The model owner, then the sites."""
         return (self.model, *self.sites)
-
-    @property
-    def anchors(self) -> Mapping[str, tuple[bytes, ...]]:
-        """Trust anchors by evidence profile."""
-        return {PROFILE: (self.platform.anchor,)}
 
 
 def load_owners(prepared: Prepared, *, home: Path | None) -> Owners:
@@ -68,18 +66,21 @@ def load_owners(prepared: Prepared, *, home: Path | None) -> Owners:
     now = time.time_ns() // 1_000_000
     homes = [_owner(name, folder, now) for name in (MODEL_OWNER, *prepared.site_names)]
     platform = SimulatedPlatform.load_or_create(folder / "simulated-tee" / "root.pem", now)
-    owners = Owners(home=folder, model=homes[0], sites=tuple(homes[1:]), platform=platform)
+    anchors = trust_anchors(prepared.experiment.tee, prepared.config_directory, simulated=platform.anchor)
+    owners = Owners(home=folder, model=homes[0], sites=tuple(homes[1:]), platform=platform, anchors=anchors)
     write_trust(owners)
     return owners
 
 
 def write_trust(owners: Owners) -> None:
     """Note in the home whom this user trusts: ``confed verify`` reads it."""
+    target = owners.home / "trust.json"
+    noted = Trust.load(target).anchors if target.is_file() else {}
+    trusted = {**noted, **owners.anchors, PROFILE: (owners.platform.anchor,)}
     known = {
-        "anchors": {PROFILE: [owners.platform.anchor.hex()]},
+        "anchors": {profile: [anchor.hex() for anchor in anchors] for profile, anchors in trusted.items()},
         "owners": {owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)},
     }
-    target = owners.home / "trust.json"
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
         stream.write(canonical.encode(known))

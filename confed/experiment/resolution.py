@@ -22,7 +22,9 @@ from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
 from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
+from confed.experiment.tees import tee_policy
 from confed.governor.agreement import Start, catch_start
+from confed.journey import Role
 from confed.manifest import (
     FORMAT,
     CodeTerms,
@@ -34,7 +36,6 @@ from confed.manifest import (
     SealedReference,
     Site,
     StrategyTerms,
-    TeePolicy,
     TrustTerms,
     UpdateTerms,
 )
@@ -49,6 +50,7 @@ class Prepared:
     """An experiment with what its apps said: not yet whose keys seal it."""
 
     experiment: Experiment
+    config_directory: Path
     directory: Path
     start: Start
     arrays: Arrays
@@ -100,7 +102,12 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
     if not arrays:
         raise ConfigError("initial_arrays", expected="at least one tensor", got="none")
     return Prepared(
-        experiment=experiment, directory=directory, start=start, arrays=arrays, lock=lock_digest(config_file)
+        experiment=experiment,
+        config_directory=config_file.resolve().parent,
+        directory=directory,
+        start=start,
+        arrays=arrays,
+        lock=lock_digest(config_file),
     )
 
 
@@ -164,8 +171,8 @@ def resolve(
         settings=experiment.run_config,
         update=UpdateTerms(norm_bound=experiment.update.norm_bound, weight_cap=experiment.update.weight_cap),
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
-        client_tee=_tee(experiment, client),
-        aggregator_tee=_tee(experiment, aggregator),
+        client_tee=tee_policy(experiment.tee, prepared.config_directory, code=client, role=Role.CLIENT),
+        aggregator_tee=tee_policy(experiment.tee, prepared.config_directory, code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),
         train_config=start.train_config,
         evaluate_config=start.evaluate_config,
@@ -203,17 +210,6 @@ def _fraction(start: Start, which: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ConfigError(f"strategy.fraction_{which}", expected="a number", got=value)
     return float(value)
-
-
-def _tee(experiment: Experiment, measurement: str) -> TeePolicy:
-    tee = experiment.tee
-    return TeePolicy(
-        profiles=(tee.profile,),
-        measurements=(measurement,),
-        max_age_s=tee.max_age_s,
-        reattest_rounds=tee.reattest_rounds,
-        reattest_s=tee.reattest_s,
-    )
 
 
 @contextmanager

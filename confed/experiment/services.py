@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from confed import canonical, record
+from confed.attestation.attesters.launch import AttesterTerms
+from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
 from confed.client.launch import ClientLaunch
 from confed.errors import DeploymentError
 from confed.experiment.owners import Owners
 from confed.experiment.resolution import Prepared
+from confed.experiment.tees import attester_terms
 from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
@@ -145,7 +148,7 @@ class Services:
         """Return the launch document of a client TEE, with a fresh simulated instance for it."""
         return ClientLaunch(
             manifest=base64.b64encode(self.manifest.encoded).decode(),
-            instance=self._instance(measurement, shared=shared),
+            attester=self._attester(measurement, shared=shared),
             brokers=self.brokers,
             courier=self.courier,
             sites=tuple(sites),
@@ -159,7 +162,7 @@ class Services:
         """Return the launch document of the aggregator enclave."""
         document = {
             "manifest": base64.b64encode(self.manifest.encoded).decode(),
-            "instance": self._instance(measurement, shared=False),
+            "attester": record.to_json(self._attester(measurement, shared=False)),
             "brokers": record.to_json(self.brokers),
             "courier": record.to_json(self.courier),
             "listen": listen,
@@ -170,7 +173,10 @@ class Services:
         }
         return canonical.encode(document)
 
-    def _instance(self, measurement: str, *, shared: bool) -> str:
+    def _attester(self, measurement: str, *, shared: bool) -> AttesterTerms:
+        tee = self.prepared.experiment.tee
+        if tee.profile != SIMULATED_PROFILE:
+            return attester_terms(tee, self.prepared.config_directory)
         instance = self.owners.platform.launch(
             measurement=measurement,
             configuration=self.manifest.digest,
@@ -178,7 +184,7 @@ class Services:
             shared=shared,
             now_ms=time.time_ns() // 1_000_000,
         )
-        return base64.b64encode(instance.to_bytes()).decode()
+        return AttesterTerms(profile=tee.profile, instance=instance.to_bytes())
 
 
 @contextlib.contextmanager

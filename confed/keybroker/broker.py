@@ -20,6 +20,8 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confed.attestation.endorsements import EndorsementProvider
+from confed.attestation.evidence import Envelope
 from confed.attestation.verifier import Registry, default_registry
 from confed.errors import (
     BrokerError,
@@ -38,6 +40,7 @@ from confed.keybroker.ledger import Ledger
 from confed.keybroker.lineage import parsed
 from confed.keybroker.release import release
 from confed.keybroker.replies import Released
+from confed.keybroker.sessions import Evidence
 from confed.keybroker.statements import Candidate, Challenge, Head, ReleaseRequest, TicketRequest
 from confed.keybroker.store import Store, Transaction
 from confed.keybroker.succession import commit, countersign
@@ -71,6 +74,7 @@ class Broker:
         store: Store,
         clock: Callable[[], int] = wall_clock,
         registry: Registry | None = None,
+        endorsements: EndorsementProvider | None = None,
     ) -> None:
         self.party = party
         self._key = key
@@ -78,6 +82,7 @@ class Broker:
         self._store = store
         self._clock = clock
         self._registry = registry if registry is not None else default_registry()
+        self._endorsements = endorsements
         self._ledger = Ledger(key)
         self._terms: dict[str, Terms] = {}
         self._approved_runs: dict[str, str] = {}
@@ -86,9 +91,22 @@ class Broker:
         return f"Broker({self.party.name})"
 
     @classmethod
-    def of(cls, home: OwnerHome, *, clock: Callable[[], int] = wall_clock) -> Broker:
+    def of(
+        cls,
+        home: OwnerHome,
+        *,
+        clock: Callable[[], int] = wall_clock,
+        endorsements: EndorsementProvider | None = None,
+    ) -> Broker:
         """Return the broker of an owner on this machine."""
-        return cls(party=home.party, key=home.broker_key, vault=home.vault, store=home.store, clock=clock)
+        return cls(
+            party=home.party,
+            key=home.broker_key,
+            vault=home.vault,
+            store=home.store,
+            clock=clock,
+            endorsements=endorsements,
+        )
 
     @property
     def public(self) -> bytes:
@@ -129,6 +147,7 @@ class Broker:
         asked = unverified(request, ReleaseRequest)
         self._require_addressed(asked.broker)
         _require_request_id(asked.request_id)
+        fresh = self._evidence(envelope)
 
         def first(decision: Decision) -> Released | None:
             stored = self._stored_reply(decision.tx, asked, request)
@@ -141,9 +160,7 @@ class Broker:
             known = decision.tx.one("SELECT 1 FROM replies WHERE request_id = ?", (asked.request_id,))
             if known is not None:
                 raise RequestReplayError("request id", expected="a new one", got="one used for something else")
-            released = release(
-                decision, asked, request, envelope=envelope, base_record=base_record, registry=self._registry
-            )
+            released = release(decision, asked, request, fresh=fresh, base_record=base_record, registry=self._registry)
             sealed = self._vault.seal(released.to_wire().SerializeToString(), kind="reply", name=asked.request_id.hex())
             decision.tx.execute(
                 "INSERT INTO replies VALUES (?, ?, ?, ?)", (asked.request_id, request.digest, request.signer, sealed)
@@ -288,6 +305,16 @@ class Broker:
             raise failure
         assert result is not None  # noqa: S101 (either a result or a failure)
         return result
+
+    def _evidence(self, envelope: bytes) -> Evidence:
+        """Fetch what is needed to verify an envelope, before any transaction; a failure refuses inside of it."""
+        if not envelope or self._endorsements is None:
+            return Evidence(envelope=envelope)
+        try:
+            found = self._endorsements.endorsements_for(Envelope.decode(envelope), now_ms=self._clock())
+        except ConfedError as error:
+            return Evidence(envelope=envelope, failure=error)
+        return Evidence(envelope=envelope, endorsements=tuple(found))
 
     def _now(self, tx: Transaction) -> int:
         """The clock, but never before the last ledger entry: a clock set back revives nothing."""

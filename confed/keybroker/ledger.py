@@ -21,6 +21,7 @@ EVENTS = frozenset(
         "created",
         "approved",
         "refused",
+        "endorsed",
         "released",
         "credentialed-aggregator",
         "credentialed-client",

@@ -30,7 +30,7 @@ from confed.keybroker.decision import Decision
 from confed.keybroker.floors import require_key_floors
 from confed.keybroker.heads import HeadVersion, require_base, witness
 from confed.keybroker.replies import Released
-from confed.keybroker.sessions import Session, session_for
+from confed.keybroker.sessions import Evidence, Session, session_for
 from confed.keybroker.statements import Grant, KeyName, ReleaseRequest
 from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.recipients import HpkeRecipient
@@ -51,7 +51,7 @@ def release(
     request: ReleaseRequest,
     signed: Signed,
     *,
-    envelope: bytes,
+    fresh: Evidence,
     base_record: bytes,
     registry: Registry,
 ) -> Released:
@@ -63,7 +63,7 @@ def release(
     # 1.
     _require_step(decision, request)
     # 2.
-    session = session_for(decision, request, envelope=envelope, registry=registry)
+    session = session_for(decision, request, fresh=fresh, registry=registry)
     verify(signed, ReleaseRequest, signer=session.signing_public)
     # 3.
     head = witness(decision, base_record)
@@ -157,6 +157,7 @@ def _grant(decision: Decision, request: ReleaseRequest, digest: str, session: Se
         request=digest,
         binding=session.binding,
         evidence=session.evidence,
+        endorsements=list(session.endorsements),
         policy=policy,
         claims=session.claims,
         role=request.role,

@@ -2,19 +2,32 @@
 
 Within the policy's ``reattest_rounds`` and ``reattest_s`` a later release needs a fresh nonce signed by the attested
 key, but no new evidence.
+
+What the broker's own endorsement provider gave for verifying evidence goes into the ledger, once for each manifest, so
+that the verdict can be reached again offline from the records.
 """
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 from confed import canonical
 from confed.attestation.appraisal import appraise, claims_digest
 from confed.attestation.verifier import ExpectedBinding, Registry
-from confed.errors import InstanceError
+from confed.errors import ConfedError, InstanceError
 from confed.journey import Role
 from confed.keybroker.decision import Decision
 from confed.keybroker.statements import ReleaseRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """An encoded envelope (empty: none now), and endorsements from the broker's own provider, or why there are none."""
+
+    envelope: bytes
+    endorsements: tuple[bytes, ...] = ()
+    failure: ConfedError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +43,23 @@ class Session:
     measurement: str
     appraised_at: int
     first_round: int
+    endorsements: tuple[str, ...] = ()
 
     def expires_at(self, decision: Decision, role: Role) -> int:
         """Return until when this evidence serves later releases, and what they credential."""
         return self.appraised_at + decision.terms.policies[role][0].reattest_s * 1000
 
 
-def session_for(decision: Decision, request: ReleaseRequest, *, envelope: bytes, registry: Registry) -> Session:
+def session_for(decision: Decision, request: ReleaseRequest, *, fresh: Evidence, registry: Registry) -> Session:
     """Return the session of the instance that asks: by fresh evidence, or by recent earlier evidence.
 
     Raises:
         AttestationError, AppraisalError: evidence that is not genuine or not acceptable.
+        EndorsementFetchError: what is needed to verify it could not be fetched.
         InstanceError: no evidence now and none before, too old, or evidence of another instance.
     """
-    if envelope:
-        session = _appraised(decision, request, envelope, registry)
+    if fresh.envelope:
+        session = _appraised(decision, request, fresh, registry)
         decision.tx.execute(
             "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -61,7 +76,7 @@ def session_for(decision: Decision, request: ReleaseRequest, *, envelope: bytes,
     )
     if row is None:
         raise InstanceError("instance", expected="one that attested to this broker", got=request.instance[:16])
-    names = Session.__dataclass_fields__
+    names = tuple(Session.__dataclass_fields__)[: len(row)]
     session = Session(**dict(zip(names, row, strict=True)))
     policy = decision.terms.policies[request.role][0]
     if not session.first_round <= request.round < session.first_round + policy.reattest_rounds:
@@ -73,7 +88,9 @@ def session_for(decision: Decision, request: ReleaseRequest, *, envelope: bytes,
     return session
 
 
-def _appraised(decision: Decision, request: ReleaseRequest, envelope: bytes, registry: Registry) -> Session:
+def _appraised(decision: Decision, request: ReleaseRequest, fresh: Evidence, registry: Registry) -> Session:
+    if fresh.failure is not None:
+        raise fresh.failure
     terms = decision.terms
     expected = ExpectedBinding(
         nonce=request.nonce,
@@ -82,7 +99,13 @@ def _appraised(decision: Decision, request: ReleaseRequest, envelope: bytes, reg
         role=request.role,
         run=terms.run,
     )
-    claims = registry.verify(envelope, expected=expected, now_ms=decision.now, anchors=terms.manifest.trust.anchors)
+    claims = registry.for_environment(terms.manifest.environment).verify(
+        fresh.envelope,
+        endorsements=fresh.endorsements,
+        expected=expected,
+        now_ms=decision.now,
+        anchors=terms.manifest.trust.anchors,
+    )
     appraise(
         claims,
         policy=terms.policies[request.role][0],
@@ -103,4 +126,14 @@ def _appraised(decision: Decision, request: ReleaseRequest, envelope: bytes, reg
         measurement=claims.measurement,
         appraised_at=decision.now,
         first_round=request.round,
+        endorsements=tuple(_recorded(decision, endorsement) for endorsement in fresh.endorsements),
     )
+
+
+def _recorded(decision: Decision, endorsement: bytes) -> str:
+    """Put an endorsement into the ledger unless it is there, and return its digest."""
+    digest = canonical.digest(endorsement)
+    added = decision.tx.execute("INSERT OR IGNORE INTO endorsed VALUES (?, ?)", (decision.terms.digest, digest))
+    if added:
+        decision.record("endorsed", digest=digest, endorsement=base64.b64encode(endorsement).decode())
+    return digest

@@ -18,7 +18,7 @@ from typing import Any
 from confed.errors import LedgerError, MissingFileError
 
 _BUSY_MS = 10_000
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
     payload BLOB NOT NULL, signature BLOB NOT NULL);
@@ -47,6 +47,10 @@ CREATE TABLE charges (key_id TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT
     PRIMARY KEY (key_id, run, round)) WITHOUT ROWID;
 CREATE TABLE versions (manifest TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, attempt INTEGER NOT NULL,
     PRIMARY KEY (manifest, version)) WITHOUT ROWID;
+"""
+# Version 2: which endorsements of a provider the ledger already holds.
+_ENDORSED = """
+CREATE TABLE endorsed (manifest TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (manifest, digest)) WITHOUT ROWID;
 """
 
 
@@ -99,6 +103,9 @@ class Store:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found == 1:
+            self._connection.executescript(f"BEGIN; {_ENDORSED} PRAGMA user_version={_VERSION}; COMMIT;")
+            found = _VERSION
         if found != _VERSION:
             self._connection.close()
             raise LedgerError("broker store schema", expected=_VERSION, got=found)
@@ -113,7 +120,7 @@ class Store:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(path, isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        connection.executescript(f"BEGIN; {_SCHEMA} {_ENDORSED} PRAGMA user_version={_VERSION}; COMMIT;")
         connection.close()
         return cls(path)
 

@@ -3,8 +3,9 @@
 For every ``released`` entry of the run, the first that names an evidence digest is checked like this:
 
 1. the envelope is in ``evidence/`` and has that digest;
-2. it verifies under the manifest's anchors at the entry's time, bound to this broker's key, the manifest, the run
-   and the entry's role; its binding, claims and instance are those that the entry names;
+2. it verifies under the manifest's anchors and with the endorsements that the ledger holds, at the entry's time, bound
+   to this broker's key, the manifest, the run and the entry's role; its binding, claims and instance are those that
+   the entry names;
 3. it is acceptable to the manifest's policy of that role at that time, under which the entry says it was appraised;
 4. its nonce is in no other evidence of this ledger: nonces are single-use.
 
@@ -13,6 +14,7 @@ A later entry that names it again must be within the policy's ``reattest_rounds`
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ from confed.errors import BindingMismatchError, ChallengeError, InstanceError, L
 from confed.journey import Role
 from confed.keybroker.statements import policy_digest
 from confed.manifest import Manifest, TeePolicy
-from confed.records.entries import Entry, choice, number, text
+from confed.records.entries import Entry, choice, number, text, texts
 from confed.records.places import at
 from confed.records.run_directory import RunDirectory
 
@@ -48,8 +50,9 @@ class Instances:
         self._digest = manifest.digest
         self._audience = canonical.digest(broker)
         self._directory = directory
-        self._registry = registry
+        self._registry = registry.for_environment(manifest.environment)
         self._nonces: dict[bytes, str] = {}
+        self._endorsements: dict[str, bytes] = {}
         self._policies: Mapping[Role, tuple[TeePolicy, str]] = {
             role: (policy, policy_digest(policy))
             for role, policy in ((Role.CLIENT, manifest.client_tee), (Role.AGGREGATOR, manifest.aggregator_tee))
@@ -70,6 +73,28 @@ class Instances:
             known = self._first(entry, digest, role)
             self.found[digest] = known
         self._require_same(entry, known, role)
+        return known
+
+    def endorsed(self, entry: Entry) -> None:
+        """Keep the endorsement of an ``endorsed`` entry for the releases after it.
+
+        Raises:
+            LedgerError: bytes that are not base64, or of another digest than the entry names.
+        """
+        digest = text(entry, "digest")
+        try:
+            endorsement = base64.b64decode(text(entry, "endorsement"), validate=True)
+        except ValueError as error:
+            raise LedgerError("endorsement", expected="base64", got="something else") from error
+        if canonical.digest(endorsement) != digest:
+            raise LedgerError("endorsement", expected=digest[:16], got=canonical.digest(endorsement)[:16])
+        self._endorsements[digest] = endorsement
+
+    def _endorsements_of(self, entry: Entry) -> tuple[bytes, ...]:
+        found = [self._endorsements.get(digest) for digest in texts(entry, "endorsements")]
+        known = tuple(endorsement for endorsement in found if endorsement is not None)
+        if len(known) != len(found):
+            raise LedgerError("endorsements", expected="those that earlier entries hold", got="others")
         return known
 
     def of(self, instance: str, *, role: Role, before: int) -> Attested | None:
@@ -99,7 +124,11 @@ class Instances:
             run=self._manifest.run,
         )
         claims = self._registry.verify(
-            envelope, expected=expected, now_ms=entry.time, anchors=self._manifest.trust.anchors
+            envelope,
+            endorsements=self._endorsements_of(entry),
+            expected=expected,
+            now_ms=entry.time,
+            anchors=self._manifest.trust.anchors,
         )
         # 3.
         appraise(

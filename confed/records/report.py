@@ -5,7 +5,9 @@ Made from records that were not verified while making it: the page says so, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from confed.attestation.verifier import Claims, ExpectedBinding, default_registr
 from confed.errors import ConfedError
 from confed.journey import Purpose
 from confed.keybroker.statements import Candidate, LedgerEntry
-from confed.manifest import PRODUCTION, Manifest, TeePolicy
+from confed.manifest import PRODUCTION, Manifest, Party, TeePolicy
 from confed.records import metrics
 from confed.records.charts import cohort_chart, learning_chart, stage_chart
 from confed.records.page import NONE, Html, cells, code, definitions, page, rows, section, short
@@ -140,9 +142,10 @@ def _policy(policy: TeePolicy) -> str:
 def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
     found: dict[str, list[tuple[Claims, str]]] = {}
     refused = 0
+    endorsements = _endorsements(directory, manifest)
     for digest in directory.evidence():
         try:
-            claims = _claims(directory.read_evidence(digest), manifest)
+            claims = _claims(directory.read_evidence(digest), manifest, endorsements)
         except ConfedError:
             refused += 1
             continue
@@ -160,14 +163,27 @@ def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
     return section("Who attested, with what", Html(rows(head, body) + note))
 
 
-def _claims(envelope: bytes, manifest: Manifest) -> Claims:
+def _endorsements(directory: RunDirectory, manifest: Manifest) -> tuple[bytes, ...]:
+    """Return what brokers noted that they verified evidence with, as far as the ledgers can be read."""
+    found: set[bytes] = set()
+    for _, body in _noted(directory, manifest, "endorsed"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.add(base64.b64decode(body["endorsement"], validate=True))
+    return tuple(sorted(found))
+
+
+def _claims(envelope: bytes, manifest: Manifest, endorsements: Sequence[bytes]) -> Claims:
     """Read evidence as genuine for whatever it says it is for; whether that was right is for the verification."""
     binding = Binding.decode(Envelope.decode(envelope).binding)
     expected = ExpectedBinding(
         nonce=binding.nonce, audience=binding.audience, manifest=manifest.digest, role=binding.role, run=manifest.run
     )
     return default_registry().verify(
-        envelope, expected=expected, now_ms=binding.issued_at, anchors=manifest.trust.anchors
+        envelope,
+        endorsements=endorsements,
+        expected=expected,
+        now_ms=binding.issued_at,
+        anchors=manifest.trust.anchors,
     )
 
 
@@ -192,15 +208,21 @@ def _attested_row(instance: str, shown: Sequence[tuple[Claims, str]], hosted: se
 def _hosted(directory: RunDirectory, manifest: Manifest) -> dict[str, set[str]]:
     """Return for which sites each client instance was credentialed, as far as the ledgers can be read."""
     hosted: dict[str, set[str]] = {}
+    for party, body in _noted(directory, manifest, "credentialed-client"):
+        hosted.setdefault(str(body.get("instance")), set()).add(party.name)
+    return hosted
+
+
+def _noted(directory: RunDirectory, manifest: Manifest, event: str) -> Iterator[tuple[Party, Mapping[str, Any]]]:
+    """Yield whose broker noted an event of this run, and what, as far as the ledgers can be read; none is verified."""
     for party in _owners(manifest):
         try:
             entries = [unverified(signed, LedgerEntry) for signed in directory.ledger(party.name)]
         except ConfedError:
             continue
         for entry in entries:
-            if entry.event == "credentialed-client" and entry.body.get("run") == manifest.run:
-                hosted.setdefault(str(entry.body.get("instance")), set()).add(party.name)
-    return hosted
+            if entry.event == event and entry.body.get("run") == manifest.run:
+                yield party, entry.body
 
 
 def _versions(directory: RunDirectory, manifest: Manifest) -> Html:

@@ -138,6 +138,7 @@ class _Reader:
             # 6.
             raise LedgerError("entry", expected="nothing after the closing", got=entry.event)
         rules = {
+            "endorsed": self._book.instances.endorsed,
             "released": self._released,
             "credentialed-client": self._credentialed,
             "credentialed-aggregator": self._credentialed,

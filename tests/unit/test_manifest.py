@@ -35,7 +35,15 @@ def reference(name):
 
 
 def make(**changes):
-    tee = TeePolicy(profiles=("simulated/1",), measurements=(DIGEST,), max_age_s=60, reattest_rounds=10, reattest_s=600)
+    tee = TeePolicy(
+        profiles=("simulated/1",),
+        measurements=(DIGEST,),
+        devices=(),
+        appraisal={},
+        max_age_s=60,
+        reattest_rounds=10,
+        reattest_s=600,
+    )
     values = {
         "format": "confed-manifest/1",
         "name": "test",
@@ -175,15 +183,27 @@ def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
         (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0), "update.weight_cap"),
         (lambda: MetricTerms(clear=(), decimals=12), "metrics.decimals"),
         (
-            lambda: TeePolicy(profiles=(), measurements=("m",), max_age_s=1, reattest_rounds=1, reattest_s=1),
+            lambda: TeePolicy(
+                profiles=(), measurements=("m",), devices=(), appraisal={}, max_age_s=1, reattest_rounds=1, reattest_s=1
+            ),
             "tee.profiles",
         ),
         (
-            lambda: TeePolicy(profiles=("p",), measurements=(), max_age_s=1, reattest_rounds=1, reattest_s=1),
+            lambda: TeePolicy(
+                profiles=("p",), measurements=(), devices=(), appraisal={}, max_age_s=1, reattest_rounds=1, reattest_s=1
+            ),
             "tee.measurements",
         ),
         (
-            lambda: TeePolicy(profiles=("p",), measurements=("m",), max_age_s=0, reattest_rounds=1, reattest_s=1),
+            lambda: TeePolicy(
+                profiles=("p",),
+                measurements=("m",),
+                devices=(),
+                appraisal={},
+                max_age_s=0,
+                reattest_rounds=1,
+                reattest_s=1,
+            ),
             "tee.max_age_s",
         ),
         (lambda: Unchecked(unchecked=" "), "unchecked"),

@@ -83,3 +83,23 @@ def test_what_does_not_fit_is_refused_by_its_path(sentence, value, field):
 def test_an_unknown_key_is_told_with_the_nearest_valid_one():
     with pytest.raises(ConfigError, match="nearest: count"):
         record.from_json(Outer, changed(cuont=4), error=ConfigError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    what: tuple[str, ...] | Inner | int
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"key": "0", "ratio": 1}, "what.key"),
+        ({"kye": ""}, "what.kye"),
+        (["a", 1], "what[1]"),
+        ("a", "what"),
+    ],
+)
+def test_of_several_types_the_likeliest_one_s_fault_is_told(value, field):
+    with pytest.raises(EncodingError) as caught:
+        record.from_json(Choice, {"what": value})
+    assert caught.value.field == field

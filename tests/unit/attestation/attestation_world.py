@@ -37,7 +37,13 @@ EXPECTED = ExpectedBinding(
     nonce=BINDING.nonce, audience=BINDING.audience, manifest=MANIFEST, role=Role.CLIENT, run=BINDING.run
 )
 POLICY = TeePolicy(
-    profiles=(PROFILE,), measurements=(MEASUREMENT,), max_age_s=3600, reattest_rounds=10, reattest_s=3600
+    profiles=(PROFILE,),
+    measurements=(MEASUREMENT,),
+    devices=(),
+    appraisal={},
+    max_age_s=3600,
+    reattest_rounds=10,
+    reattest_s=3600,
 )
 LAYERS = ("no-core", "landlock-7")
 

@@ -105,7 +105,7 @@ def test_accepted_is(claims, changes):
 def test_the_digest_of_claims_depends_on_every_claim():
     others = {
         "profile": "tdx/4", "evidence_class": "tdx", "hardware_rooted": True, "measurement": ZERO, "configuration": ZERO,
-        "environment": "", "debug": True, "shared": True, "layers": (), "details": {"tcb": 1}, "evidence_digest": ZERO,
+        "environment": "", "debug": True, "shared": True, "layers": (), "details": {"tcb": 1}, "devices": (1,), "evidence_digest": ZERO,
         "issued_at": 1,
         "binding": dataclasses.replace(CLAIMS.binding, nonce=b"m" * 32),
     }  # fmt: skip

@@ -168,7 +168,14 @@ class World:
         self.brokers = {name: Broker.of(owner, clock=lambda: self.now) for name, owner in self.homes.items()}
 
     def _manifest(self) -> Manifest:
-        policy = {"profiles": ("simulated/1",), "max_age_s": 60, "reattest_rounds": 2, "reattest_s": 600}
+        policy = {
+            "profiles": ("simulated/1",),
+            "devices": (),
+            "appraisal": {},
+            "max_age_s": 60,
+            "reattest_rounds": 2,
+            "reattest_s": 600,
+        }
         return Manifest(
             format=Manifest.FORMAT,
             name="test",

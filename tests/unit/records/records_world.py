@@ -138,7 +138,14 @@ class RecordedRun:
         return self.now
 
     def _manifest(self, digest: str, size_bytes: int) -> Manifest:
-        policy = {"profiles": ("simulated/1",), "max_age_s": 60, "reattest_rounds": 3, "reattest_s": 600}
+        policy = {
+            "profiles": ("simulated/1",),
+            "devices": (),
+            "appraisal": {},
+            "max_age_s": 60,
+            "reattest_rounds": 3,
+            "reattest_s": 600,
+        }
         start = SealedReference(container_id="start", digest=digest, key_id=self.keys[OWNER], size_bytes=size_bytes)
         sites = tuple(
             Site(

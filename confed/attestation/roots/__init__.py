@@ -1,0 +1,1 @@
+"""Public roots and intermediates of vendors, pinned: one bundle for each."""

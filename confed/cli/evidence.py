@@ -1,0 +1,218 @@
+"""``confed evidence``: verify vendors' evidence, and show, check and sign the policies that appraise it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from confed import record
+from confed.attestation.evidence import Expectation
+from confed.attestation.policy import document, ready, registry
+from confed.attestation.vendor_files import KINDS, Kind, kind_of, verify_vendor_files
+from confed.cli.endorse import endorse
+from confed.errors import AppraisalError, AttestationError, ConfigError, MissingFileError
+from confed.keybroker.identity import OwnerHome
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+_REFUSED = 3
+_NOT_GENUINE = 4
+_LARGEST_FILE_BYTES = 64 * 1024 * 1024
+_LATEST_S = 253_402_300_799  # the end of the year 9999, the last that datetime knows
+
+
+@app.command()
+def verify(  # noqa: PLR0913 (the options of a command)
+    *,
+    tee: Annotated[str, typer.Option(metavar="KIND", help=f"Kind of evidence: {', '.join(KINDS)}.")],
+    evidence: Annotated[Path, typer.Option(metavar="FILE", help="The vendor's evidence: a report, quote or document.")],
+    endorsement: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Certificates, collateral, RIMs, event logs, a bundle; repeat for several."),
+    ] = None,
+    nonce: Annotated[str | None, typer.Option(metavar="HEX", help="The nonce that it must answer.")] = None,
+    report_data: Annotated[str | None, typer.Option(metavar="HEX", help="The data that it must be bound to.")] = None,
+    at: Annotated[int | None, typer.Option(metavar="UNIX_TIME", help="Judge as of this time (default: now).")] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Appraisal policy (TOML), or the name of a ready one.")
+    ] = None,
+    policy_key: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Ed25519 key that must have signed the policy (FILE.sig).")
+    ] = None,
+    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Verify raw evidence of a TEE, TPM or GPU: is it genuine, and is it acceptable?
+
+    Vendors' roots are pinned; nothing is fetched. Without --policy only the floors apply. Without --nonce freshness is
+    not checked, without --report-data neither is what the evidence is bound to.
+
+    Exit code 0 genuine and acceptable, 3 genuine but refused by policy, 4 not genuine, 2 a mistake in the command.
+    """
+    kind = kind_of(tee)
+    expectation = Expectation(nonce=_bytes("--nonce", nonce), report_data=_bytes("--report-data", report_data))
+    now = _time(at)
+    files = [_read("--endorsement", path) for path in endorsement or []]
+    chosen = None if policy is None else _policy(policy, policy_key)
+    verdict = _verdict(kind, _read("--evidence", evidence), files, expectation, now, chosen)
+    if json_line:
+        typer.echo(json.dumps(verdict, sort_keys=True))
+    else:
+        _print(verdict, policy_name=chosen.name if chosen else "", expectation=expectation)
+    if not verdict["genuine"]:
+        raise typer.Exit(_NOT_GENUINE)
+    if not verdict["acceptable"]:
+        raise typer.Exit(_REFUSED)
+
+
+@app.command()
+def policies(name: Annotated[str | None, typer.Argument(help="A ready policy to print.")] = None) -> None:
+    """List the ready appraisal policies, or print one to start from."""
+    if name is not None:
+        sys.stdout.buffer.write(ready.ready_policy(name))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for entry in ready.ready_names():
+        found = document.load(ready.ready_policy(entry))
+        console.print(f"[bold]{escape(entry):<16}[/] {escape(found.profile):<16} valid to {found.expires}")
+
+
+@app.command()
+def policy(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A policy file (TOML), or the name of a ready one.")],
+    *,
+    key: Annotated[str | None, typer.Option(metavar="HEX", help="Ed25519 key that must have signed it.")] = None,
+) -> None:
+    """Read a policy as strictly as a broker does and print it with its digest."""
+    found = _policy(file, key)
+    typer.echo(json.dumps(found.to_table(), indent=2, sort_keys=True))
+    typer.echo(f"digest: {found.digest}", err=True)
+
+
+@app.command()
+def sign(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file (TOML).")],
+    *,
+    owner: Annotated[str, typer.Option(help="Whose identity key signs.")],
+    home: Annotated[
+        Path | None, typer.Option(help="Where owners' keys are (default: $CONFED_HOME or ~/.confed).")
+    ] = None,
+) -> None:
+    """Sign a policy with an owner's identity key, into FILE.sig."""
+    signature = document.sign_policy(_read("policy", file), OwnerHome.load(owner, home=home).identity_key)
+    target = file.with_name(file.name + ".sig")
+    try:
+        target.write_bytes(signature)
+    except OSError as error:
+        raise ConfigError(str(target), expected="a place to write", got=error.strerror) from error
+    typer.echo(str(target))
+
+
+app.command()(endorse)
+
+
+def _verdict(
+    kind: Kind,
+    evidence: bytes,
+    endorsements: list[bytes],
+    expectation: Expectation,
+    now: datetime,
+    policy: document.PolicyDocument | None,
+) -> dict[str, Any]:
+    verdict: dict[str, Any] = {"genuine": False, "acceptable": False, "code": "", "reason": "", "claims": None}
+    try:
+        claims = verify_vendor_files(kind, evidence, endorsements, expectation=expectation, now=now)
+    except AttestationError as error:
+        return verdict | {"code": error.code, "reason": str(error)}
+    verdict |= {"genuine": True, "claims": record.to_json(claims)}
+    try:
+        if policy is None:
+            registry.require_defaults(kind.profile, claims)
+        else:
+            policy.appraise(claims, profile=kind.profile, now=now)
+    except AppraisalError as error:
+        return verdict | {"code": error.code, "reason": str(error)}
+    return verdict | {"acceptable": True, "code": "ok", "reason": "genuine and acceptable"}
+
+
+def _print(verdict: dict[str, Any], *, policy_name: str, expectation: Expectation) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if verdict["claims"] is not None:
+        _print_claims(console, verdict["claims"], indent="")
+    by = f"policy {policy_name}" if policy_name else "the floors alone (no --policy)"
+    if not verdict["genuine"]:
+        console.print(f"[bold red]not genuine[/]  {escape(verdict['code'])}: {escape(verdict['reason'])}")
+        return
+    left_out = [
+        name
+        for name, value in (("--nonce", expectation.nonce), ("--report-data", expectation.report_data))
+        if value is None
+    ]
+    if left_out:
+        console.print(f"[yellow]unchecked[/]    no {' and no '.join(left_out)} was given")
+    if verdict["acceptable"]:
+        console.print(f"[bold green]genuine and acceptable[/]  to {escape(by)}")
+    else:
+        console.print(f"[bold yellow]genuine, refused[/]  {escape(verdict['code'])}: {escape(verdict['reason'])}")
+
+
+def _print_claims(console: Console, claims: Any, *, indent: str) -> None:
+    for name, value in claims.items():
+        if isinstance(value, dict) and value:
+            console.print(f"{indent}{escape(name)}")
+            _print_claims(console, value, indent=indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, entry in enumerate(value):
+                console.print(f"{indent}{escape(name)} {number}")
+                _print_claims(console, entry, indent=indent + "  ")
+        else:
+            console.print(f"{indent}{escape(name):<28} {escape(_shown(value))}")
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+def _policy(name: str, key: str | None) -> document.PolicyDocument:
+    path = Path(name)
+    if key is not None:
+        trusted = _bytes("--policy-key", key) or b""
+        signature = _read("policy signature", path.with_name(path.name + ".sig"))
+        return document.load_signed(_read("--policy", path), signature, trusted_keys=(trusted,))
+    if not path.exists() and name in ready.ready_names():
+        return document.load(ready.ready_policy(name))
+    return document.load(_read("--policy", path))
+
+
+def _read(what: str, path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_FILE_BYTES:
+            raise ConfigError(what, expected=f"at most {_LARGEST_FILE_BYTES} bytes", got=size)
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingFileError(what, expected="a file that can be read", got=path) from error
+
+
+def _bytes(what: str, value: str | None) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        return bytes.fromhex(value)
+    except ValueError as error:
+        raise ConfigError(what, expected="hexadecimal digits", got=repr(value)[:40]) from error
+
+
+def _time(at: int | None) -> datetime:
+    seconds = int(time.time()) if at is None else at
+    if not 0 <= seconds <= _LATEST_S:
+        raise ConfigError("--at", expected="a Unix time in seconds", got=at)
+    return datetime.fromtimestamp(seconds, UTC)
