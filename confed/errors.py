@@ -505,7 +505,7 @@ class RegisterSelectionError(AppraisalError):
 
 
 class FreshnessError(AppraisalError):
-    """Evidence that was not compared with a nonce of the verifier's, where the policy demands one."""
+    """Evidence that is older than the policy allows, or not known to be fresh where it demands that."""
 
     code = "freshness"
 

@@ -17,12 +17,13 @@ its place, because pyca/cryptography announces that it will refuse them; signatu
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import itertools
 import re
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -152,8 +153,7 @@ def load_crl(data: bytes, *, what: str) -> x509.CertificateRevocationList:
         pem = data.lstrip().startswith(b"-----BEGIN")
         crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
         # Names are read when they are first asked for, and may turn out to be none.
-        with _FILTERS, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+        with _long_names():
             _ = crl.issuer, crl.last_update_utc, crl.next_update_utc
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise EndorsementFormatError(what, expected="a revocation list", got="something else") from error
@@ -267,7 +267,7 @@ def require_not_revoked(
         RevocationUnknownError: a list of another issuer, with a bad signature, or outside its time.
         RevokedError: it is on the list.
     """
-    if crl.issuer != issuer.parsed.subject:
+    if issuer_of(crl) != issuer.parsed.subject:
         raise RevocationUnknownError(f"{what} revocation list", expected=issuer.subject[:80], got="another issuer's")
     try:
         genuine = crl.is_signature_valid(issuer.public_key)  # pyright: ignore[reportArgumentType]
@@ -282,6 +282,19 @@ def require_not_revoked(
         raise RevokedError(
             f"{what} certificate", expected="one that is not revoked", got=f"serial {certificate.serial}"
         )
+
+
+def issuer_of(crl: x509.CertificateRevocationList) -> x509.Name:
+    """Return whose revocation list it is.
+
+    Raises:
+        EndorsementFormatError: a name that cannot be read.
+    """
+    try:
+        with _long_names():
+            return crl.issuer
+    except ValueError as error:
+        raise EndorsementFormatError("revocation list issuer", expected="a name", got="something else") from error
 
 
 def verify_signature(
@@ -316,6 +329,17 @@ def verify_signature(
                 raise AlgorithmError(f"{what} key", expected="RSA, ECDSA or Ed25519", got=type(key).__name__)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise EvidenceSignatureError(f"{what} signature", expected="one that verifies", got="another") from error
+
+
+@contextlib.contextmanager
+def _long_names() -> Generator[None]:
+    """Read names that are longer than X.520 has them, as Google's are, without a warning whenever one is read.
+
+    Warnings' filters belong to the whole process, so one thread at a time.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+        yield
 
 
 def _issued(subject: Certificate, issuer: Certificate) -> bool:
@@ -369,10 +393,7 @@ def _from_der(data: bytes, what: str) -> Certificate:
         if serial < 0 or start == end:
             raise ValueError
         parsed = x509.load_der_x509_certificate(readable)
-        # Google's names are longer than X.520 has them, of which pyca/cryptography warns whenever a name is first read;
-        # warnings' filters belong to the whole process, so one thread at a time.
-        with _FILTERS, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+        with _long_names():
             _ = parsed.extensions, parsed.subject, parsed.issuer, parsed.not_valid_after_utc
     except (
         ValueError,

@@ -112,7 +112,11 @@ class Case:
         )
 
     def policy_for(self, claims: Claims) -> TeePolicy:
-        """Return the policy; without a manifest one that pins exactly what attested."""
+        """Return the policy; without a manifest one that pins exactly what attested.
+
+        Raises:
+            ConfigError: an appraisal policy for a TEE or device that the policy does not name.
+        """
         policy = self.policy or TeePolicy(
             profiles=(claims.profile,),
             measurements=(claims.measurement,),
@@ -122,9 +126,7 @@ class Case:
             reattest_rounds=1,
             reattest_s=_SECONDS,
         )
-        named = (*policy.profiles, *policy.devices)
-        given = {profile: table for profile, table in self.appraisal.items() if profile in named}
-        return dataclasses.replace(policy, appraisal={**policy.appraisal, **given})
+        return dataclasses.replace(policy, appraisal={**policy.appraisal, **self.appraisal})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +238,11 @@ def judge(
     anchors: Mapping[str, Sequence[bytes]],
     endorsements: Sequence[bytes],
 ) -> tuple[Verdict, ...]:
-    """Return what a broker would say: is it genuine, and then claim by claim whether it is acceptable."""
+    """Return what a broker would say: is it genuine, and then claim by claim whether it is acceptable.
+
+    Raises:
+        ConfigError: an appraisal policy for a TEE or device that the case's policy does not name.
+    """
     binding = Binding.decode(envelope.binding)
     expected = ExpectedBinding(
         nonce=binding.nonce, audience=case.audience, manifest=case.manifest_digest, role=case.role, run=case.run

@@ -50,6 +50,7 @@ class ReferenceValues:
         inputs: what they were computed from.
         values: by name, in hexadecimal.
         lines: TOML for the experiment file.
+        policy: TOML for the appraisal policy of the same profile, where the owner pins them there too.
         notes: what has to be known about them.
     """
 
@@ -57,6 +58,7 @@ class ReferenceValues:
     inputs: Mapping[str, str]
     values: Mapping[str, str]
     lines: tuple[str, ...]
+    policy: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -124,6 +126,7 @@ def simulated(app_directory: Path | None, lock: str) -> ReferenceValues:
         inputs={"app": str(app_directory or "none: pinned by the lock file"), "lock": lock},
         values={"client": client, "aggregator": aggregator},
         lines=("[tee]", 'profile = "simulated/1"'),
+        policy=(),
         notes=(
             "SIMULATED: whoever has the root's key file can claim any measurement. Production refuses it.",
             "An experiment file leaves these out: resolving it measures the code again.",
@@ -187,7 +190,10 @@ def snp(guest: SnpGuest, *, role: Role) -> ReferenceValues:
     ]
     if guest.kernel is None:
         notes.append("Without a kernel only the firmware is measured: whatever it boots from a disk is not.")
-    return _pinned("sev-snp/1", role, digest, inputs=inputs, values={"measurement": digest}, notes=notes)
+    values = {"measurement": digest}
+    return _pinned(
+        "sev-snp/1", role, digest, inputs=inputs, values=values, fields={"measurements": digest}, notes=notes
+    )
 
 
 def nitro(build_output: bytes, *, role: Role) -> ReferenceValues:
@@ -213,7 +219,8 @@ def nitro(build_output: bytes, *, role: Role) -> ReferenceValues:
         "PCR0 covers the whole image; pin PCR1 (kernel) and PCR2 (application) in the appraisal policy.",
         "PCR16 is the manifest's: the enclave extends and locks it when it starts, and confed checks it by itself.",
     ]
-    return _pinned("aws-nitro/1", role, values["PCR0"], inputs={}, values=values, notes=notes)
+    fields = {name.lower(): value for name, value in values.items()}
+    return _pinned("aws-nitro/1", role, values["PCR0"], inputs={}, values=values, fields=fields, notes=notes)
 
 
 def vcpu_signature(name: str) -> int:
@@ -235,11 +242,16 @@ def _pinned(
     *,
     inputs: Mapping[str, str],
     values: Mapping[str, str],
+    fields: Mapping[str, str],
     notes: list[str],
 ) -> ReferenceValues:
-    lines = ("[tee]", f'profile = "{profile}"', f'{_MEASURED[role]} = ["{measurement}"]')
     return ReferenceValues(
-        profile=profile, inputs={"role": str(role), **inputs}, values=values, lines=lines, notes=tuple(notes)
+        profile=profile,
+        inputs={"role": str(role), **inputs},
+        values=values,
+        lines=("[tee]", f'profile = "{profile}"', f'{_MEASURED[role]} = ["{measurement}"]'),
+        policy=("[policy]", *(f'{name} = ["{value}"]' for name, value in fields.items())),
+        notes=tuple(notes),
     )
 
 

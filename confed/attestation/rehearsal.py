@@ -4,9 +4,9 @@ The verdicts come from ``appraisal.appraise`` itself, so they cannot differ from
 
 1. it is asked; what it accepts is accepted;
 2. what it refuses is noted with its code, and then mended on paper: the claim is replaced by one that would be
-   accepted, or, in an appraisal policy, the field at fault by ``unchecked``;
-3. it is asked again, until nothing is refused or something cannot be mended (a floor): then what comes after it was
-   not reached, and is said to be so.
+   accepted, or, in an appraisal policy, the field at fault by ``unchecked``; where a floor refuses what one kind of TEE
+   or device says, or no policy for it is there, that kind is left out, and the rest of it was not reached;
+3. it is asked again, until nothing is refused or something cannot be mended: then what comes after it was not reached.
 
 Nothing here opens anything: a rehearsal's answer is a list, never a permission.
 """
@@ -14,17 +14,18 @@ Nothing here opens anything: a rehearsal's answer is a list, never a permission.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from confed.attestation.appraisal import appraise
-from confed.attestation.verifier import Claims
+from confed.attestation.verifier import Claims, DeviceClaims
 from confed.errors import (
     ConfedError,
     ConfigurationError,
     DebugError,
+    DeviceCountError,
     MeasurementError,
     ProfileNotAllowedError,
     RefusedError,
@@ -70,6 +71,12 @@ class _Trial:
     manifest_digest: str
     now_ms: int
     check: Appraise
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Profiles of what is appraised by a policy of its own kind, as far as it was not left out."""
+        own = () if self.claims.details is None else (self.claims.profile,)
+        return frozenset((*own, *(device.profile for device in self.claims.devices)))
 
     def refusal(self) -> ConfedError | None:
         try:
@@ -133,6 +140,7 @@ _CLAIMS = (
     _Claim(
         "age", StaleEvidenceError, "evidence age in seconds", lambda trial: trial.with_claims(issued_at=trial.now_ms)
     ),
+    _Claim("devices", DeviceCountError, "device evidence", lambda trial: _with_devices(trial, trial.claims.devices)),
 )
 CLAIMS = tuple(claim.name for claim in _CLAIMS)
 """The claims that every kind of TEE makes."""
@@ -179,9 +187,14 @@ def rehearse(
             break
         # 3.
         trial = mended
-    rest = Outcome.OK if left is None else Outcome.NOT_REACHED
-    names = [*CLAIMS, *_fields(policy), *refused]
-    return tuple(refused.get(name, Verdict(claim=name, outcome=rest)) for name in dict.fromkeys(names))
+    kinds = trial.kinds
+
+    def outcome(name: str) -> Outcome:
+        reached = left is None and (name in CLAIMS or name.partition(":")[0] in kinds)
+        return Outcome.OK if reached else Outcome.NOT_REACHED
+
+    names = dict.fromkeys((*CLAIMS, *_fields(policy), *refused))
+    return tuple(refused.get(name) or Verdict(claim=name, outcome=outcome(name)) for name in names)
 
 
 def verdict_of(claim: str, error: ConfedError) -> Verdict:
@@ -201,11 +214,34 @@ def _mended(trial: _Trial, error: ConfedError) -> tuple[str, _Trial | None]:
         if type(error) is claim.refused_as and error.field == claim.field:
             mended = claim.mend(trial)
             return claim.name, mended if _is_another(mended.refusal(), error) else None
-    for path, policy in _loosened(trial.policy):
+    for (profile, *path), policy in _loosened(trial.policy):
         mended = dataclasses.replace(trial, policy=policy)
         if _is_another(mended.refusal(), error):
-            return ".".join(path), mended
+            return _field_name(profile, path), mended
+    for profile, mended in _without_one_kind(trial):
+        if _is_another(mended.refusal(), error):
+            return _field_name(profile, [error.field]), mended
     return error.field, None
+
+
+def _without_one_kind(trial: _Trial) -> Iterator[tuple[str, _Trial]]:
+    if trial.claims.details is not None:
+        yield trial.claims.profile, trial.with_claims(details=None)
+    for device in trial.claims.devices:
+        left = tuple(one for one in trial.claims.devices if one is not device)
+        yield device.profile, _with_devices(trial.with_claims(devices=left), left)
+
+
+def _with_devices(trial: _Trial, devices: Sequence[DeviceClaims]) -> _Trial:
+    """Return the trial with a policy that asks for exactly these devices."""
+    profiles = tuple(device.profile for device in devices)
+    named = (*trial.policy.profiles, *profiles)
+    appraisal = {profile: table for profile, table in trial.policy.appraisal.items() if profile in named}
+    return trial.with_policy(devices=profiles, appraisal=appraisal)
+
+
+def _field_name(profile: str, path: Sequence[str]) -> str:
+    return f"{profile}: {'.'.join(path)}"
 
 
 def _is_another(found: ConfedError | None, error: ConfedError) -> bool:
@@ -223,7 +259,7 @@ def _fields(policy: TeePolicy) -> Iterator[str]:
     """Yield the fields of every appraisal policy that a manifest's policy holds, innermost last."""
     for profile, document in policy.appraisal.items():
         for path in _paths(document.get("policy", {})):
-            yield ".".join((profile, *path))
+            yield _field_name(profile, path)
 
 
 def _loosened(policy: TeePolicy) -> Iterator[tuple[tuple[str, ...], TeePolicy]]:

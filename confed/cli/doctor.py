@@ -15,11 +15,14 @@ from rich.markup import escape
 
 from confed import record
 from confed.attestation import examination, inventory
+from confed.attestation.anchors import pinned_anchors
 from confed.attestation.attesters.choose import GOOGLE_TPM, KINDS, SIMULATED, TPM, TpmOptions
 from confed.attestation.attesters.nvml import NvmlAttester
-from confed.attestation.examination import GPU, Attempt, Case
+from confed.attestation.evidence import Envelope
+from confed.attestation.examination import GPU, GPU_PROFILE, Attempt, Case
 from confed.attestation.inventory import Confinement, Gpus, Interface
 from confed.attestation.rehearsal import Outcome, Verdict
+from confed.attestation.vendor_files import parts_of
 from confed.attestation.verifier import default_registry
 from confed.errors import ConfigError, EvidenceUnavailableError, MissingFileError
 from confed.journey import Role
@@ -59,7 +62,8 @@ def doctor(  # noqa: PLR0913 (a command line's options)
         list[str] | None, typer.Option(metavar="GPU", help="Index or UUID of a GPU that attests beside the TEE.")
     ] = None,
     endorsement: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Certificates or collateral; repeat for several.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Certificates, collateral or a bundle; repeat for several."),
     ] = None,
     require: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Exit with 3 if this TEE gives no evidence here.")
@@ -75,64 +79,74 @@ def doctor(  # noqa: PLR0913 (a command line's options)
     for kind in require or ():
         _require_known("--require", kind, (*KINDS, GPU))
     case = _case(manifest, policy=policy, environment=environment, role=role)
-    simulated, simulated_anchors = examination.simulated_attester(
+    simulated, anchors = examination.simulated_attester(
         case,
         app_directory=None if app_directory is None else app_directory.resolve(),
         root_file=confed_home(home) / "simulated-tee" / "root.pem",
     )
     devices = NvmlAttester([int(one) if one.isdecimal() else one for one in gpu]).collect if gpu else None
-    tpm = _tpm(tcti, enrolment, google_key, registers)
+    tpms = _tpms(tcti, enrolment, google_key, registers)
     tried = {
         kind: examination.attempt(
             kind,
             case,
             simulated=simulated,
             privilege_level=privilege_level,
-            tpm=tpm.get(kind),
+            tpm=tpms.get(kind),
             devices=devices if kind == tee else None,
         )
         for kind in KINDS
     }
-    gpus = inventory.gpus()
-    attempts = {kind: attempt for kind, (attempt, _) in tried.items()}
-    attempts[GPU] = examination.attempt_gpus(len(gpus.names), case)
     envelope = tried[tee][1]
-    judged: tuple[Verdict, ...] = ()
-    if envelope is not None:
-        judged = examination.judge(
-            envelope,
-            case,
-            registry=default_registry(),
-            anchors=case.anchors if manifest is not None else simulated_anchors,
-            endorsements=[_bytes("endorsement", path) for path in endorsement or ()],
-        )
-    report = {
+    given = [part for path in endorsement or () for part in parts_of(_bytes("endorsement", path))]
+    judged = () if envelope is None else _judged(envelope, case, simulated_anchors=anchors, endorsements=given)
+    report = _report(tee, case, [attempt for attempt, _ in tried.values()], judged)
+    if json_line:
+        typer.echo(json.dumps(record.to_json(report)))
+    else:
+        _print(report)
+    for attempt in report["attests"]:
+        if attempt.kind in (require or ()) and not attempt.attests:
+            raise EvidenceUnavailableError(f"evidence of {attempt.kind}", expected="some", got=attempt.reason)
+
+
+def _judged(
+    envelope: Envelope,
+    case: Case,
+    *,
+    simulated_anchors: Mapping[str, Sequence[bytes]],
+    endorsements: Sequence[bytes],
+) -> tuple[Verdict, ...]:
+    anchors: Mapping[str, Sequence[bytes]] = case.anchors
+    if case.policy is None:
+        # Nobody has named roots: the ones that vendors publish, and for the simulated TEE its own.
+        vendors = {profile: pinned_anchors(profile) for profile in (envelope.profile, GPU_PROFILE)}
+        anchors = {**vendors, **simulated_anchors}
+    return examination.judge(envelope, case, registry=default_registry(), anchors=anchors, endorsements=endorsements)
+
+
+def _report(tee: str, case: Case, attempts: Sequence[Attempt], judged: Sequence[Verdict]) -> dict[str, Any]:
+    gpus = inventory.gpus()
+    return {
         "kernel": inventory.kernel(),
         "confinement": inventory.confinement(),
         "interfaces": inventory.interfaces(),
-        "attests": tuple(attempts.values()),
+        "attests": (*attempts, examination.attempt_gpus(len(gpus.names), case)),
         "gpus": gpus,
         "packages": inventory.packages(),
         "broker": {
             "tee": tee,
             "simulated": tee == SIMULATED,
             "environment": case.environment,
-            "role": role,
+            "role": case.role,
             "accepted": bool(judged) and all(verdict.outcome is Outcome.OK for verdict in judged),
             "assumed": case.assumed,
-            "claims": judged,
+            "claims": tuple(judged),
         },
     }
-    if json_line:
-        typer.echo(json.dumps(record.to_json(report)))
-    else:
-        _print(report)
-    for kind in require or ():
-        if not attempts[kind].attests:
-            raise EvidenceUnavailableError(f"evidence of {kind}", expected="some", got=attempts[kind].reason)
 
 
-def _tpm(tcti: str | None, enrolment: Path | None, google_key: str | None, registers: str) -> Mapping[str, TpmOptions]:
+def _tpms(tcti: str | None, enrolment: Path | None, google_key: str | None, registers: str) -> Mapping[str, TpmOptions]:
     """Return what each kind of TPM has to be told, for those that the command line describes."""
     if tcti is None:
         if enrolment is not None or google_key is not None:

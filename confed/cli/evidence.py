@@ -14,12 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from confed import record
+from confed.attestation import ear
 from confed.attestation.evidence import Expectation
 from confed.attestation.policy import document, ready, registry
 from confed.attestation.vendor_files import KINDS, Kind, kind_of, verify_vendor_files
 from confed.cli.endorse import endorse
 from confed.errors import AppraisalError, AttestationError, ConfigError, MissingFileError
 from confed.keybroker.identity import OwnerHome
+from confed.manifest import Unchecked
+from confed.records.run_directory import RunDirectory
+from confed.records.tokens import tokens
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -116,6 +120,51 @@ def sign(
 
 
 app.command()(endorse)
+
+
+@app.command()
+def token(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory that `confed run` made.")],
+    *,
+    owner: Annotated[str, typer.Option(help="Whose broker's results; its key signs.")],
+    audience: Annotated[str, typer.Option(help="Whom the tokens are for.")],
+    home: Annotated[
+        Path | None, typer.Option(help="Where owners' keys are (default: $CONFED_HOME or ~/.confed).")
+    ] = None,
+) -> None:
+    """Print what an owner's broker made of each evidence of a run as a signed EAR token, a line each.
+
+    A token is of the time of its evidence and lasts a day from then.
+    """
+    key = OwnerHome.load(owner, home=home).broker_key
+    for _, made in tokens(RunDirectory.open(run_dir), broker_key=key, audience=audience):
+        typer.echo(made)
+
+
+@app.command()
+def read_token(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that holds one token.")],
+    *,
+    key: Annotated[str, typer.Option(metavar="HEX", help="Ed25519 key of the broker that you trust.")],
+    audience: Annotated[str, typer.Option(help="Whom the token must be for.")],
+    nonce: Annotated[str | None, typer.Option(metavar="HEX", help="The nonce of its evidence.")] = None,
+    at: Annotated[int | None, typer.Option(metavar="UNIX_TIME", help="Judge as of this time (default: now).")] = None,
+) -> None:
+    """Verify an EAR token under a key that you trust, and print what it says.
+
+    Exit code 0 affirming in every part, 3 anything else.
+    """
+    trusted = _bytes("--key", key) or b""
+    expected = _bytes("--nonce", nonce)
+    claims = ear.verify(
+        _read("token", file).decode(errors="replace").strip(),
+        keys={ear.key_id(trusted): trusted},
+        audience=audience,
+        nonce=Unchecked(unchecked="no --nonce was given") if expected is None else expected,
+        now_ms=int(_time(at).timestamp() * 1000),
+    )
+    typer.echo(json.dumps(record.to_json(claims), indent=2, sort_keys=True))
+    claims.require_affirming()
 
 
 def _verdict(

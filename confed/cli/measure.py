@@ -103,7 +103,8 @@ def nitro(
 def _show(found: ReferenceValues, *, json_line: bool) -> None:
     if json_line:
         value = record.to_json(found)
-        typer.echo(json.dumps({**value, "toml": "\n".join(value.pop("lines"))}))
+        texts = {"toml": "\n".join(value.pop("lines")), "policy": "\n".join(value.pop("policy"))}
+        typer.echo(json.dumps({**value, **texts}))
         return
     console = Console(highlight=False, soft_wrap=True)
     # One line each, whole: values are copied, and a table would break them.
@@ -112,9 +113,14 @@ def _show(found: ReferenceValues, *, json_line: bool) -> None:
             console.print(f"[{style}]{escape(f'{name:<15}')}[/] {escape(value)}")
     for note in found.notes:
         console.print(f"[yellow]note[/]  {escape(note)}")
-    console.print("\n[dim]# for the experiment file[/]")
-    for line in found.lines:
-        console.print(escape(line))
+    for where, lines in (
+        ("the experiment file", found.lines),
+        (f"an appraisal policy of {found.profile}", found.policy),
+    ):
+        if lines:
+            console.print(f"\n[dim]# for {where}[/]")
+        for line in lines:
+            console.print(escape(line))
 
 
 def _bytes(path: Path, what: str) -> bytes:

@@ -110,7 +110,8 @@ class TeeTable:
             policies``); one for each profile but the simulated one.
         client_measurements, aggregator_measurements: what may run, as ``confed measure`` prints it; left out for the
             simulated TEE, whose measurement is that of the code here.
-        anchors: files of PEM certificates by profile, for a TEE whose roots are not pinned in this release (a TPM's).
+        anchors: PEM files by profile, where no roots are pinned in this release: certificates, and for a TPM the key of
+            the authority that enrols.
         attester: how TEEs on this machine make their evidence.
     """
 

@@ -7,8 +7,12 @@ not pinned in this release.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from confed.attestation.anchors import pinned_anchors
 from confed.attestation.attesters.launch import MADE_HERE, AttesterTerms
@@ -21,6 +25,8 @@ from confed.errors import AttestationError, ConfigError, MissingFileError
 from confed.experiment.config import TeeTable
 from confed.journey import Role
 from confed.manifest import TeePolicy
+
+_PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
 def tee_policy(table: TeeTable, directory: Path, *, role: Role, code: str) -> TeePolicy:
@@ -96,15 +102,24 @@ def _anchors(table: TeeTable, directory: Path, profile: str, simulated: bytes) -
         return (simulated,)
     file = table.anchors.get(profile)
     if file is not None:
-        try:
-            found = load_certificates(_read(directory / file, f"tee.anchors.{profile}"), what=file)
-        except AttestationError as error:
-            raise ConfigError(f"tee.anchors.{profile}", expected="certificates", got=str(error)) from error
-        return tuple(certificate.der for certificate in found)
+        return _from_pem(_read(directory / file, f"tee.anchors.{profile}"), f"tee.anchors.{profile}")
     anchors = pinned_anchors(profile)
     if not anchors:
         raise ConfigError(f"tee.anchors.{profile}", expected="a file of certificates: none are pinned", got="nothing")
     return anchors
+
+
+def _from_pem(data: bytes, what: str) -> tuple[bytes, ...]:
+    """Return the certificates and public keys of PEM text in DER, certificates first."""
+    blocks = [block.strip() + b"\n" for block in _PUBLIC_KEY.findall(data)]
+    try:
+        keys = [load_pem_public_key(block) for block in blocks]
+        rest = _PUBLIC_KEY.sub(b"", data)
+        certificates = load_certificates(rest, what=what) if rest.strip() else ()
+    except (AttestationError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(what, expected="certificates and public keys in PEM", got="something else") from error
+    der = [key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys]
+    return (*(certificate.der for certificate in certificates), *der)
 
 
 def _require_known(table: TeeTable) -> None:

@@ -5,9 +5,7 @@ Made from records that were not verified while making it: the page says so, and 
 
 from __future__ import annotations
 
-import base64
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.verifier import Claims, ExpectedBinding, default_registry
 from confed.errors import ConfedError
 from confed.journey import Purpose
-from confed.keybroker.statements import Candidate, LedgerEntry
-from confed.manifest import PRODUCTION, Manifest, Party, TeePolicy
+from confed.keybroker.statements import Candidate
+from confed.manifest import PRODUCTION, Manifest, TeePolicy
 from confed.records import metrics
 from confed.records.charts import cohort_chart, learning_chart, stage_chart
+from confed.records.noted import noted, noted_endorsements, owners_of
 from confed.records.page import NONE, Html, cells, code, definitions, page, rows, section, short
 from confed.records.run_directory import RunDirectory, write_bytes
 from confed.statement import unverified
@@ -142,7 +141,7 @@ def _policy(policy: TeePolicy) -> str:
 def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
     found: dict[str, list[tuple[Claims, str]]] = {}
     refused = 0
-    endorsements = _endorsements(directory, manifest)
+    endorsements = noted_endorsements(directory, manifest)
     for digest in directory.evidence():
         try:
             claims = _claims(directory.read_evidence(digest), manifest, endorsements)
@@ -163,15 +162,6 @@ def _attested(directory: RunDirectory, manifest: Manifest) -> Html:
     return section("Who attested, with what", Html(rows(head, body) + note))
 
 
-def _endorsements(directory: RunDirectory, manifest: Manifest) -> tuple[bytes, ...]:
-    """Return what brokers noted that they verified evidence with, as far as the ledgers can be read."""
-    found: set[bytes] = set()
-    for _, body in _noted(directory, manifest, "endorsed"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.add(base64.b64decode(body["endorsement"], validate=True))
-    return tuple(sorted(found))
-
-
 def _claims(envelope: bytes, manifest: Manifest, endorsements: Sequence[bytes]) -> Claims:
     """Read evidence as genuine for whatever it says it is for; whether that was right is for the verification."""
     binding = Binding.decode(Envelope.decode(envelope).binding)
@@ -189,7 +179,7 @@ def _claims(envelope: bytes, manifest: Manifest, endorsements: Sequence[bytes]) 
 
 def _attested_row(instance: str, shown: Sequence[tuple[Claims, str]], hosted: set[str], manifest: Manifest) -> Html:
     claims = shown[0][0]
-    audiences = {canonical.digest(party.broker): party.name for party in _owners(manifest)}
+    audiences = {canonical.digest(party.broker): party.name for party in owners_of(manifest)}
     told = sorted((audiences.get(item.binding.audience, "a stranger"), digest) for item, digest in shown)
     kind = claims.evidence_class + (", shared by several sites" if claims.shared else "")
     who = f"client of {', '.join(sorted(hosted))}" if hosted else str(claims.binding.role)
@@ -208,21 +198,9 @@ def _attested_row(instance: str, shown: Sequence[tuple[Claims, str]], hosted: se
 def _hosted(directory: RunDirectory, manifest: Manifest) -> dict[str, set[str]]:
     """Return for which sites each client instance was credentialed, as far as the ledgers can be read."""
     hosted: dict[str, set[str]] = {}
-    for party, body in _noted(directory, manifest, "credentialed-client"):
+    for party, body in noted(directory, manifest, "credentialed-client"):
         hosted.setdefault(str(body.get("instance")), set()).add(party.name)
     return hosted
-
-
-def _noted(directory: RunDirectory, manifest: Manifest, event: str) -> Iterator[tuple[Party, Mapping[str, Any]]]:
-    """Yield whose broker noted an event of this run, and what, as far as the ledgers can be read; none is verified."""
-    for party in _owners(manifest):
-        try:
-            entries = [unverified(signed, LedgerEntry) for signed in directory.ledger(party.name)]
-        except ConfedError:
-            continue
-        for entry in entries:
-            if entry.event == event and entry.body.get("run") == manifest.run:
-                yield party, entry.body
 
 
 def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
@@ -255,10 +233,6 @@ def _how_to_verify(directory: RunDirectory) -> Html:
             "<p>against the owners' keys and trust anchors that you have from elsewhere.</p>"
         ),
     )
-
-
-def _owners(manifest: Manifest) -> tuple[Any, ...]:
-    return (manifest.model.owner, *(site.owner for site in manifest.sites))
 
 
 def _number(value: Any, *, digits: int = 4) -> str:

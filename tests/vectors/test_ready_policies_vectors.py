@@ -30,7 +30,6 @@ from confed.errors import (
     ReportVersionError,
     RevocationStatusError,
     SignerError,
-    StaleEvidenceError,
     TcbError,
     TcbStatusError,
 )
@@ -172,7 +171,7 @@ def test_nitro(name):
         measured = claims.pcr(0).hex()
         outcome(document("nitro", pcr0=(measured,)), claims, now, None)
         outcome(document("nitro", pcr0=("ab" * 48,)), claims, now, MeasurementError)
-        outcome(document("nitro"), claims, now + datetime.timedelta(seconds=301), StaleEvidenceError)
+        outcome(document("nitro"), claims, now + datetime.timedelta(seconds=301), FreshnessError)
 
 
 GPU_TIME = datetime.datetime(2025, 9, 1, tzinfo=datetime.UTC)

@@ -128,7 +128,7 @@ class NitroSecurityModule:
         Raises:
             EvidenceUnavailableError: see ``register``.
         """
-        self._ask("LockPCR", {"index": index}, answers=False)
+        self._ask("LockPCR", {"index": index})
 
     def attestation(self, *, user_data: bytes, nonce: bytes) -> bytes:
         """Return a signed attestation document.
@@ -139,19 +139,16 @@ class NitroSecurityModule:
         request = {"user_data": user_data, "nonce": nonce, "public_key": None}
         return _typed(self._ask("Attestation", request), "document", bytes)
 
-    def _ask(self, name: str, arguments: Mapping[str, Any] | None = None, *, answers: bool = True) -> Mapping[str, Any]:
-        """Return the answer of this name; without ``answers`` the module sends its name alone."""
+    def _ask(self, name: str, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return the answer of this name; a name that comes alone is an answer without fields."""
         response = decode_response(self._call(encode_request(name, arguments)))
-        if response == name and not answers:
+        if response == name:
             return {}
         if isinstance(response, dict) and list(response) == ["Error"]:
             raise EvidenceUnavailableError(f"NSM {name}", expected="success", got=str(response["Error"])[:40])
-        if not answers or not isinstance(response, dict) or list(response) != [name]:
+        if not isinstance(response, dict) or list(response) != [name] or not isinstance(response[name], dict):
             raise EvidenceUnavailableError(f"NSM {name}", expected=f"an answer to {name}", got="another")
-        answer = response[name]
-        if not isinstance(answer, dict):
-            raise EvidenceUnavailableError(f"NSM {name}", expected="a map", got="another type")
-        return answer
+        return response[name]
 
     def _call(self, request: bytes) -> bytes:
         asked = ctypes.create_string_buffer(request, len(request))

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from confed.attestation.certificates import Certificate, load_certificate, load_certificates, load_crl
+from confed.attestation.certificates import Certificate, issuer_of, load_certificate, load_certificates, load_crl
 from confed.attestation.endorsements import (
     AmdChain,
     AmdCrl,
@@ -139,7 +139,7 @@ def _ocsp(need: NvidiaOcsp, data: bytes) -> datetime.datetime:
 
 
 def _list_end(crl: x509.CertificateRevocationList, *, issuer: str) -> datetime.datetime:
-    names = [name.value for name in crl.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    names = [name.value for name in issuer_of(crl).get_attributes_for_oid(NameOID.COMMON_NAME)]
     _require_equal("revocation list issuer", [issuer], names)
     if crl.next_update_utc is None:
         raise EndorsementFormatError("revocation list", expected="a time of the next update", got="none")

@@ -18,11 +18,11 @@ from confed.attestation.tee.nitro import PROFILE, NitroClaims
 from confed.attestation.tee.nitro_document import PCR_BYTES
 from confed.errors import (
     DebugError,
+    FreshnessError,
     MeasurementError,
     PolicyFormatError,
     RegisterError,
     SignerError,
-    StaleEvidenceError,
 )
 from confed.manifest import Unchecked
 
@@ -101,7 +101,7 @@ def appraise(claims: NitroClaims, policy: NitroPolicy, *, now: datetime.datetime
         MeasurementError: PCR0 is not in the policy.
         SignerError: PCR8 is not in the policy.
         RegisterError: another register is not, or is not in the document.
-        StaleEvidenceError: a document older than ``max_age_s``, or from the future.
+        FreshnessError: a document older than ``max_age_s``, or from the future.
     """
     require_floors(claims)
     require_allowed("PCR0", claims.pcr(0), policy.pcr0, MeasurementError)
@@ -114,7 +114,7 @@ def appraise(claims: NitroClaims, policy: NitroPolicy, *, now: datetime.datetime
             require_allowed(f"PCR{number}", claims.pcr(int(number)), values, RegisterError)
     age_s = now.timestamp() - claims.timestamp_ms / 1000
     if not -_SKEW_S <= age_s <= policy.max_age_s:
-        raise StaleEvidenceError("age in seconds", expected=f"{-_SKEW_S} to {policy.max_age_s}", got=round(age_s))
+        raise FreshnessError("age in seconds", expected=f"{-_SKEW_S} to {policy.max_age_s}", got=round(age_s))
 
 
 def _require_registers(registers: Mapping[str, tuple[str, ...]]) -> None:

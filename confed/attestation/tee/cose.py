@@ -49,6 +49,7 @@ _SIGN1_PARTS = 4
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 # RFC 8949, section 3.2: an unknown length, and the end of what has one.
 _INDEFINITE, _BREAK = 31, b"\xff"
+_UNKNOWN = -1
 # RFC 8949, section 3.3: false, true and null.
 _SIMPLE_VALUES = frozenset({20, 21, 22})
 
@@ -191,8 +192,8 @@ class _Walk:
             return self._contents(position, argument, is_map=major == _MAP, depth=depth + 1)
         return position + (self._within(position, argument) if major in {_BYTES, _TEXT} else 0)
 
-    def _contents(self, position: int, entries: int | None, *, is_map: bool, depth: int) -> int:
-        if entries is not None:
+    def _contents(self, position: int, entries: int, *, is_map: bool, depth: int) -> int:
+        if entries != _UNKNOWN:
             for _ in range(self._within(position, entries)):
                 position = self._entry(position, is_map=is_map, depth=depth)
             return position
@@ -207,14 +208,14 @@ class _Walk:
             position = self.item(position, depth=depth, is_key=True)
         return self.item(position, depth=depth)
 
-    def _within(self, position: int, argument: int | None) -> int:
+    def _within(self, position: int, length: int) -> int:
         """Return a length that does not point beyond the end; each entry of a container has a byte at least."""
         left = len(self._data) - position
-        if argument is None or argument > left:
-            raise EvidenceFormatError(self._what, expected=f"at most {left} to come", got=argument)
-        return argument
+        if length > left:
+            raise EvidenceFormatError(self._what, expected=f"at most {left} to come", got=length)
+        return length
 
-    def _head(self, position: int) -> tuple[int, int | None, int]:
+    def _head(self, position: int) -> tuple[int, int, int]:
         """Return major type and argument of the item at ``position``, and where its content begins."""
         if position >= len(self._data):
             raise EvidenceFormatError(self._what, expected="an item", got="the end")
@@ -226,7 +227,7 @@ class _Walk:
         if short < 24:
             return major, short, position
         if short == _INDEFINITE and major in {_ARRAY, _MAP}:
-            return major, None, position
+            return major, _UNKNOWN, position
         if short > 27:
             raise EvidenceFormatError(self._what, expected="a number", got=f"additional information {short}")
         # 3.

@@ -232,7 +232,7 @@ def _of(log: EventLog, registers: Collection[int]) -> Iterator[Event]:
 def _extended(log: EventLog, algorithm: str) -> tuple[dict[int, bytes], set[int]]:
     """Return registers after the log, and those of them that only a StartupLocality event has set."""
     if algorithm not in log.algorithms:
-        raise AlgorithmError("event log digests", expected=algorithm, got=", ".join(log.algorithms) or "none")
+        raise AlgorithmError("event log digests", expected=algorithm, got=", ".join(log.algorithms))
     values: dict[int, bytes] = {}
     starts: set[int] = set()
     for event in log.events:
@@ -272,7 +272,7 @@ def _hashable(event: Event) -> Iterator[bytes]:
             yield _SEPARATOR_ERROR
         case 0x80000002 if len(data) >= _VARIABLE_HEADER_BYTES:  # EV_EFI_VARIABLE_BOOT: EDK2 hashes the value alone
             name, value = struct.unpack_from("<QQ", data, 16)
-            if name <= len(data) and _VARIABLE_HEADER_BYTES + 2 * name + value == len(data):
+            if _VARIABLE_HEADER_BYTES + 2 * name + value == len(data):
                 yield data[_VARIABLE_HEADER_BYTES + 2 * name :]
         case 0x800000E0:  # EV_EFI_VARIABLE_AUTHORITY: older shims log one byte more than they hash (shim issue 184)
             yield data[:-1]

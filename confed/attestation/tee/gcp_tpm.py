@@ -33,6 +33,7 @@ from cryptography import x509
 
 from confed.attestation.certificates import (
     Certificate,
+    issuer_of,
     load_certificate,
     load_certificates,
     load_crl,
@@ -68,6 +69,8 @@ _EVIDENCE_CLASS = "gcp-vtpm"
 _BANKS = ("sha256", "sha384", "sha512")
 _ENDORSEMENTS_LIMIT = 32
 
+_DISTRIBUTION_POINTS = x509.CRLDistributionPoints.oid.dotted_string
+
 # TCG PC Client Platform Firmware Profile 1.06, section 10.4.1.
 _EV_NONHOST_INFO = 0x11
 # go-tpm-tools, server/policy_constants.go and proto/attest.proto (GCEConfidentialTechnology).
@@ -84,7 +87,8 @@ class GcpTpmClaims:
         tpm: the quote and its key.
         instance: which instance the key's certificate is of.
         certificate, root: SHA-256 of that certificate and of the root that it chains to.
-        revocation_checked: every certificate below the root was looked up in its issuer's revocation list.
+        revocation_checked: every certificate below the root that names a revocation list was looked up in its issuer's,
+            and at least one was; an issuer that publishes none revokes nothing.
         technology: one of ``TECHNOLOGIES``; empty where the event log does not show it.
         firmware: the version of Google's firmware in decimal; empty where the event log does not show it.
         unread: parts of the attestation that are there and not verified here.
@@ -192,9 +196,11 @@ class GcpTpmVerifier:
         # 1.
         quote, report_data, binding = verify_bound_quote(envelope, found, public)
         # 2., 3. and 4.
-        hints = sort_hints((*envelope.endorsements, *endorsements)).certificates
+        hints = sort_hints((*envelope.endorsements, *endorsements))
         roots = tuple(load_certificate(anchor, what="Google trust anchor") for anchor in anchors)
-        rooted = _require_rooted(found.ak_certificate or b"", public, hints=hints, crls=(), anchors=roots, now=now)
+        rooted = _require_rooted(
+            found.ak_certificate or b"", public, hints=hints.certificates, crls=hints.crls, anchors=roots, now=now
+        )
         claims = claims_of(
             quote,
             root=_key_root(public),
@@ -258,27 +264,28 @@ def _require_rooted(
     leaf = load_certificate(certificate, what="AK")
     # 2.
     path = require_path(leaf, intermediates=(*hints, *_bundle()), anchors=anchors, now=now, what="AK")
-    checked = [_revocation_checked(subject, issuer, crls, now) for subject, issuer in itertools.pairwise(path)]
+    revocation_checked = _revocation_checked(path, crls, now)
     # 3.
     require_leaf(leaf, signs=True, what="AK")
     if hashlib.sha256(leaf.spki).digest() != key_digest(public.key):
         raise KeyBindingError("attestation key", expected="the certificate's", got="another")
     # 4.
     require_attestation_key(public)
-    return _Rooted(certificate=leaf, root=path[-1], revocation_checked=bool(checked) and all(checked))
+    return _Rooted(certificate=leaf, root=path[-1], revocation_checked=revocation_checked)
 
 
 def _revocation_checked(
-    subject: Certificate,
-    issuer: Certificate,
-    crls: Sequence[x509.CertificateRevocationList],
-    now: datetime.datetime,
+    path: Sequence[Certificate], crls: Sequence[x509.CertificateRevocationList], now: datetime.datetime
 ) -> bool:
-    """Look a certificate up in its issuer's lists, and say whether there was one."""
-    lists = [crl for crl in crls if crl.issuer == issuer.parsed.subject]
-    for crl in lists:
-        require_not_revoked(subject, issuer=issuer, crl=crl, now=now, what="AK")
-    return bool(lists)
+    """Look certificates up in their issuers' lists, and say whether none that names a list was left out."""
+    found: list[bool] = []
+    for subject, issuer in itertools.pairwise(path):
+        lists = [crl for crl in crls if issuer_of(crl) == issuer.parsed.subject]
+        for crl in lists:
+            require_not_revoked(subject, issuer=issuer, crl=crl, now=now, what="AK")
+        if lists or subject.extension(_DISTRIBUTION_POINTS) is not None:
+            found.append(bool(lists))
+    return bool(found) and all(found)
 
 
 def _claims(tpm: TpmClaims, rooted: _Rooted, *, unread: tuple[str, ...]) -> GcpTpmClaims:

@@ -10,8 +10,8 @@ proves nothing; ``intel_dcap`` has its signatures checked.
 3. The issuers' chains begin with Intel's certificate for signing TCB data.
 4. The collateral's time is the time in which every part of it is valid.
 
-Collateral is the same for thousands of quotes, so what was parsed is kept by its bytes (at most 32 of them); its time
-is compared at every use.
+Collateral is the same for thousands of quotes, so what was parsed is kept by its bytes (32 of them, of at most 128 KiB
+each, so that nobody fills the memory with hints); its time is compared at every use.
 
 Source: Intel PCS API version 4 (TCB info version 3, enclave identity version 2); dcap-qvl 0.7, QuoteCollateralV3.
 """
@@ -45,6 +45,7 @@ COLLATERAL_LIMIT_BYTES = 1024 * 1024
 CANDIDATE_LIMIT = 32
 """Most collaterals to choose from."""
 
+_KEPT_LIMIT_BYTES = 128 * 1024
 _TEXTS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
 _BYTES = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
 _UNREAD = "pck_certificate_chain"
@@ -146,13 +147,21 @@ def common_name(certificate: Certificate) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-@functools.lru_cache(maxsize=32)
 def parse_collateral(data: bytes) -> Collateral:
     """Return a collateral of JSON in dcap-qvl's form.
 
     Raises:
         EndorsementFormatError: anything else.
     """
+    return _kept(data) if len(data) <= _KEPT_LIMIT_BYTES else _read(data)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(data: bytes) -> Collateral:
+    return _read(data)
+
+
+def _read(data: bytes) -> Collateral:
     # 1.
     fields = _object("collateral", data)
     keys = set(fields) - {_UNREAD}

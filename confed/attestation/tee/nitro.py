@@ -3,9 +3,8 @@
 1. The document is COSE_Sign1 with ES384 and nothing in its unprotected header, read within AWS's bounds.
 2. Its fields are the ones that AWS names, each of its type and size; none is unknown, twice there, or missing.
 3. ``cabundle[0]`` is a pinned root, byte for byte: the root that a document brings along is never believed.
-4. The chain from the root through ``cabundle`` to ``certificate`` holds; the leaf is a P-384 key that signs and is no
-   authority.
-5. The document's key is that leaf's: the signature holds.
+4. The chain from the root through ``cabundle`` to ``certificate`` holds; the leaf is no authority, and its key signs.
+5. The document's key is that leaf's, on P-384: the signature holds.
 6. The chain was valid at the document's own time, and still is; a document from the future is refused.
 7. Nonce and user data are the expected ones.
 
@@ -29,7 +28,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from confed.attestation.certificates import Certificate, load_certificate, load_certificates, require_chain
@@ -43,7 +41,6 @@ from confed.attestation.tee.nitro_document import (
     parse_document,
 )
 from confed.errors import (
-    AlgorithmError,
     BindingMismatchError,
     CertificateChainError,
     CertificateValidityError,
@@ -313,9 +310,6 @@ def _require_leaf(leaf: Certificate) -> None:
         raise CertificateChainError("Nitro leaf", expected="key usage and basic constraints", got="none") from error
     if authority or not signs:
         raise CertificateChainError("Nitro leaf", expected="a key that signs documents", got="another use")
-    key = leaf.public_key
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise AlgorithmError("Nitro leaf key", expected="P-384", got="another")
 
 
 def _require_time(timestamp_ms: int, chain: _Chain, now: datetime.datetime) -> None:

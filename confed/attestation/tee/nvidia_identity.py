@@ -262,7 +262,8 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
         if length & 0x80:
             size = length & 0x7F
             length, start = int.from_bytes(header[2 : 2 + size]), 2 + size
-            if size not in (1, 2) or len(header) < start or length < 1 << (7 if size == 1 else 8):
+            # A header of four bytes has room for two of length; DER has no longer form than needed.
+            if len(header) < start or length < 1 << (7 if size == 1 else 8):
                 raise EndorsementFormatError("DICE extension", expected="DER", got="something else")
         end = position + start + length
         if end > len(data):

@@ -239,7 +239,7 @@ def _verify(report: bytes, frame: layout.Frame, vek: Vek, given: _Given) -> SnpC
         signing_key=vek.kind,
         endorsement=hashlib.sha256(vek.certificate.der).hexdigest(),
         csp_id=vek.csp_id,
-        chip_id=chip_id if any(chip_id) or vek.chip_id is None else vek.chip_id,
+        chip_id=vek.chip_id or chip_id,
         revocation_checked=bool(given.crls),
         report=layout.read_report(report, product=product),
     )
@@ -258,7 +258,7 @@ def _root(product: Product, given: _Given) -> Certificate:
     name = f"ARK-{product}"
     roots = {anchor.der: anchor for anchor in given.anchors if common_name(anchor) == name}
     if len(roots) != 1:
-        raise TrustAnchorError(f"pinned root {name}", expected="one", got=len(roots) or "none")
+        raise TrustAnchorError(f"pinned root {name}", expected="one", got=len(roots))
     for certificate in given.certificates:
         if common_name(certificate) == name and certificate.der not in roots:
             raise TrustAnchorError(f"root {name}", expected="the pinned one", got="another of its name")
@@ -289,7 +289,7 @@ def _read_evidence(data: bytes) -> bytes:
     if len(data) > _FILE_LIMIT_BYTES:
         raise EvidenceSizeError("SNP report file", expected=f"at most {_FILE_LIMIT_BYTES} bytes", got=len(data))
     text = b"".join(data.split())
-    if len(data) == layout.REPORT_BYTES or not text or not _HEX.issuperset(text):
+    if not _HEX.issuperset(text):
         return data
     if len(text) % 2:
         raise EvidenceFormatError("SNP report", expected="pairs of hexadecimal digits", got=f"{len(text)} digits")

@@ -40,7 +40,7 @@ _VERSIONS = (2, 3, 4, 5)
 _ECDSA_P384_SHA384 = 1
 _FIELDS = struct.Struct("<IIQ16s16sII8sQII64s48s32s48s48s32s32s8s3B21x64s8s3Bx3Bx8sQQ152x")
 _SCALAR_BYTES, _SCALAR_FIELD_BYTES = 48, 72
-_AUTHOR_KEY_EN, _MASK_CHIP_KEY, _SIGNING_KEY_SHIFT, _KNOWN_KEY_BITS = 0x1, 0x2, 2, 0x1F
+_AUTHOR_KEY_EN, _MASK_CHIP_KEY, _SIGNING_KEY_SHIFT = 0x1, 0x2, 2
 _UNSIGNED = 7
 _MUST_BE_ONE = 1 << 17
 
@@ -322,12 +322,10 @@ def chip_id_of(data: bytes) -> bytes:
 
 
 def _signing_key(flags: int) -> SigningKey:
-    if flags & ~_KNOWN_KEY_BITS:
-        raise EvidenceFormatError("signing key flags", expected="zeros above bit 4", got=f"{flags:#x}")
     # Source: AMD 56860, section 3.6: with MASK_CHIP_KEY the firmware writes zeros instead of a signature.
     if flags & _MASK_CHIP_KEY:
         raise EvidenceSignatureError("MASK_CHIP_KEY", expected="a signed report", got="an unsigned one")
-    match flags >> _SIGNING_KEY_SHIFT:
+    match flags >> _SIGNING_KEY_SHIFT:  # Bits 4 to 2, and those above, which are reserved.
         case 0:
             return SigningKey.VCEK
         case 1:
@@ -335,7 +333,7 @@ def _signing_key(flags: int) -> SigningKey:
         case value if value == _UNSIGNED:
             raise EvidenceSignatureError("SIGNING_KEY", expected="VCEK or VLEK", got="none")
         case value:
-            raise EvidenceFormatError("SIGNING_KEY", expected="0 (VCEK) or 1 (VLEK)", got=value)
+            raise EvidenceFormatError("signing key flags", expected="0 (VCEK) or 1 (VLEK)", got=value)
 
 
 def _product(family: int, model: int) -> Product:

@@ -144,7 +144,7 @@ def _number(certificate: Certificate, oid: str) -> int:
     """Return an INTEGER from 0 to 255."""
     content = _content(_extension(certificate, oid), _INTEGER, oid)
     value = int.from_bytes(content, "big", signed=True)
-    if not content or len(content) != value.bit_length() // 8 + 1 or not 0 <= value <= 0xFF:
+    if len(content) != value.bit_length() // 8 + 1 or not 0 <= value <= 0xFF:
         raise EndorsementFormatError(f"VEK extension {oid}", expected="a number from 0 to 255", got=content.hex()[:20])
     return value
 

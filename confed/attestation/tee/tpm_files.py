@@ -16,6 +16,7 @@ Source: tpm2-tools 5.4, lib/files.c and tools/tpm2_quote.c (register files, litt
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
@@ -23,11 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from confed.attestation.certificates import Certificate, load_certificates
+from confed.attestation.certificates import Certificate, load_certificates, load_crl
 from confed.attestation.evidence import from_base64
 from confed.attestation.tee.tpm_enrolment import ENROLMENT_START
 from confed.attestation.tee.tpm_evidence import BANK, EVIDENCE_LIMIT_BYTES, TpmEvidence
@@ -102,6 +104,7 @@ class Supplied:
         publics: public areas of such keys.
         authorities: raw Ed25519 keys that may enrol.
         signatures, registers, enrolments, event_logs: the files themselves.
+        crls: revocation lists; among hints only (``sort_hints``).
     """
 
     certificates: list[Certificate] = field(default_factory=list[Certificate])
@@ -112,6 +115,7 @@ class Supplied:
     registers: list[bytes] = field(default_factory=list[bytes])
     enrolments: list[bytes] = field(default_factory=list[bytes])
     event_logs: list[bytes] = field(default_factory=list[bytes])
+    crls: list[x509.CertificateRevocationList] = field(default_factory=list[x509.CertificateRevocationList])
 
 
 def sort_endorsements(files: Sequence[bytes]) -> Supplied:
@@ -132,7 +136,7 @@ def sort_endorsements(files: Sequence[bytes]) -> Supplied:
 
 
 def sort_hints(files: Sequence[bytes]) -> Supplied:
-    """Return the certificates and enrolments among an envelope's endorsements.
+    """Return the certificates, revocation lists and enrolments among an envelope's endorsements.
 
     These are hints that nobody vouches for, and those of other devices' evidence may be among them: a file of another
     kind is passed over, and no key in one is trusted.
@@ -145,7 +149,8 @@ def sort_hints(files: Sequence[bytes]) -> Supplied:
         try:
             supplied.certificates += load_certificates(data, what="hint")
         except EndorsementFormatError:
-            continue
+            with contextlib.suppress(EndorsementFormatError):
+                supplied.crls.append(load_crl(data, what="hint"))
     return supplied
 
 

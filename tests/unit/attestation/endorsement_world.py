@@ -139,7 +139,7 @@ def collateral(need: IntelCollateral, *, ends: dt.datetime = NOW + 25 * DAY, **c
     pck = f"Intel SGX PCK {need.ca.capitalize()} CA"
     kinds = {"tdx": ("TDX", "TD_QE"), "sgx": ("SGX", "QE")}[need.tee]
     chains = {issuer: pem(certificate(issuer, root), certificate(root, root)).decode() for issuer in (signing, pck)}
-    both = {"issueDate": moment(ends - 30 * DAY), "tcbEvaluationDataNumber": 18}
+    both = {"issueDate": moment(ends - 30 * DAY), "tcbEvaluationDataNumber": 18, "pceId": "0000", "tcbType": 0}
     tcb = {"id": kinds[0], "version": 3, "nextUpdate": moment(ends), "fmspc": need.fmspc.lower()} | both
     identity = {"id": kinds[1], "version": 2, "nextUpdate": moment(ends + DAY)} | both
     return {
@@ -231,6 +231,37 @@ def status(need: NvidiaOcsp, *, ends: dt.datetime | None = NOW + DAY, algorithm:
     )
     responder = certificate("NVIDIA OCSP", "root")
     return der(builder.responder_id(ocsp.OCSPResponderEncoding.HASH, responder).sign(KEY, hashes.SHA384()))
+
+
+def twice(response: bytes) -> bytes:
+    """Return an OCSP response whose one status stands in it twice; its signature was none before."""
+
+    def element(tag: int, content: bytes) -> bytes:
+        size = len(content)
+        length = bytes([size]) if size < 0x80 else bytes([0x82]) + size.to_bytes(2)
+        return bytes([tag]) + length + content
+
+    def elements(data: bytes) -> list[tuple[int, bytes]]:
+        found = []
+        while data:
+            size, start = (data[1], 2) if data[1] < 0x80 else (0, 2 + (data[1] & 0x7F))
+            size = size or int.from_bytes(data[2:start])
+            found.append((data[0], data[start : start + size]))
+            data = data[start + size :]
+        return found
+
+    def joined(parts: list[tuple[int, bytes]]) -> bytes:
+        return b"".join(element(tag, content) for tag, content in parts)
+
+    status_part, wrapped = elements(elements(response)[0][1])
+    kind, octets = elements(elements(wrapped[1])[0][1])
+    basic = elements(elements(octets[1])[0][1])
+    signed = elements(basic[0][1])
+    at = next(at for at, (tag, _) in enumerate(signed) if tag == 0x30)
+    signed[at] = (0x30, signed[at][1] * 2)
+    basic[0] = (0x30, joined(signed))
+    inner = element(0x30, joined([kind, (0x04, element(0x30, joined(basic)))]))
+    return element(0x30, joined([status_part, (wrapped[0], inner)]))
 
 
 AMD, PCS, PCS_LIST = "kdsintf.amd.com", "api.trustedservices.intel.com", "certificates.trustedservices.intel.com"

@@ -27,8 +27,10 @@ from tpm_world import (
 
 from confed.attestation.tee.gcp_instance import INSTANCE_EXTENSION
 
+POINT = x509.DistributionPoint([x509.UniformResourceIdentifier("http://pki.test/list.crl")], None, None, None)
+DISTRIBUTION_POINTS = x509.CRLDistributionPoints([POINT])
 GCP_ROOT = Authority("Google root")
-GCP_INTERMEDIATE = Authority("Google intermediate", GCP_ROOT)
+GCP_INTERMEDIATE = Authority("Google intermediate", GCP_ROOT, extensions=((DISTRIBUTION_POINTS, False),))
 OTHER_GCP_ROOT = Authority("another Google root")
 
 
@@ -75,11 +77,18 @@ def instance(
 
 
 def ak_certificate(
-    key: Any, issuer: Authority = GCP_INTERMEDIATE, *, extension: bytes | None = None, **changes: Any
+    key: Any,
+    issuer: Authority = GCP_INTERMEDIATE,
+    *,
+    extension: bytes | None = None,
+    lists: bool = True,
+    **changes: Any,
 ) -> bytes:
     found = instance() if extension is None else extension
     oid = x509.ObjectIdentifier(INSTANCE_EXTENSION)
     extensions = ((x509.UnrecognizedExtension(oid, found), False),) if found else ()
+    if lists:
+        extensions = (*extensions, (DISTRIBUTION_POINTS, False))
     options = {"usage": "digital_signature", "extensions": extensions} | changes
     public = key.public_key() if hasattr(key, "public_key") else key
     return issuer.issue(public, **options).public_bytes(serialization.Encoding.DER)

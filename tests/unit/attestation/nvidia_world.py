@@ -68,8 +68,9 @@ def issue(
     end=NOW + 30 * DAY,
     extensions=(),
     algorithm=None,
+    both=False,
 ):
-    """Return an authority or, with ``ca=False``, a leaf; self-signed where nobody issues it."""
+    """Return an authority or, with ``ca=False``, a leaf; self-signed where nobody issues it; or ``both`` in one."""
     private = private or key(name)
     issuer_name = by.certificate.subject if by else common_name(name)
     builder = (
@@ -88,7 +89,7 @@ def issue(
         False,
     )  # fmt: skip
     builder = builder.add_extension(
-        x509.KeyUsage(digital_signature=signs and not ca, key_cert_sign=ca, **usage), critical=True
+        x509.KeyUsage(digital_signature=both or (signs and not ca), key_cert_sign=ca, **usage), critical=True
     )
     for value, critical in extensions:
         builder = builder.add_extension(value, critical=critical)
@@ -147,7 +148,7 @@ def make_device(
     provisioner=PROVISIONER,
     family=FAMILY,
     root=DEVICE_ROOT,
-    leaf_product=None,
+    leaf_name=None,
     **leaf_changes,
 ):
     """Return a device; ``dice`` is the leaf's extensions by identifier, CompositeDeviceID where it is not given."""
@@ -158,7 +159,7 @@ def make_device(
     extensions = [
         (x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), False) for oid, value in found.items()
     ]
-    leaf_name = f"{leaf_product or product} A01 FMC"
+    leaf_name = leaf_name or f"{product} A01 FMC"
     changes = {"ca": False, "private": key(leaf_name + pdi.hex())} | leaf_changes
     leaf = issue(leaf_name, by=brom, extensions=extensions, **changes)
     path = (leaf, brom, provisioner, family, root)

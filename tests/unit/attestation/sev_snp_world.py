@@ -95,7 +95,8 @@ def name(common_name):
 
 @functools.cache
 def rsa_key(owner):
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    size = 1024 if owner[0] == "weak" else 2048
+    return rsa.generate_private_key(public_exponent=65537, key_size=size)
 
 
 @functools.cache

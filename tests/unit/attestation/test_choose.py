@@ -120,8 +120,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("kind", "options"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_told(paths, kind, options):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         attester_for(kind, paths=paths, **options)
+    # A kind that there is not is told as that, with those that there are.
+    assert (kind in KINDS) or all(known in str(caught.value) for known in KINDS)
 
 
 def test_a_nitro_enclave_is_configured_when_it_is_told_its_manifest(paths, monkeypatch):

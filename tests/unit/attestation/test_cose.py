@@ -149,6 +149,20 @@ def test_a_key_on_another_curve_is_refused(key):
         cose.verify_sign1(load(sign()), key.public_key(), what="test")
 
 
+def test_a_signature_has_one_form():
+    header, unprotected, payload, signature = cbor2.loads(sign())
+    longer = cbor2.dumps([header, unprotected, payload, signature[:48] + b"\x00" + signature[48:]])
+    assert verify(cbor2.dumps([header, unprotected, payload, signature])) == payload
+    with pytest.raises(EvidenceSignatureError):
+        verify(longer)
+
+
+@pytest.mark.parametrize("value", [[-35], {"a": -35}])
+def test_an_algorithm_that_is_no_number_is_refused_whatever_the_allowed_ones_are(value):
+    with pytest.raises(AlgorithmError):
+        load(sign(protected=cbor2.dumps({1: value})), frozenset({cose.ES384}))
+
+
 def nested(depth):
     return b"\x81" * depth + b"\x00"
 
@@ -165,8 +179,9 @@ REFUSED_CBOR = {
     "a break alone": (b"\xff", EvidenceFormatError),
     "a byte string in pieces": (b"\x5f\x41a\xff", EvidenceFormatError),
     "text in pieces": (b"\x7f\x61a\xff", EvidenceFormatError),
-    "an integer without end": (b"\x1f", EvidenceFormatError),
-    "a reserved length": (b"\x1c", EvidenceFormatError),
+    "an integer without end": (b"\x1f" + b"\xff" * 128, EvidenceFormatError),
+    "a reserved length": (b"\x1c" + b"\xff" * 16, EvidenceFormatError),
+    "an integer that ends early": (b"\x1a\xff\xff\xff", EvidenceFormatError),
     "an integer in a longer form": (b"\x18\x17", EvidenceFormatError),
     "an integer in two bytes that fits one": (b"\x19\x00\xff", EvidenceFormatError),
     "an integer in four bytes that fits two": (b"\x1a\x00\x00\xff\xff", EvidenceFormatError),

@@ -205,7 +205,15 @@ def tampered(name: str) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
+def spelled(name: str) -> bytes:
+    """Return an enrolment with the same bytes in a field of capitals."""
+    value = json.loads(enrolment())
+    return json.dumps(value | {name: value[name].upper()}, sort_keys=True, separators=(",", ":")).encode()
+
+
 ENROLMENTS = {
+    "a signer in capitals": (spelled("signer"), {}, EndorsementFormatError),
+    "a signature in capitals": (spelled("signature"), {}, EndorsementFormatError),
     "another authority": (enrolment(authority=OTHER_AUTHORITY), {}, TrustAnchorError),
     "an authority that is not named": (enrolment(), {"authorities": ()}, TrustAnchorError),
     "another attestation key": (enrolment(key=OTHER_AK), {}, KeyBindingError),

@@ -191,7 +191,9 @@ def test_a_simulated_tee_is_never_affirming():
 
 @pytest.mark.parametrize("changes", [{"evidence_class": "simulated"}, {"hardware_rooted": False}])
 def test_neither_is_one_that_calls_itself_otherwise(changes):
-    assert check(token_of(dataclasses.replace(HARDWARE, **changes))).ear_status == Tier.WARNING
+    found = check(token_of(dataclasses.replace(HARDWARE, **changes)))
+    assert found.ear_status == Tier.WARNING
+    assert found.submods["cpu"].ear_trustworthiness_vector["runtime-opaque"] == 0
 
 
 def test_a_simulated_tee_in_production_is_contraindicated():
@@ -220,7 +222,7 @@ def test_a_part_that_nobody_appraised_has_no_token():
 def test_a_token_lives_at_most_a_day(lifetime_s):
     with pytest.raises(SizeError):
         token_of(lifetime_s=lifetime_s)
-    check(token_of(lifetime_s=86_400))
+    check(token_of(lifetime_s=86_400), now_ms=NOW + 86_399_999)
 
 
 def test_a_nonce_is_left_unchecked_only_with_a_reason():
@@ -252,6 +254,7 @@ UNTRUSTED = {
     "an algorithm's old name": (forged(alg="EdDSA"), {}, AlgorithmError),
     "a number as algorithm": (forged(alg=1), {}, AlgorithmError),
     "an unknown key": (forged(kid=ATTACKER_ID, key=ATTACKER), {}, SignatureError),
+    "a trusted signature under another key id": (forged(kid=ATTACKER_ID), {}, SignatureError),
     "a list as key id": (forged(kid=[HEADER["kid"]]), {}, SignatureError),
     "no trusted key": (token_of(), {"keys": {}}, SignatureError),
     "a trusted key that is none": (token_of(), {"keys": {key_id(PUBLIC): b"short"}}, SignatureError),
@@ -265,7 +268,10 @@ UNTRUSTED = {
     "an expired token": (token_of(), {"now_ms": NOW + 600_000}, StaleEvidenceError),
     "a token from the future": (token_of(), {"now_ms": NOW - 31_000}, StaleEvidenceError),
     "a token that lives for years": (forged(changed(["exp"], NOW)), {}, StaleEvidenceError),
-    "a token that ends before it starts": (forged(changed(["exp"], PAYLOAD["iat"])), {}, StaleEvidenceError),
+    "a token that ended before it was issued": (
+        forged(changed(["exp"], PAYLOAD["iat"] - 10)), {"now_ms": NOW - 20_000}, StaleEvidenceError,
+    ),
+    "a token that ends as it starts": (forged(changed(["exp"], PAYLOAD["iat"])), {}, StaleEvidenceError),
 }  # fmt: skip
 
 
@@ -384,6 +390,12 @@ def test_a_vector_stands_in_the_worst_tier_of_what_it_asserts(hardware, executab
 def test_a_claim_s_value_is_a_signed_byte(value):
     with pytest.raises(EncodingError):
         Vector(hardware=value)
+
+
+def test_no_assertion_is_less_than_affirming_and_a_warning_less_than_that():
+    assert worst(Tier.AFFIRMING, Tier.NONE) == Tier.NONE
+    assert worst(Tier.WARNING, Tier.NONE) == Tier.WARNING
+    assert worst(Tier.WARNING, Tier.CONTRAINDICATED) == Tier.CONTRAINDICATED
 
 
 def test_the_tiers_begin_and_end_where_the_draft_says():

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 
+import httpcore
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509 import ocsp
@@ -47,11 +48,13 @@ from endorsement_world import (
     rim_answer,
     status,
     tells_intel,
+    twice,
     vcek,
 )
 
-from confed.attestation.endorsements import Endorsement
+from confed.attestation.endorsements import AmdCrl, Endorsement
 from confed.attestation.endorsing.amd_kds import AmdKds
+from confed.attestation.endorsing.deadline import Deadline
 from confed.attestation.endorsing.fetching import Fetcher, Patience, tls_context
 from confed.attestation.endorsing.intel_pcs import IntelPcs
 from confed.attestation.endorsing.nvidia import Nvidia
@@ -106,6 +109,7 @@ def head(*lines, status=b"200 OK"):
         (CHAIN, f"{AMD}/vcek/v1/Milan/cert_chain", amd_chain(CHAIN)),
         (VLEK_CHAIN, f"{AMD}/vlek/v1/Genoa/cert_chain", amd_chain(VLEK_CHAIN)),
         (CRL, f"{AMD}/vcek/v1/Milan/crl", crl("ARK-Milan")),
+        (AmdCrl(product="Turin", key="vlek"), f"{AMD}/vlek/v1/Turin/crl", crl("ARK-Turin")),
     ],
 )
 def test_amd_answers_at_its_addresses(service, need, address, answer):
@@ -135,7 +139,7 @@ def test_intel_answers_make_one_collateral(service, need):
 
 
 def test_what_intel_signed_is_kept_to_the_letter(service):
-    odd = '{"id":"TDX", "fmspc" :"90c06f000000","issueDate":"2026-03-10T00:00:00Z","nextUpdate":"2026-04-10T00:00:00Z","tcbEvaluationDataNumber":7,"note":"\\u00e9 }, ,\\"signature\\":\\"ab\\""}'
+    odd = '{"id":"TDX", "fmspc" :"90c06f000000","issueDate":"2026-03-10T00:00:00Z","nextUpdate":"2026-04-10T00:00:00Z","pceId":"0000","tcbEvaluationDataNumber":7,"note":"\\u00e9 }, ,\\"signature\\":\\"ab\\""}'
     tells_intel(service, COLLATERAL, collateral(COLLATERAL, tcb_info=odd))
     found = IntelPcs(fetcher(service)).fetch(COLLATERAL, now_ms=NOW_MS)
     assert json.loads(found.data)["tcb_info"] == odd
@@ -203,6 +207,7 @@ WRONG = {
     "a certificate instead of a list": (CRL, f"{AMD}/vcek/v1/Milan/crl", Reply(vcek(VCEK))),
     "another manifest": (RIM, RIM_ADDRESS, Reply(rim_answer(VBIOS_RIM))),
     "a manifest of another version": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, rim(RIM, version="550.144.04")))),
+    "a manifest under another id": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, id="NV_GPU_DRIVER_GH100_550.144.04"))),
     "a manifest with another digest": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, sha256="00" * 32))),
     "a manifest that is no XML": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, b"\xd9\x01\xf4corim"))),
     "a manifest with entities": (
@@ -227,6 +232,7 @@ WRONG = {
     "another issuer's status": (STATUS, f"{OCSP}/", Reply(status(dataclasses.replace(STATUS, issuer_key="0f" * 48)))),
     "a status that has expired": (STATUS, f"{OCSP}/", Reply(status(STATUS, ends=NOW - dt.timedelta(hours=1)))),
     "a status without an end": (STATUS, f"{OCSP}/", Reply(status(STATUS, ends=None))),
+    "two statuses": (STATUS, f"{OCSP}/", Reply(twice(status(STATUS)))),
     "a status that is refused": (STATUS, f"{OCSP}/", Reply(bytes.fromhex("30030a0106"))),
 }
 
@@ -259,7 +265,7 @@ WRONG_COLLATERAL = {
     "TCB info that has expired": {"tcb_info": collateral(COLLATERAL, ends=NOW - DAY)["tcb_info"]},
     "an enclave identity that has expired": {"qe_identity": collateral(COLLATERAL, ends=NOW - 3 * DAY)["qe_identity"]},
     "TCB info without an end": {
-        "tcb_info": '{"id":"TDX","fmspc":"90C06F000000","issueDate":"2026-03-10T00:00:00Z","tcbEvaluationDataNumber":7}'
+        "tcb_info": '{"id":"TDX","fmspc":"90C06F000000","issueDate":"2026-03-10T00:00:00Z","pceId":"0000","tcbEvaluationDataNumber":7}'
     },
     "TCB info that is no object": {"tcb_info": '{"id":"TDX"}}'},
     "the other authority's list": {"pck_crl": crl("Intel SGX PCK Processor CA").hex()},
@@ -279,6 +285,15 @@ WRONG_COLLATERAL = {
 def test_a_collateral_with_one_wrong_part_is_a_failed_fetch(service, sentence):
     tells_intel(service, COLLATERAL, collateral(COLLATERAL, **WRONG_COLLATERAL[sentence]))
     with pytest.raises(EndorsementFetchError):
+        IntelPcs(fetcher(service)).fetch(COLLATERAL, now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize("name", ["pckcrl?ca=platform&encoding=der", "tcb?fmspc=90C06F000000", "qe/identity"])
+def test_an_answer_without_its_issuers_chain_is_a_failed_fetch(service, name):
+    tells_intel(service, COLLATERAL, collateral(COLLATERAL))
+    address = f"{PCS}/{'sgx' if 'pckcrl' in name else 'tdx'}/certification/v4/{name}"
+    service.tells(address, dataclasses.replace(service.replies[address][0], headers=()))
+    with pytest.raises(EndorsementFetchError, match="the header"):
         IntelPcs(fetcher(service)).fetch(COLLATERAL, now_ms=NOW_MS)
 
 
@@ -332,12 +347,26 @@ HOSTILE = {
 }
 
 
+REASONS = {
+    "more than its bound, and says so": "70000 announced",
+    "more than its bound, in chunks": "more",
+    "more than its bound, without a length": "more",
+    "less than it announced": "one that is not HTTP, or cut short",
+    "a small answer that unpacks to a large one": "an encoded one",
+    "something that is not HTTP": "one that is not HTTP, or cut short",
+    "a redirect to another host": "HTTP 302",
+    "part of it": "HTTP 206",
+    "no more requests": "no answer in 3 attempts",
+}
+
+
 @pytest.mark.parametrize("sentence", HOSTILE)
 def test_a_hostile_answer_is_a_failed_fetch(service, sentence):
     service.tells(CRL_ADDRESS, HOSTILE[sentence])
     with pytest.raises(EndorsementFetchError) as refused:
         source_of(service, CRL).fetch(CRL, now_ms=NOW_MS)
     assert refused.value.field == AMD
+    assert refused.value.got == REASONS.get(sentence, refused.value.got)
     assert "internal-7" not in str(refused.value)
     assert set(service.asked) == {CRL_ADDRESS}
     assert len(service.asked) == (3 if sentence in ("no more requests", "not now") else 1)
@@ -433,7 +462,7 @@ def test_a_name_that_does_not_resolve_is_a_failed_fetch(service):
     ],
 )
 def test_nobody_is_asked_but_the_hosts_that_are_allowed_over_https(service, url):
-    with pytest.raises(EndorsementFetchError):
+    with pytest.raises(EndorsementFetchError, match=r"expected (https|one that is allowed)"):
         fetcher(service).get(url, limit_bytes=100)
     assert service.asked == []
 
@@ -495,6 +524,27 @@ def crl_data(service):
     return service.replies[CRL_ADDRESS][0].body
 
 
+def test_nobody_waits_after_the_last_attempt(service):
+    clock = Clock()
+    service.tells(CRL_ADDRESS, Reply(status=503))
+    patience = Patience(total_s=600, attempts=3, wait_s=10)
+    with pytest.raises(EndorsementFetchError, match="3 attempts"):
+        source_of(service, CRL, patience=patience, clock=clock, wait=clock.wait).fetch(CRL, now_ms=NOW_MS)
+    assert clock.waits == [10, 20]
+
+
+def test_a_deadline_bounds_every_time_out():
+    clock = Clock()
+    deadline = Deadline(clock, 10)
+    assert [deadline.within(timeout) for timeout in (None, 3, 30)] == [10, 3, 10]
+    clock.now += 8
+    assert [deadline.within(timeout) for timeout in (None, 1, 3)] == [2, 1, 2]
+    for seconds in (2, 5):
+        clock.now += seconds
+        with pytest.raises(httpcore.TimeoutException):
+            deadline.within(1)
+
+
 def test_the_wait_that_a_service_names_is_kept(service):
     clock = Clock()
     service.tells(CRL_ADDRESS, Reply(status=429, headers=(("Retry-After", "7"),)), Reply(crl("ARK-Milan")))
@@ -503,7 +553,7 @@ def test_the_wait_that_a_service_names_is_kept(service):
     assert clock.waits == [7]
 
 
-@pytest.mark.parametrize("named", ["Fri, 20 Mar 2026 00:00:00 GMT", "-1", "1e9", "\N{FULLWIDTH DIGIT NINE}"])
+@pytest.mark.parametrize("named", ["Fri, 20 Mar 2026 00:00:00 GMT", "-1", "1e9", "\xb2", "\N{FULLWIDTH DIGIT NINE}"])
 def test_a_wait_that_is_no_number_of_seconds_is_not_kept(service, named):
     clock = Clock()
     service.tells(

@@ -53,12 +53,14 @@ from confed.attestation.endorsing.files import needs_of_files
 from confed.attestation.endorsing.needs import further_needs, needs, needs_of
 from confed.attestation.endorsing.plausibility import examined
 from confed.attestation.endorsing.vendors import VENDOR_HOSTS, Sources, vendor_fetcher, vendor_sources
-from confed.attestation.evidence import Envelope
+from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.tee.azure_evidence import AzureEvidence
 from confed.attestation.tee.nvidia_evidence import DeviceEvidence
+from confed.attestation.tee.nvidia_gpu import NvidiaGpuVerifier
 from confed.attestation.tee.sev_snp import SnpVerifier
 from confed.attestation.tee.sgx import SgxVerifier
 from confed.attestation.tee.tdx import TdxVerifier
+from confed.attestation.verifier import ExpectedBinding, Registry
 from confed.errors import (
     AttestationError,
     ConfigError,
@@ -73,6 +75,7 @@ from confed.errors import (
     TrustAnchorError,
     UnknownProfileError,
 )
+from confed.journey import Role
 
 SNP = "sev-snp/1"
 ROOT_OF = dict(zip(("Milan", "Genoa", "Turin"), amd.ROOTS, strict=True))
@@ -403,31 +406,77 @@ def test_a_quote_is_verified_with_what_intel_gives(running, tmp_path, verifier, 
     assert verified.report_data == intel.REPORT_DATA
 
 
-def test_devices_are_verified_with_what_nvidia_gives(running, tmp_path):
-    evidence = envelope("simulated/1", b"", device_evidence=(nvidia.make_record(), SWITCH_RECORD))
-    named = {need.id for need in needs_of(evidence) if isinstance(need, NvidiaRim)}
-    manifests = {
-        "NV_GPU_DRIVER_GH100_550.90.07": nvidia.DRIVER_RIM,
-        "NV_GPU_VBIOS_1010_0200_882_96009F0001": nvidia.VBIOS_RIM,
-        "NV_SWITCH_BIOS_5612_0002_890_9610550001": nvidia.SWITCH_RIM,
-    }
-    assert named == set(manifests)
-    for name, manifest in manifests.items():
-        running.tells(f"rim.attestation.nvidia.com/v1/rim/{name}", rim_answer(NvidiaRim(id=name), manifest))
+MANIFESTS = {
+    "NV_GPU_DRIVER_GH100_550.90.07": nvidia.DRIVER_RIM,
+    "NV_GPU_VBIOS_1010_0200_882_96009F0001": nvidia.VBIOS_RIM,
+    "NV_SWITCH_BIOS_5612_0002_890_9610550001": nvidia.SWITCH_RIM,
+}
+
+
+def tells_nvidia(service):
+    """Let NVIDIA's services know the world's manifests and certificates; return how many of the latter."""
+    for name, manifest in MANIFESTS.items():
+        service.tells(f"rim.attestation.nvidia.com/v1/rim/{name}", rim_answer(NvidiaRim(id=name), manifest))
     paths = (nvidia.GPU.authorities[1:], nvidia.SWITCH.authorities[1:], nvidia.SIGNER.path)
     links = {link[0].certificate.serial_number: link for path in paths for link in itertools.pairwise(path)}
 
     def status(request):
         return nvidia.make_response(*links[ocsp.load_der_ocsp_request(request).serial_number])
 
-    running.tells("ocsp.ndis.nvidia.com/", Reply(of=status))
+    service.tells("ocsp.ndis.nvidia.com/", Reply(of=status))
+    return len(links)
+
+
+def test_devices_are_verified_with_what_nvidia_gives(running, tmp_path):
+    evidence = envelope("simulated/1", b"", device_evidence=(nvidia.make_record(), SWITCH_RECORD))
+    assert {need.id for need in needs_of(evidence) if isinstance(need, NvidiaRim)} == set(MANIFESTS)
+    statuses = tells_nvidia(running)
     now_ms = int(nvidia.NOW.timestamp() * 1000)
     given_endorsements = provider_of(running, tmp_path).endorsements_for(evidence, now_ms=now_ms)
-    assert len(given_endorsements) == len(manifests) + len(links)
+    assert len(given_endorsements) == len(MANIFESTS) + statuses
     found = nvidia.verify_devices(evidence.device_evidence, endorsements=given_endorsements)
     assert [device.revocation for device in found.devices] == ["good", "good"]
     compared = [manifest for device in found.devices for manifest in device.manifests]
     assert [(manifest.revocation, manifest.mismatched) for manifest in compared] == [("good", ())] * 3
+
+
+def test_a_processor_and_its_gpu_are_verified_as_one_with_what_a_provider_gives(running, tmp_path):
+    nonce = b"n" * 32
+    binding = Binding(
+        profile=SNP,
+        nonce=nonce,
+        audience="3c" * 32,
+        manifest="2b" * 32,
+        role=Role.CLIENT,
+        run="digits-1",
+        hpke_public=b"h" * 1216,
+        signing_public=b"s" * 32,
+        issued_at=NOW_MS,
+    )
+    record = nvidia.make_record(report=nvidia.make_report(nvidia.GPU, nonce=binding.device_nonce))
+    draft = envelope(SNP, b"", device_evidence=(record,))
+    evidence = dataclasses.replace(
+        draft,
+        evidence=amd.report(report_data=binding.report_data(draft.device_digest)),
+        binding=binding.encoded,
+        endorsements=(amd.VCEK,),
+    )
+    tells_nvidia(running)
+    base = "kdsintf.amd.com/vcek/v1/Genoa"
+    running.tells(f"{base}/cert_chain", pem_of(amd.ASK) + pem_of(ROOT_OF["Genoa"]))
+    running.tells(f"{base}/crl", amd.crl())
+    now_ms = int(amd.NOW.timestamp() * 1000)
+    claims = Registry((SnpVerifier(),), devices=NvidiaGpuVerifier()).verify(
+        evidence.encode(),
+        endorsements=provider_of(running, tmp_path).endorsements_for(evidence, now_ms=now_ms),
+        expected=ExpectedBinding(
+            nonce=nonce, audience=binding.audience, manifest=binding.manifest, role=Role.CLIENT, run=binding.run
+        ),
+        now_ms=now_ms,
+        anchors={SNP: amd.ROOTS, "nvidia-gpu/1": nvidia.ANCHORS},
+    )
+    assert claims.details.revocation_checked
+    assert claims.devices[0].details.devices[0].revocation == "good"
 
 
 def test_a_blackwell_gpu_needs_the_manifest_of_its_chip():
@@ -442,7 +491,7 @@ DEVICES = {
     "a record that is none": ((b"{}",), EvidenceFormatError),
     "a report that is cut short": ((nvidia.make_record(report=nvidia.REPORT[:-1]),), EvidenceFormatError),
     "a device that is not known": (
-        (nvidia.make_record(nvidia.make_device("AD102", leaf_product="AD102")),),
+        (nvidia.make_record(nvidia.make_device("AD102")),),
         EvidenceVersionError,
     ),
     "a chip with a path": (

@@ -97,6 +97,13 @@ def test_a_log_that_calls_itself_older_is_not_taken_for_one_with_better_digests(
         require_replays(log, algorithm="sha256", registers={})
 
 
+def test_only_an_event_that_extends_nothing_can_say_how_a_log_is_written():
+    first = specification()[32:]
+    log = parse_event_log(legacy_event(0, ACTION, first))
+    assert log.algorithms == ("sha1",)
+    assert replay(log, algorithm="sha1") == expected("sha1", [(0, ACTION, first, None)])
+
+
 def test_digests_of_an_unknown_algorithm_are_read_over():
     algorithms = ("sm3", "sha256")
     log = parse_event_log(agile(event(3, SEPARATOR, bytes(4), algorithms=algorithms), algorithms=algorithms))
@@ -205,7 +212,8 @@ def test_edk2_measures_only_the_value_of_a_boot_variable():
 
 
 @pytest.mark.parametrize(
-    "header", [struct.pack("<QQ", 2**63, 2), struct.pack("<QQ", 1, 2**63), struct.pack("<QQ", 8, 3)]
+    "header",
+    [struct.pack("<QQ", *sizes) for sizes in ((2**63, 2), (1, 2**63), (8, 3), (9, 3), (9, 1), (2**63 - 16, 2))],
 )
 def test_a_boot_variable_with_lengths_that_do_not_fit_is_refused(header):
     data = bytes(16) + header + BOOT_ORDER[32:]
@@ -264,6 +272,10 @@ REFUSED = {
         EvidenceFormatError,
     ),
     "an algorithm of another size": (agile(*built(), sizes={"sha256": 20}), EvidenceFormatError),
+    "an algorithm of another size, and no event": (
+        agile(algorithms=("sha256",), sizes={"sha256": 20}),
+        EvidenceFormatError,
+    ),
     "an unknown algorithm without size": (agile(algorithms=("sm3",), sizes={"sm3": 0}), EvidenceFormatError),
     "an unknown algorithm of a size that none has": (
         agile(algorithms=("sm3",), sizes={"sm3": 65}),

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import tomllib
 
 import pytest
 from attestation_world import MANIFEST, NOW
@@ -13,6 +14,7 @@ from confed.attestation.attesters.nsm import NitroSecurityModule, NsmAttester
 from confed.attestation.evidence import Binding
 from confed.attestation.examination import BINDING, CHAIN, Case, attempt, attempt_gpus, judge, simulated_attester
 from confed.attestation.measurement import aggregator_image, client_image
+from confed.attestation.policy import ready
 from confed.attestation.rehearsal import Outcome
 from confed.attestation.tee.nitro import NitroVerifier
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
@@ -152,14 +154,45 @@ def test_hardware_is_judged_claim_by_claim(tmp_path):
     )
     assert (found[CHAIN], found[BINDING], found["evidence class"]) == ("ok", "ok", "ok")
     assert (found["configuration"], found["measurement"]) == ("configuration", "measurement")
+    assert found["aws-nitro/1: tee.appraisal.aws-nitro/1"] == "policy-missing"
+    assert (found["debug"], found["age"], found["devices"]) == ("ok", "ok", "ok")
+
+
+TODAY = {"issued": "2027-01-01", "expires": "2027-03-31"}
+
+
+def nitro_policy(**fields) -> dict:
+    """Return the ready policy as a manifest embeds it, dated to these tests' time, with some fields changed."""
+    table = tomllib.loads(ready.ready_policy("nitro").decode())
+    return {**table, **TODAY, "policy": {**table["policy"], **fields}}
+
+
+def test_hardware_is_judged_by_the_fields_of_its_appraisal_policy_too(tmp_path):
+    image = hashlib.sha384(b"image 0").hexdigest()
+    wrong = {"pcr1": ["ab" * 48], "pcr8": ["cd" * 48], "registers": {"15": ["ef" * 48], "16": ["ef" * 48]}}
+    policy = dataclasses.replace(POLICY, measurements=(image,), appraisal={"aws-nitro/1": nitro_policy(**wrong)})
+    envelope = nitro(tmp_path, configured=True)
+    found = told(
+        judge(
+            envelope, case(environment=PRODUCTION, policy=policy), registry=REGISTRY,
+            anchors={"aws-nitro/1": (NITRO_ROOT,)}, endorsements=(),
+        )
+    )  # fmt: skip
+    refused = {claim: code for claim, code in found.items() if code not in {"ok", "not reached"}}
+    assert refused == {
+        "aws-nitro/1: pcr8": "signer", "aws-nitro/1: pcr1": "register", "aws-nitro/1: registers": "register",
+    }  # fmt: skip
+    assert (found["aws-nitro/1: pcr2"], found["aws-nitro/1: max_age_s"]) == ("ok", "ok")
 
 
 def test_a_tee_that_fits_its_manifest_is_not_refused_for_what_it_is(tmp_path):
     measured = hashlib.sha384(b"image 0").hexdigest()
-    fitting = case(environment=PRODUCTION, policy=dataclasses.replace(POLICY, measurements=(measured,)))
+    policy = dataclasses.replace(POLICY, measurements=(measured,), appraisal={"aws-nitro/1": nitro_policy()})
+    fitting = case(environment=PRODUCTION, policy=policy)
     envelope = nitro(tmp_path, configured=True)
     found = told(judge(envelope, fitting, registry=REGISTRY, anchors={"aws-nitro/1": (NITRO_ROOT,)}, endorsements=()))
-    assert {claim: found[claim] for claim in rehearsal.CLAIMS} == dict.fromkeys(rehearsal.CLAIMS, Outcome.OK)
+    assert set(found.values()) == {Outcome.OK}
+    assert set(found) > {CHAIN, BINDING, *rehearsal.CLAIMS, "aws-nitro/1: pcr0"}
 
 
 NOT_GENUINE = {
@@ -192,17 +225,18 @@ def test_a_binding_is_for_keys_that_nobody_holds_and_each_is_another():
     assert Binding.decode(bindings[0].encoded) == bindings[0]
 
 
-def test_an_appraisal_policy_that_was_given_stands_beside_the_manifest_s(tmp_path, simulated):
+def test_an_appraisal_policy_that_was_given_stands_beside_the_manifest_s(simulated):
     attester, anchors = simulated
-    given = case(
-        policy=dataclasses.replace(POLICY, profiles=("simulated/1",)),
-        appraisal={"simulated/1": {"policy": {"a": 1}}, "tdx/1": {}},
-    )
-    verdicts = judge(
-        attester.attest(given.binding("simulated/1")), given, registry=REGISTRY, anchors=anchors, endorsements=()
-    )
-    assert "simulated/1.a" in told(verdicts)
-    assert not any("tdx/1" in verdict.claim for verdict in verdicts)
+    policy = dataclasses.replace(POLICY, profiles=("simulated/1",))
+
+    def judged(**appraisal):
+        given = case(policy=policy, appraisal=appraisal)
+        envelope = attester.attest(given.binding("simulated/1"))
+        return judge(envelope, given, registry=REGISTRY, anchors=anchors, endorsements=())
+
+    assert "simulated/1: a" in told(judged(**{"simulated/1": {"policy": {"a": 1}}}))
+    with pytest.raises(ConfigError):
+        judged(**{"tdx/1": {"policy": {"a": 1}}})
 
 
 def test_without_a_manifest_nothing_is_pinned_and_that_is_said():

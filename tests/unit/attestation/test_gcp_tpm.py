@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -46,6 +47,7 @@ from tpm_world import (
     SHA256,
     SHA384,
     TPM_BINDING,
+    Authority,
     attest,
     envelope,
     event,
@@ -185,6 +187,22 @@ def test_revocation_is_checked_where_lists_came_along():
         verified(attestation(), revocation_list(GCP_ROOT, serial(GCP_INTERMEDIATE.der)))
     with pytest.raises(RevocationUnknownError):
         verified(attestation(), revocation_list(GCP_INTERMEDIATE, since=NOW - 3 * DAY, until=NOW - DAY))
+
+
+def test_names_as_long_as_googles_are_read_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = Authority("a Google root with a name of more than sixty-four letters, as it happens to be", long=True)
+    made = attestation(ak_cert=item(6, ak_certificate(AK, root)))
+    lists = (revocation_list(root), revocation_list(GCP_ROOT))
+    assert verified(made, *lists, anchors=(root.der,)).revocation_checked is True
+
+
+def test_an_issuer_that_names_no_list_revokes_nothing():
+    made = attestation(ak_cert=item(6, ak_certificate(AK, lists=False)))
+    assert verified(made, revocation_list(GCP_ROOT)).revocation_checked is True
+    assert verified(made).revocation_checked is False
+    assert verified(made, revocation_list(GCP_INTERMEDIATE)).revocation_checked is False
 
 
 def test_freshness_is_claimed_only_where_a_nonce_was_compared():
@@ -365,6 +383,12 @@ PROTOBUFS = {
     "a quote without a signature": (attestation(quote(GCP_PCRS, signature=b"")), MissingClaimError),
     "a quote without registers": (attestation(quote(GCP_PCRS, values=b"")), MissingClaimError),
     "registers without a bank": (attestation(quote(GCP_PCRS, values=item(3, item(2, entry(0, bytes(32)))))), AlgorithmError),
+    "a bank twice among registers": (
+        attestation(quote(GCP_PCRS, values=item(3, item(1, 11) * 2 + item(2, entry(7, bytes(32)))))), EvidenceFormatError,
+    ),
+    "a bank of more than 64 bits": (
+        attestation(quote(GCP_PCRS, values=item(3, b"\x08" + b"\xff" * 9 + b"\x02"))), EvidenceFormatError,
+    ),
     "a bank that is text": (attestation(quote(GCP_PCRS, values=item(3, item(1, b"sha256")))), EvidenceFormatError),
     "a register twice": (attestation(quote(GCP_PCRS, values=item(3, item(1, 11) + item(2, entry(7, bytes(32))) * 2))), EvidenceFormatError),
     "a register that there is not": (attestation(quote(GCP_PCRS, values=item(3, item(1, 11) + item(2, entry(24, bytes(32)))))), EvidenceFormatError),
@@ -500,6 +524,17 @@ def test_an_envelope_becomes_a_report():
     assert report.details.instance.project_id == "hospital"
     assert report.details.tpm.nonce_checked is True
     assert (GcpTpmVerifier.EVIDENCE_CLASS, GcpTpmVerifier.HARDWARE_ROOTED) == ("gcp-vtpm", False)
+
+
+def test_revocation_lists_may_come_with_an_envelope():
+    lists = (revocation_list(GCP_INTERMEDIATE), revocation_list(GCP_ROOT))
+    assert reported().details.revocation_checked is False
+    assert reported(endorsements=(GCP_INTERMEDIATE.der, *lists)).details.revocation_checked is True
+    made = envelope(google(), binding=BINDING, endorsements=(GCP_INTERMEDIATE.der, b"<RIM/>"))
+    found = GcpTpmVerifier().verify(made, endorsements=lists, now_ms=NOW_MS, anchors=ANCHORS)
+    assert found.details.revocation_checked is True
+    with pytest.raises(RevokedError):
+        reported(endorsements=(GCP_INTERMEDIATE.der, revocation_list(GCP_INTERMEDIATE, serial(CERTIFICATE))))
 
 
 def test_an_envelopes_log_is_replayed():

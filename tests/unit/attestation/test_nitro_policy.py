@@ -9,11 +9,11 @@ from confed import record
 from confed.attestation.policy.nitro import NitroPolicy, appraise, require_defaults, require_floors
 from confed.errors import (
     DebugError,
+    FreshnessError,
     MeasurementError,
     PolicyFormatError,
     RegisterError,
     SignerError,
-    StaleEvidenceError,
 )
 from confed.manifest import Unchecked
 
@@ -71,8 +71,8 @@ REFUSED = {
     "a PCR16 that is not locked": ({16: None}, {}, RegisterError),
     "PCR0 in the place of PCR1": ({1: PCRS[0]}, {}, RegisterError),
     "registers shifted by one": ({index: PCRS[index + 1] for index in range(4)}, {}, MeasurementError),
-    "a document that is too old": ({}, {"now": TIME + 61 * SECOND}, StaleEvidenceError),
-    "a document from the future": ({}, {"now": TIME - 31 * SECOND}, StaleEvidenceError),
+    "a document that is too old": ({}, {"now": TIME + 61 * SECOND}, FreshnessError),
+    "a document from the future": ({}, {"now": TIME - 31 * SECOND}, FreshnessError),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import os
 
 import cbor2
 import pytest
@@ -122,7 +123,7 @@ UNCONFIGURABLE = {
     "a module whose answer is too short": SecurityModule(answers={"DescribePCR": {"DescribePCR": {"lock": False, "data": b""}}}),
     "a module that refuses to extend": SecurityModule(answers={"ExtendPCR": {"Error": "ReadOnlyIndex"}}),
     "a module that refuses to lock": SecurityModule(answers={"LockPCR": {"Error": "InvalidOperation"}}),
-    "a module that answers a lock with more than its name": SecurityModule(answers={"LockPCR": {"LockPCR": {}}}),
+    "a module that answers something else than was asked": SecurityModule(answers={"LockPCR": "LockPCRs"}),
 }  # fmt: skip
 
 
@@ -131,6 +132,23 @@ def test_configuration_is_refused_by(device, module):
     attester = NsmAttester(device(module))
     with pytest.raises(EvidenceUnavailableError):
         attester.configure(MANIFEST)
+
+
+@pytest.mark.parametrize("register", [hashlib.sha384(b"x").digest(), bytes(47) + b"\1"])
+def test_a_register_of_another_value_is_not_locked(device, register):
+    module = module_with(register, locked=False)
+    with pytest.raises(EvidenceUnavailableError):
+        NsmAttester(device(module)).configure(MANIFEST)
+    assert 16 not in module.locked
+
+
+LOCKS = [{"Error": "InvalidIndex"}, "LockPCRs", "Success", {"LockPCRs": {}}, 1, None, ["LockPCR"]]
+
+
+@pytest.mark.parametrize("answer", LOCKS)
+def test_a_lock_is_taken_for_one_only_when_the_module_says_so(device, answer):
+    with pytest.raises(EvidenceUnavailableError):
+        device(SecurityModule(answers={"LockPCR": answer})).lock(16)
 
 
 def test_something_other_than_a_digest_is_not_put_into_a_register(device):
@@ -270,6 +288,37 @@ def test_a_call_that_fails_is_told(device, tmp_path):
         device(Failing()).describe()
 
 
+def test_a_response_is_not_longer_than_it_can_be(device):
+    document = bytes(0x3000 - 26)
+    answer = cbor2.dumps({"Attestation": {"document": document}})
+    assert len(answer) == 0x3000
+    module = SecurityModule(answers={"Attestation": answer})
+    assert device(module).attestation(user_data=b"", nonce=b"") == document
+
+    class Lying(SecurityModule):
+        def ioctl(self, descriptor, request, message):
+            super().ioctl(descriptor, request, message)
+            message.response.length += 1
+
+    with pytest.raises(EvidenceUnavailableError, match="bytes"):
+        device(Lying(answers={"Attestation": answer})).attestation(user_data=b"", nonce=b"")
+
+
+def test_no_descriptor_stays_open(device):
+    module = device(SecurityModule())
+    module.describe()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (the directory changes while it is read)
+    module.describe()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (the same)
+
+
+@pytest.mark.parametrize("value", [b"", bytes(47), bytes(49)])
+def test_a_register_of_another_size_is_refused(device, value):
+    module = SecurityModule(answers={"DescribePCR": {"DescribePCR": {"lock": True, "data": value}}})
+    with pytest.raises(EvidenceUnavailableError):
+        device(module).register(0)
+
+
 @pytest.mark.parametrize("length", [0, 0x3001, 2**64 - 1])
 def test_a_response_length_that_cannot_be_is_refused(device, length):
     class Lying(SecurityModule):
@@ -302,8 +351,10 @@ def test_requests_are_the_bytes_that_aws_s_library_sends():
 
 
 def test_a_request_larger_than_the_module_takes_is_refused():
+    least = len(encode_request("ExtendPCR", {"index": 16, "data": bytes(0x100)})) - 0x100
+    assert len(encode_request("ExtendPCR", {"index": 16, "data": bytes(0x1000 - least)})) == 0x1000
     with pytest.raises(EvidenceUnavailableError):
-        encode_request("ExtendPCR", {"index": 16, "data": bytes(0x1000)})
+        encode_request("ExtendPCR", {"index": 16, "data": bytes(0x1001 - least)})
 
 
 @settings(max_examples=300, deadline=None)

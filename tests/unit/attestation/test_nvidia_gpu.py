@@ -260,6 +260,7 @@ def tcb_with(value):
 
 OTHER_FAMILY = issue("TEST GH100 Identity", by=OTHER_ROOT, private=key("another family"))
 OTHER_PROVISIONER = issue("TEST GH100 Provisioner", by=OTHER_FAMILY)
+LONG = der(0x80, b"N" * 200) + der(0xA6, fwid())
 CHAINS = {
     "only the root": (with_chain(4), CertificateChainError),
     "the leaf left out": (with_chain(1, 2, 3, 4), CertificateChainError),
@@ -286,7 +287,9 @@ CHAINS = {
     "a leaf that is an authority": (make_device(ca=True), CertificateChainError),
     "a leaf that does not sign": (make_device(signs=False), CertificateChainError),
     "a leaf on another curve": (make_device(private=ec.generate_private_key(ec.SECP256R1())), AlgorithmError),
-    "a leaf of another product": (make_device(leaf_product="GB100"), CertificateChainError),
+    "a leaf that is an authority and signs": (make_device(ca=True, both=True), CertificateChainError),
+    "a leaf of another product": (make_device(leaf_name="GB100 A01 FMC"), CertificateChainError),
+    "a leaf whose name is blank": (make_device(leaf_name=" "), CertificateChainError),
     "a product that is not known": (make_device("GR100"), EvidenceVersionError),
     "a leaf that has expired": (make_device(end=NOW - DAY), CertificateValidityError),
     "a leaf that is not valid yet": (make_device(start=NOW + DAY), CertificateValidityError),
@@ -308,6 +311,11 @@ CHAINS = {
         composite_with(lambda device_key: composite(device_key, version=b"\x02")),
         EndorsementFormatError,
     ),
+    "a version of CompositeDeviceID that is no number": (
+        composite_with(lambda device_key: composite(device_key).replace(b"\x02\x01\x01", b"\x04\x01\x01", 1)),
+        EndorsementFormatError,
+    ),
+    "a set where there is a sequence": (tcb_with(b"\x31" + tcb_info()[1:]), EndorsementFormatError),
     "a firmware id of another hash": (
         tcb_with(der(0x30, der(0xA6, fwid(algorithm=b"\x2b\x01")))),
         EndorsementFormatError,
@@ -329,6 +337,10 @@ CHAINS = {
         EndorsementFormatError,
     ),
     "a length of no definite size": (tcb_with(b"\x30\x80\x00\x00"), EndorsementFormatError),
+    "a length of three bytes": (
+        tcb_with(b"\x30\x83" + len(LONG).to_bytes(2) + b"\x00" + LONG),
+        EndorsementFormatError,
+    ),
     "half a head": (tcb_with(b"\x30"), EndorsementFormatError),
     "something else than a sequence": (tcb_with(der(0x04, b"x")), EndorsementFormatError),
 }

@@ -251,6 +251,7 @@ CHAINS = {
         CertificateChainError,
     ),
     "a leaf that is an authority": (make_manifest(signer=leaf(ca=True)), CertificateChainError),
+    "a leaf that is an authority and signs": (make_manifest(signer=leaf(ca=True, both=True)), CertificateChainError),
     "a leaf that does not sign": (make_manifest(signer=leaf(signs=False)), CertificateChainError),
     "a leaf that has expired": (make_manifest(signer=leaf(end=NOW - DAY)), CertificateValidityError),
     "a leaf that is not valid yet": (make_manifest(signer=leaf(start=NOW + DAY)), CertificateValidityError),

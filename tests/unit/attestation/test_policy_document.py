@@ -95,7 +95,7 @@ FORMS = {
     "nine levels": (with_line("least = {", "deep = [[[[[[[1]]]]]]]\nleast = {"), "policy.deep[0][0][0][0][0][0]", "levels"),
     "a file too large": (DATA + b"#" * LIMIT_BYTES, "policy file in bytes", "at most"),
     "a line too long": (DATA + b"#" * 8193, "line 17 in bytes", "at most 8192"),
-    "a key without end": (DATA + b"a" + b".a" * 129 + b" = 1", "line 17, dots", "at most 128"),
+    "a key without end": (DATA + b"a" + b".a" * 65 + b" = 1", "line 17, dots", "at most 64"),
     "text without end": (with_line('since = "2026-01"', f'since = "{"x" * 2001}"'), "policy.minimum_tcb.toy.since", "at most 2000"),
 }  # fmt: skip
 
@@ -116,10 +116,10 @@ def test_a_faulty_file_is_a_user_s_mistake():
 
 BOMBS = {
     "one table with a long name and many lines": b"[a"
-    + b".a" * 127
+    + b".a" * 63
     + b"]\n"
     + b"".join(b"k%d=1\n" % n for n in range(28_000)),
-    "many keys with many parts": b"".join(b"k%d%s=1\n" % (n, b".a" * 120) for n in range(500)),
+    "many keys with many parts": b"".join(b"k%d%s=1\n" % (n, b".a" * 60) for n in range(500)),
     "lists in lists": b"".join(b"k%d=%s%s\n" % (n, b"[" * 4000, b"]" * 4000) for n in range(30)),
     "one long text": b'a="""' + b"\n".join([b"x" * 8000] * 32) + b'"""',
     "many empty tables": b"".join(b"[t%d]\n" % n for n in range(25_000)),
@@ -129,10 +129,10 @@ BOMBS = {
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS.keys())
 def test_no_file_takes_long_to_refuse(data):
     assert len(data) <= LIMIT_BYTES
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(PolicyFormatError):
         load(data)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @given(st.text(max_size=300) | st.text(alphabet='[]{}="\n.#ab1', max_size=300))

@@ -240,7 +240,7 @@ IMPOSSIBLE = {
     "EC2 with a vCPU signature": {"vmm": "ec2"},
     "a vCPU signature of zero": {"vcpu_signature": 0},
     "a vCPU signature of more than 32 bits": {"vcpu_signature": 1 << 32},
-    "another hypervisor": {"vmm": "bhyve"},
+    "another hypervisor": {"vmm": "bhyve", "vcpu_signature": None},
     "an initrd without a kernel": {"kernel": None, "append": None},
     "a command line without a kernel": {"kernel": None, "initrd": None},
     "an empty command line without a kernel": {"kernel": None, "initrd": None, "append": ""},
@@ -282,6 +282,24 @@ def test_a_firmware_is_refused_with(files, image):
     (files / "OVMF.fd").write_bytes(image)
     with pytest.raises(UsageError):
         snp_launch_digest(guest(files))
+
+
+NEED_NO_KERNEL = ("no SEV metadata", "SEV metadata of no sections", "a section of half a page", "no reset address")
+
+
+@pytest.mark.parametrize("why", NEED_NO_KERNEL)
+def test_without_a_kernel_too_a_firmware_is_refused_with(files, why):
+    (files / "OVMF.fd").write_bytes(FIRMWARES[why])
+    with pytest.raises(UsageError):
+        snp_launch_digest(guest(files, kernel=None, initrd=None, append=None))
+
+
+def test_without_a_kernel_no_page_for_its_hashes_is_needed(files):
+    sections = [section for section in AMD_SEV if section[2] != HASHES]
+    image = firmware(sections=sections, table=None)
+    (files / "OVMF.fd").write_bytes(image)
+    found = snp_launch_digest(guest(files, kernel=None, initrd=None, append=None))
+    assert found == expected_digest(image=image, hashes=None, vcpus=2, sections=sections)
 
 
 def test_a_firmware_larger_than_its_bound_is_refused_unread(files):

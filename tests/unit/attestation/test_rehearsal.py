@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from confed.attestation import rehearsal
 from confed.attestation.appraisal import appraise
 from confed.attestation.rehearsal import UNCHECKED, Outcome, Verdict, rehearse
+from confed.attestation.verifier import DeviceClaims
 from confed.errors import (
     AliasCheckError,
     ConfedError,
     MigrationError,
     PolicyFormatError,
-    PolicyMissingError,
     TcbError,
     TcbStatusError,
 )
@@ -115,7 +115,9 @@ class Played:
         self.status, self.tcb, self.migratable = status, tcb, migratable
 
     def __call__(self, claims, *, policy, **rest) -> None:
-        appraise(claims, policy=policy, **rest)
+        appraise(dataclasses.replace(claims, details=None), policy=policy, **rest)
+        if claims.details is None:
+            return
         fields = policy.appraisal["simulated/1"]["policy"]
         if fields["migration"] == UNCHECKED:
             raise PolicyFormatError("policy.migration", expected="true or false", got="a table")
@@ -133,37 +135,60 @@ WITH_POLICY = dataclasses.replace(
     appraisal={"simulated/1": document(migration=False, status=["up-to-date"], tcb={"least": 4, "other": 1})},
 )
 FIELDS = [
-    "simulated/1.migration",
-    "simulated/1.status",
-    "simulated/1.tcb.least",
-    "simulated/1.tcb.other",
-    "simulated/1.tcb",
+    "simulated/1: migration",
+    "simulated/1: status",
+    "simulated/1: tcb.least",
+    "simulated/1: tcb.other",
+    "simulated/1: tcb",
 ]
 
 
+DETAILED = dataclasses.replace(CLAIMS, details="what this kind says")
+
+
 def test_the_fields_of_an_appraisal_policy_are_judged_too():
-    verdicts = of(policy=WITH_POLICY, check=Played(status="up-to-date", tcb=4))
+    verdicts = of(DETAILED, policy=WITH_POLICY, check=Played(status="up-to-date", tcb=4))
     assert [verdict.claim for verdict in verdicts] == [*rehearsal.CLAIMS, *FIELDS]
     assert outcomes(verdicts) == {Outcome.OK}
 
 
 def test_every_field_of_an_appraisal_policy_that_refuses_is_found():
-    verdicts = of(dataclasses.replace(CLAIMS, debug=True), policy=WITH_POLICY, check=Played(status="revoked", tcb=3))
-    assert codes(verdicts) == {"debug": "debug", "simulated/1.status": "tcb-status", "simulated/1.tcb.least": "tcb"}
-    assert {v.claim for v in verdicts if v.outcome is Outcome.OK} >= {"simulated/1.migration", "measurement"}
+    verdicts = of(dataclasses.replace(DETAILED, debug=True), policy=WITH_POLICY, check=Played(status="revoked", tcb=3))
+    assert codes(verdicts) == {"debug": "debug", "simulated/1: status": "tcb-status", "simulated/1: tcb.least": "tcb"}
+    assert {v.claim for v in verdicts if v.outcome is Outcome.OK} >= {"simulated/1: migration", "measurement"}
 
 
-def test_a_field_that_may_not_be_left_unchecked_is_not_blamed_for_another():
-    verdicts = of(policy=WITH_POLICY, check=Played(status="revoked", tcb=4, migratable=True))
-    assert codes(verdicts) == {"migration": "migration"}
-    assert {v.claim for v in verdicts if v.outcome is Outcome.NOT_REACHED} >= set(FIELDS)
+def test_a_field_that_may_not_be_left_unchecked_is_not_blamed_and_leaves_the_rest_of_its_kind():
+    check = Played(status="revoked", tcb=4, migratable=True)
+    verdicts = of(dataclasses.replace(DETAILED, measurement=OTHER), policy=WITH_POLICY, check=check)
+    assert codes(verdicts) == {"measurement": "measurement", "simulated/1: migration": "migration"}
+    not_reached = {v.claim for v in verdicts if v.outcome is Outcome.NOT_REACHED}
+    assert not_reached == {*FIELDS} - {"simulated/1: migration"}
 
 
-def test_a_missing_appraisal_policy_is_named():
-    def check(claims, **rest):
-        raise PolicyMissingError("policy of tdx/1", expected="one", got="none")
+def test_a_missing_appraisal_policy_is_named_and_the_rest_is_judged():
+    verdicts = of(dataclasses.replace(DETAILED, debug=True))
+    assert codes(verdicts) == {"debug": "debug", "simulated/1: tee.appraisal.simulated/1": "policy-missing"}
+    assert outcomes(verdicts) == {Outcome.OK, Outcome.REFUSED}
 
-    assert codes(of(check=check)) == {"policy of tdx/1": "policy-missing"}
+
+GPU = DeviceClaims(profile="nvidia-gpu/1", details="what GPUs say")
+
+
+def test_devices_that_nobody_asked_for_are_refused_and_the_rest_is_judged():
+    verdicts = of(dataclasses.replace(CLAIMS, devices=(GPU,), measurement=OTHER))
+    assert codes(verdicts) == {
+        "measurement": "measurement", "devices": "device-count",
+        "nvidia-gpu/1: tee.appraisal.nvidia-gpu/1": "policy-missing",
+    }  # fmt: skip
+    assert outcomes(verdicts) == {Outcome.OK, Outcome.REFUSED}
+
+
+def test_devices_that_are_asked_for_and_not_there_are_refused():
+    policy = dataclasses.replace(POLICY, devices=("nvidia-gpu/1",), appraisal={"nvidia-gpu/1": document(mode="on")})
+    verdicts = of(policy=policy)
+    assert codes(verdicts) == {"devices": "device-count"}
+    assert {v.claim for v in verdicts if v.outcome is Outcome.NOT_REACHED} == {"nvidia-gpu/1: mode"}
 
 
 def test_a_check_that_never_ends_is_left():

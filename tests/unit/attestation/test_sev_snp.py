@@ -48,9 +48,11 @@ from sev_snp_world import (
 from confed import canonical, record
 from confed.attestation.certificates import load_certificate, require_issued
 from confed.attestation.evidence import Envelope, Expectation
+from confed.attestation.tee import sev_snp
 from confed.attestation.tee.sev_snp import PROFILE, SnpVerifier, verify_files
 from confed.attestation.tee.sev_snp_endorsements import pinned, pinned_roots, read_endorsements
 from confed.attestation.tee.sev_snp_report import GuestPolicyBit, PlatformBit
+from confed.attestation.tee.sev_snp_vek import read_vek
 from confed.attestation.verifier import ExpectedBinding, Registry
 from confed.errors import (
     AlgorithmError,
@@ -341,6 +343,16 @@ ENDORSEMENTS = {
         [vek(kind="VLEK", extensions={"4": CHIP}), ASVK], {"data": report(kind="VLEK")}, EndorsementFormatError),
     "a cloud's certificate without its name": (
         [vek(kind="VLEK", extensions={"5": None}), ASVK], {"data": report(kind="VLEK")}, EndorsementFormatError),
+    "a cloud without a name": (
+        [vek(kind="VLEK", extensions={"5": text("")}), ASVK], {"data": report(kind="VLEK")}, EndorsementFormatError),
+    "a cloud whose name does not print": (
+        [vek(kind="VLEK", extensions={"5": text("CN=a\x1b[2J")}), ASVK],
+        {"data": report(kind="VLEK")}, EndorsementFormatError),
+    "a cloud whose name is in long form": (
+        [vek(kind="VLEK", extensions={"5": b"\x16\x81\x80" + b"a" * 128}), ASVK],
+        {"data": report(kind="VLEK")}, EndorsementFormatError),
+    "an authority with a short key": (
+        [vek(owner="weak"), authority(owner="weak")], {}, AlgorithmError),
     "an unknown critical extension": ([vek(critical=True), ASK], {}, CertificateChainError),
     "a chip's key below the authority of clouds": (
         [vek(issuer="SEV-VLEK-Genoa"), ASVK, ASK], {}, CertificateChainError),
@@ -411,7 +423,8 @@ def test_a_list_that_does_not_name_the_authority_is_said_to_have_been_checked():
 
 def test_of_several_keys_and_authorities_those_that_hold_are_enough():
     others = [vek(extensions={"4": CHIP[::-1]}), vek(key=ec_key("other")), vek(tcb=bytes(8))]
-    claims = verify(certificates=[*others, VCEK, OTHER_ASK, ASK])
+    again = [authority(serial=serial) for serial in (20, 21)]
+    claims = verify(certificates=[*others, VCEK, OTHER_ASK, ASK, *again])
     assert claims.endorsement == hashlib.sha256(VCEK).hexdigest()
 
 
@@ -494,6 +507,7 @@ def test_an_endorsement_file_is_refused_that_is(data):
 
 
 def test_endorsements_are_bounded_in_number():
+    assert len(read_endorsements([VCEK] * 32).certificates) == 1
     with pytest.raises(EndorsementFormatError):
         read_endorsements([VCEK] * 33)
     many = [pem(vek(serial=serial)) for serial in range(1, 34)]
@@ -560,6 +574,21 @@ def test_the_digests_beside_the_pinned_certificates_are_theirs():
     assert digests[0] == "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"
     assert digests[3] == "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1"
     assert digests[6] == "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a"
+
+
+def test_where_no_authority_came_along_the_pinned_one_is_used(monkeypatch):
+    with pytest.raises(CertificateChainError):
+        verify(certificates=[VCEK])
+    known = tuple(load_certificate(item, what="authority") for item in (authority("Milan"), ASVK, ASK))
+    monkeypatch.setattr(sev_snp, "pinned", lambda: known)
+    assert verify(certificates=[VCEK]).product == "Genoa"
+    with pytest.raises(CertificateChainError):
+        verify(certificates=[VCEK, OTHER_ASK])
+
+
+def test_only_a_vek_s_certificate_is_read_as_one():
+    with pytest.raises(EndorsementFormatError):
+        read_vek(load_certificate(ASK, what="ASK"))
 
 
 def test_without_roots_of_its_own_a_caller_gets_amd_s():

@@ -103,6 +103,11 @@ def sound(version=4):
     return td_quote(version=version)
 
 
+@functools.cache
+def under_debug():
+    return td_quote(td_attributes=DEBUG)
+
+
 @pytest.mark.parametrize("version", [4, 5])
 def test_a_genuine_quote_says_what_the_td_reported(version):
     fields = {
@@ -828,14 +833,18 @@ def test_what_dcap_qvl_refuses_for_a_reason_of_its_own_is_refused(monkeypatch):
 
 
 def test_what_is_kept_of_collateral_is_bounded():
-    assert intel_collateral.parse_collateral.cache_info().maxsize == 32
+    assert intel_collateral._kept.cache_info().maxsize == 32
     assert intel_dcap._platform.cache_info().maxsize == 64
+    before = intel_collateral._kept.cache_info().misses
+    large = good() + b" " * 128 * 1024
+    assert verify(sound(), using=[large]) == verify(sound(), using=[good()])
+    assert intel_collateral._kept.cache_info().misses <= before + 1
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 1), st.data())
 def test_no_bit_of_a_quote_can_be_changed(debug, data):
-    quote = td_quote(td_attributes=DEBUG) if debug else sound()
+    quote = under_debug() if debug else sound()
     honest = verify(quote)
     bit = data.draw(st.integers(0, len(quote) * 8 - 1))
     try:

@@ -299,6 +299,7 @@ def test_a_name_is_of_its_own_hash(algorithm, name):
     assert parse_public(area).name == struct.pack(">H", algorithm) + hashlib.new(name, area).digest()
 
 
+AREA = public_area(RSA_AK)
 AES_CTR = struct.pack(">HHH", 0x06, 128, 0x40)
 AREAS = {
     "SHA-1 as its name's hash": (public_area(AK, name_algorithm=SHA1), AlgorithmError),
@@ -321,7 +322,8 @@ AREAS = {
         AlgorithmError,
     ),
     "other bits than its modulus": (public_area(RSA_AK, bits=3072), AlgorithmError),
-    "a size that is not in use": (public_area(RSA_AK, bits=1024), AlgorithmError),
+    "a size that is not in use": (public_area(rsa.generate_private_key(65537, 1024)), AlgorithmError),  # noqa: S505
+    "a modulus with fewer bits than it has room for": (AREA[:24] + b"\x00" + AREA[25:], AlgorithmError),
     "an exponent that cannot be": (public_area(RSA_AK, exponent=4), EvidenceFormatError),
     "a policy that is too long": (public_area(AK, policy=bytes(65)), EvidenceSizeError),
     "a trailing byte": (PUBLIC + b"\x00", TrailingBytesError),

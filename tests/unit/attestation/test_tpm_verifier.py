@@ -119,7 +119,7 @@ def test_an_enrolment_may_come_with_the_endorsements():
 
 
 def test_endorsements_of_other_devices_are_passed_over():
-    hints = (INTERMEDIATE.der, b"<RIM/>", b"", ROOT.pem, OTHER_ROOT.pem, NAMESAKE.pem, spki(OTHER_AK))
+    hints = (NAMESAKE.pem, INTERMEDIATE.der, b"<RIM/>", b"", ROOT.pem, OTHER_ROOT.pem, spki(OTHER_AK))
     made = envelope(endorsements=hints)
     assert TpmVerifier().verify(made, endorsements=(b"\x00" * 40,), now_ms=NOW_MS, anchors=ANCHORS)
 

@@ -64,16 +64,17 @@ def spki(key: Any, encoding: serialization.Encoding = serialization.Encoding.DER
     return public.public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+def named(name: str, *, long: bool = False) -> x509.Name:
+    """Return a common name; a long one is one that X.520 does not have, and Google's authorities do."""
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name, _validate=not long)])
 
 
 class Authority:
     """A certificate authority; an intermediate where ``parent`` is given."""
 
-    def __init__(self, name: str, parent: Authority | None = None, **changes: Any) -> None:
+    def __init__(self, name: str, parent: Authority | None = None, *, long: bool = False, **changes: Any) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = named(name)
+        self.name = named(name, long=long)
         self.certificate = (parent or self).issue(self.key.public_key(), subject=self.name, authority=True, **changes)
         self.der = self.certificate.public_bytes(serialization.Encoding.DER)
         self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)

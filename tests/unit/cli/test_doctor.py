@@ -19,7 +19,13 @@ from confed.attestation.measurement import aggregator_image, client_image
 from confed.attestation.rehearsal import CLAIMS
 from confed.attestation.tee.simulated import SimulatedPlatform
 from confed.cli import doctor
-from confed.errors import ConfigError, EncodingError, EvidenceUnavailableError, MissingFileError
+from confed.errors import (
+    ConfigError,
+    EncodingError,
+    EvidenceUnavailableError,
+    MissingFileError,
+    PolicyFormatError,
+)
 from confed.manifest import (
     PRODUCTION,
     CodeTerms,
@@ -229,6 +235,9 @@ MISTAKES = {
     "a TPM that is not named in full": (("--tcti", "device", "--google-key", "rsa"), ConfigError),
     "a manifest that is not there": (("--manifest", "/no/such"), MissingFileError),
     "a manifest that is none": (("--manifest", __file__), EncodingError),
+    "an appraisal policy that is not there": (("--policy", "/no/such"), MissingFileError),
+    "an appraisal policy that is none": (("--policy", __file__), PolicyFormatError),
+    "an appraisal policy for another TEE": (("--policy", "nitro"), ConfigError),
     "an endorsement that is not there": (("--endorsement", "/no/such"), MissingFileError),
     "an app that is not there": (("--app", "/no/such"), MissingFileError),
 }

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from confed import canonical
 from confed.attestation import reference_values
 from confed.attestation.measurement import aggregator_image, client_image
+from confed.attestation.policy.nitro import NitroPolicy
+from confed.attestation.policy.sev_snp import SnpPolicy
 from confed.cli import measure
 from confed.errors import MissingFileError, UsageError
 from confed.experiment.config import TeeTable
@@ -71,10 +73,18 @@ def test_the_lines_for_an_experiment_file_are_its_own(built: Path) -> None:
 
 def test_the_lines_can_be_copied_from_what_a_person_sees(built: Path) -> None:
     text = run("nitro", built)
-    lines = text[text.index("[tee]") :]
-    assert tomllib.loads(lines)["tee"]["client_measurements"] == [REGISTERS["PCR0"]]
+    lines = tomllib.loads(text[text.index("[tee]") :])
+    assert lines["tee"]["client_measurements"] == [REGISTERS["PCR0"]]
+    assert lines["policy"] == {name.lower(): [value] for name, value in REGISTERS.items()}
     for value in REGISTERS.values():
         assert value in text
+
+
+def test_the_lines_for_an_appraisal_policy_are_fields_of_its_own(built: Path) -> None:
+    fields = tomllib.loads(as_json("nitro", built)["policy"])["policy"]
+    assert set(fields) <= set(NitroPolicy.__dataclass_fields__)
+    assert {"measurements"} <= set(SnpPolicy.__dataclass_fields__)
+    assert as_json("simulated")["policy"] == ""
 
 
 def test_a_guest_is_described_by_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +107,7 @@ def test_a_guest_is_described_by_options(tmp_path: Path, monkeypatch: pytest.Mon
         )
     ]
     assert tomllib.loads(found["toml"])["tee"]["aggregator_measurements"] == ["ab" * 48]
+    assert tomllib.loads(found["policy"])["policy"] == {"measurements": ["ab" * 48]}
     as_json("snp", "--firmware", files["firmware"], "--vcpus", 1, "--vcpu-signature", "0xa10f11")
     as_json("snp", "--firmware", files["firmware"], "--vcpus", 1, "--vmm", "ec2")
     assert [guest.vcpu_signature for guest in asked[1:]] == [0xA10F11, None]
