@@ -10,17 +10,26 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confed.attestation.attester import Attester
-from confed.attestation.attesters.draft import DeviceEvidence
 from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance
 from confed.errors import ConfigError
 
-_BY_PROFILE = {"sev-snp/1": "snp", "tdx/1": "tdx", "sgx/1": "sgx", "aws-nitro/1": "nitro"}
-_OWN_TPM, _GOOGLE_TPM = "tpm/1", "gcp-tpm/1"
-MADE_HERE = (SIMULATED_PROFILE, *_BY_PROFILE, _OWN_TPM, _GOOGLE_TPM)
+if TYPE_CHECKING:
+    from confed.attestation.attesters.choose import TpmOptions
+
+_BY_PROFILE = {
+    "sev-snp/1": "snp",
+    "tdx/1": "tdx",
+    "sgx/1": "sgx",
+    "aws-nitro/1": "nitro",
+    "tpm/1": "tpm",
+    "gcp-tpm/1": "gcp-tpm",
+}
+MADE_HERE = (SIMULATED_PROFILE, *_BY_PROFILE)
 """Profiles that there is an attester for."""
 
 
@@ -93,41 +102,33 @@ def _attester(terms: AttesterTerms, layers: Sequence[str], manifest_digest: str)
         return SimulatedAttester(SimulatedInstance.from_bytes(terms.instance), layers=tuple(layers))
     if terms.instance:
         raise ConfigError("attester.instance", expected=f"none for {terms.profile}", got="a simulated TEE's")
-    # What a simulated TEE does not need is not imported into it.
-    from confed.attestation.attesters.choose import SNP, attester_for  # noqa: PLC0415
-    from confed.attestation.attesters.nvml import NvmlAttester  # noqa: PLC0415
-
-    devices = NvmlAttester(terms.gpus).collect if terms.gpus else None
-    logs = tuple(Path(path) for path in terms.event_logs)
-    if terms.profile in (_OWN_TPM, _GOOGLE_TPM):
-        return _tpm(terms, logs, devices, manifest_digest)
     kind = _BY_PROFILE.get(terms.profile)
     if kind is None:
         raise ConfigError("attester.profile", expected=" or ".join(MADE_HERE), got=terms.profile)
+    # What a simulated TEE does not need is not imported into it.
+    from confed.attestation.attesters.choose import attester_for  # noqa: PLC0415
+    from confed.attestation.attesters.nvml import NvmlAttester  # noqa: PLC0415
+
+    tpm = kind in ("tpm", "gcp-tpm")
     return attester_for(
         kind,
-        privilege_level=terms.privilege_level if kind == SNP else None,
-        event_logs=logs,
+        privilege_level=terms.privilege_level if kind == "snp" else None,
+        event_logs=() if tpm else tuple(Path(path) for path in terms.event_logs),
+        tpm=_tpm_options(terms) if tpm else None,
         manifest_digest=manifest_digest,
-        devices=devices,
+        devices=NvmlAttester(terms.gpus).collect if terms.gpus else None,
     )
 
 
-def _tpm(
-    terms: AttesterTerms, logs: tuple[Path, ...], devices: DeviceEvidence | None, manifest_digest: str
-) -> Attester:
-    from confed.attestation.attesters.tpm import TpmAttester  # noqa: PLC0415 (the TPM's library is an extra)
+def _tpm_options(terms: AttesterTerms) -> TpmOptions:
+    from confed.attestation.attesters.choose import TpmOptions  # noqa: PLC0415
 
-    if len(logs) > 1:
-        raise ConfigError("attester.event_logs", expected="at most one for a TPM", got=len(logs))
-    log = logs[0] if logs else None
-    if terms.profile == _OWN_TPM:
-        attester = TpmAttester.own(
-            terms.tcti, enrolment=terms.enrolment, selection=terms.registers, event_log=log, devices=devices
-        )
-    else:
-        attester = TpmAttester.google(
-            terms.tcti, algorithm=terms.algorithm, selection=terms.registers, event_log=log, devices=devices
-        )
-    attester.configure(manifest_digest)
-    return attester
+    if len(terms.event_logs) > 1:
+        raise ConfigError("attester.event_logs", expected="at most one for a TPM", got=len(terms.event_logs))
+    return TpmOptions(
+        tcti=terms.tcti,
+        selection=terms.registers,
+        enrolment=terms.enrolment or None,
+        algorithm=terms.algorithm or None,
+        event_log=Path(terms.event_logs[0]) if terms.event_logs else None,
+    )

@@ -126,7 +126,7 @@ def require_evaluated(tcb: TcbClaims) -> None:
         TcbStatusError: a status that is not one of Intel's.
     """
     if tcb.status not in STATUSES:
-        raise TcbStatusError("TCB status", expected=", ".join(STATUSES), got=tcb.refusal or tcb.status)
+        raise TcbStatusError("TCB status", expected=", ".join(STATUSES), got=f"{tcb.status} {tcb.refusal}")
 
 
 def require_default_tcb(tcb: TcbClaims) -> None:

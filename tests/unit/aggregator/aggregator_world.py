@@ -375,7 +375,13 @@ class World:
         )
         self.courier.put(sealed)
         policy = TeePolicy(
-            profiles=("simulated/1",), measurements=("0" * 64,), devices=(), appraisal={}, max_age_s=60, reattest_rounds=5, reattest_s=3600
+            profiles=("simulated/1",),
+            measurements=("0" * 64,),
+            devices=(),
+            appraisal={},
+            max_age_s=60,
+            reattest_rounds=5,
+            reattest_s=3600,
         )
         chosen: dict[str, Any] = {
             "format": FORMAT,

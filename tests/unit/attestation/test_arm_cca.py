@@ -493,7 +493,15 @@ def test_the_policy_refuses(sentence):
 
 
 def test_what_is_unchecked_may_be_anything():
-    fields = ("measurements", "registers", "personalization_values", "implementations", "instances", "configs", "firmware")
+    fields = (
+        "measurements",
+        "registers",
+        "personalization_values",
+        "implementations",
+        "instances",
+        "configs",
+        "firmware",
+    )
     check(
         token(
             rim=bytes(64),

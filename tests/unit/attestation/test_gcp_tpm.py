@@ -203,6 +203,8 @@ def test_an_issuer_that_names_no_list_revokes_nothing():
     assert verified(made, revocation_list(GCP_ROOT)).revocation_checked is True
     assert verified(made).revocation_checked is False
     assert verified(made, revocation_list(GCP_INTERMEDIATE)).revocation_checked is False
+    alone = attestation(ak_cert=item(6, ak_certificate(AK, GCP_ROOT, lists=False)))
+    assert verified(alone).revocation_checked is False
 
 
 def test_freshness_is_claimed_only_where_a_nonce_was_compared():
