@@ -171,6 +171,8 @@ class Land:
     def _manifest(self, homes: Mapping[str, OwnerHome], references: Mapping[str, SealedReference]) -> Manifest:
         policy: dict[str, Any] = {
             "profiles": ("simulated/1",),
+            "devices": (),
+            "appraisal": {},
             "max_age_s": 60,
             "reattest_rounds": REATTEST_ROUNDS,
             "reattest_s": REATTEST_S,

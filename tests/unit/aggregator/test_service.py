@@ -17,8 +17,9 @@ from aggregator_world import NOW, World
 
 from aggregator.launch import AggregatorLaunch
 from aggregator.service import AggregatorService
-from confed import canonical
-from confed.attestation.tee.simulated import SimulatedPlatform
+from confed import canonical, record
+from confed.attestation.attesters.launch import AttesterTerms
+from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
 from confed.errors import EncodingError
 from confed.wire.channel import Endpoint, open_channel, serve
 from confed.wire.v1 import confed_pb2 as pb
@@ -94,7 +95,7 @@ def launch_document(world: World, folder: Path, **changes: object) -> bytes:
     return canonical.encode(
         {
             "manifest": base64.b64encode(world.manifest.encoded).decode(),
-            "instance": base64.b64encode(instance.to_bytes()).decode(),
+            "attester": record.to_json(AttesterTerms(profile=PROFILE, instance=instance.to_bytes())),
             "brokers": [{"target": f"unix:{folder}/none.sock", "certificate": "", "brokers": brokers}],
             "courier": {"target": f"unix:{folder}/none.sock", "certificate": ""},
             "listen": f"unix:{folder}/aggregator.sock",

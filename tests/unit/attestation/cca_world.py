@@ -89,7 +89,8 @@ def platform(bound, **changes):
         "profile": 265, "challenge": 10, "implementation": 2396, "instance": 256, "config": 2401, "lifecycle": 2395,
         "software": 2399, "service": 2400, "hash": 2402, "extra": 1,
     }  # fmt: skip
-    algorithm = {"sha-384": "sha384", "sha-512": "sha512"}.get(bound.get(44240), "sha256")
+    names = {"sha-384": "sha384", "sha-512": "sha512"}
+    algorithm = next((name for value, name in names.items() if value == bound.get(44240)), "sha256")
     key = bound.get(44237)
     claims = {
         265: PLATFORM_PROFILE, 10: hashlib.new(algorithm, key if isinstance(key, bytes) else b"").digest(),
