@@ -50,9 +50,13 @@ ELEMENTS = 1_300_000
 
 
 def encodings(data: bytes) -> list[bytes]:
-    """The ways in which bytes might have been written down; in base64 at each of its three alignments."""
-    shifted = [base64.b64encode(bytes(pad) + data)[4 : -4 or None] for pad in (0, 1, 2)]
-    return [data, data.hex().encode(), *(part.rstrip(b"=") for part in shifted)]
+    """The ways in which bytes might have been written down; in base64 at each of its three alignments.
+
+    Of base64 every character is kept that the data alone decides: fewer would be found in ciphertexts by chance.
+    """
+    spans = ((pad, -(-pad * 8 // 6), (pad + len(data)) * 8 // 6) for pad in (0, 1, 2))
+    shifted = [base64.b64encode(bytes(pad) + data)[start:end] for pad, start, end in spans]
+    return [data, data.hex().encode(), *shifted]
 
 
 def of_float(value: float) -> list[bytes]:
