@@ -20,6 +20,9 @@ FORMAT = "confed-manifest/1"
 PRODUCTION = "production"
 SIMULATION = "simulation"
 Scalar = bool | int | float | str
+OLDEST_S = 24 * 3600
+"""Age beyond which evidence serves no more, whatever a policy says."""
+
 _MAX_MODEL_BYTES = 64 * 1024**3
 
 
@@ -135,7 +138,7 @@ class TeePolicy:
         appraisal: the owners' appraisal policy for each profile of a TEE or device that says more than the fields above
             (all but the simulated one), as ``confed.attestation.policy.document`` writes it.
         max_age_s: how old evidence may be when it is appraised.
-        reattest_rounds, reattest_s: for how long later releases need only a fresh signed nonce.
+        reattest_rounds, reattest_s: for how long later releases need only a fresh signed nonce; at most a day.
     """
 
     profiles: tuple[str, ...]
@@ -154,6 +157,8 @@ class TeePolicy:
             _require(profile in named, f"tee.appraisal.{profile}", "a profile that the policy names", "another")
         for name in ("max_age_s", "reattest_rounds", "reattest_s"):
             _require(getattr(self, name) > 0, f"tee.{name}", "above 0", getattr(self, name))
+        for name in ("max_age_s", "reattest_s"):
+            _require(getattr(self, name) <= OLDEST_S, f"tee.{name}", f"at most {OLDEST_S}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from confed.attestation.tee import gcp_tpm, intel_dcap, nitro, nvidia_gpu, sev_snp_endorsements
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
-AMD, INTEL = ("sev-snp/1", "azure-snp/1"), ("tdx/1", "sgx/1", "azure-tdx/1")
+# Where each kind keeps them; imported when they are asked for, since a run needs one kind of many.
+_PLACES = {
+    "sev-snp/1": "sev_snp_endorsements",
+    "azure-snp/1": "sev_snp_endorsements",
+    "tdx/1": "intel_dcap",
+    "sgx/1": "intel_dcap",
+    "azure-tdx/1": "intel_dcap",
+    "gcp-tpm/1": "gcp_tpm",
+    "aws-nitro/1": "nitro",
+    "nvidia-gpu/1": "nvidia_gpu",
+}
 
 
 def pinned_anchors(profile: str) -> tuple[bytes, ...]:
     """Return the pinned roots (DER) of a profile; none where a vendor has no one root (``tpm/1``, ``arm-cca/1``)."""
-    if profile in AMD:
-        return tuple(root.der for root in sev_snp_endorsements.pinned_roots())
-    if profile in INTEL:
-        return intel_dcap.pinned_roots()
-    if profile == gcp_tpm.PROFILE:
-        return tuple(root.der for root in gcp_tpm.pinned_roots())
-    if profile == nitro.PROFILE:
-        return nitro.pinned_roots()
-    return nvidia_gpu.pinned_roots() if profile == nvidia_gpu.PROFILE else ()
+    place = _PLACES.get(profile)
+    if place is None:
+        return ()
+    roots: Sequence[Any] = import_module(f"confed.attestation.tee.{place}").pinned_roots()
+    return tuple(root if isinstance(root, bytes) else root.der for root in roots)

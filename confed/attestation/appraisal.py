@@ -7,8 +7,9 @@ Floors hold whatever a policy says, the ones that a policy cannot even express i
 - nothing that can be debugged, nothing that hosts several identities outside simulation;
 - the measured configuration is the manifest's digest and not zeros; a TEE of another environment is refused;
 - evidence is at most a day old, and not from the future by more than 30 seconds;
-- a kind of TEE or device that says more than this is appraised by an owner's policy for exactly that kind, and refused
-  where there is none; device evidence that the policy does not ask for is refused, and so is its absence where it does.
+- every kind of TEE but the simulated one, and every device, is appraised by an owner's policy for exactly that kind;
+  where there is none, or nothing that it could appraise, it is refused; device evidence that the policy does not ask
+  for is refused, and so is its absence where it does.
 """
 
 from __future__ import annotations
@@ -31,13 +32,10 @@ from confed.errors import (
     SimulatedInProductionError,
     StaleEvidenceError,
 )
-from confed.manifest import SIMULATION, TeePolicy
+from confed.manifest import OLDEST_S, SIMULATION, TeePolicy
 
 SKEW_MS = 30_000
 """How far ahead of ours an enclave's clock may be."""
-
-OLDEST_S = 24 * 3600
-"""Age of evidence beyond which no policy can accept it."""
 
 _SIMULATED = "simulated"
 
@@ -54,7 +52,9 @@ def appraise(claims: Claims, *, policy: TeePolicy, environment: str, manifest_di
 
     Raises:
         EmptyAllowListError, SimulatedInProductionError, DebugError, SharedInstanceError, ProfileNotAllowedError,
-        ConfigurationError, MeasurementError, StaleEvidenceError: see above.
+        ConfigurationError, MeasurementError, StaleEvidenceError, PolicyMissingError, DeviceCountError: see above.
+        AppraisalError: of the class that the policy of a kind gives.
+        PolicyFormatError: a policy in the manifest that is none.
     """
     _require_policy(policy)
     _require_environment(claims, environment)
@@ -68,7 +68,7 @@ def appraise(claims: Claims, *, policy: TeePolicy, environment: str, manifest_di
         allowed = ", ".join(entry[:16] for entry in policy.measurements)
         raise MeasurementError("measurement", expected=allowed, got=claims.measurement[:16])
     _require_fresh(claims, policy, now_ms)
-    _require_kinds(claims, policy, datetime.fromtimestamp(now_ms / 1000, UTC))
+    _require_kinds(claims, policy, environment, datetime.fromtimestamp(now_ms / 1000, UTC))
 
 
 def claims_digest(claims: Claims) -> str:
@@ -104,24 +104,29 @@ def _require_fresh(claims: Claims, policy: TeePolicy, now_ms: int) -> None:
         )
 
 
-def _require_kinds(claims: Claims, policy: TeePolicy, now: datetime) -> None:
+def _require_kinds(claims: Claims, policy: TeePolicy, environment: str, now: datetime) -> None:
     """Appraise the TEE and each device by the owner's policy for its kind: the whole is acceptable if every part is."""
-    if claims.details is not None:
-        _require_kind(claims.profile, claims.details, policy, now)
+    if claims.evidence_class != _SIMULATED or claims.details is not None:
+        _require_kind(claims.profile, claims.details, policy, environment, now)
     found = tuple(device.profile for device in claims.devices)
     if sorted(found) != sorted(policy.devices):
         raise DeviceCountError(
             "device evidence", expected=", ".join(policy.devices) or "none", got=", ".join(found) or "none"
         )
     for device in claims.devices:
-        _require_kind(device.profile, device.details, policy, now)
+        _require_kind(device.profile, device.details, policy, environment, now)
 
 
-def _require_kind(profile: str, details: Any, policy: TeePolicy, now: datetime) -> None:
+def _require_kind(profile: str, details: Any, policy: TeePolicy, environment: str, now: datetime) -> None:
     table = policy.appraisal.get(profile)
     if table is None:
         raise PolicyMissingError(f"tee.appraisal.{profile}", expected="an appraisal policy", got="none")
-    document.from_table(profile, table).appraise(details, profile=profile, now=now)
+    if details is None:
+        raise PolicyMissingError(f"claims of {profile}", expected="some that a policy can appraise", got="none")
+    found = document.from_table(profile, table)
+    if environment != SIMULATION:
+        found.require_decided()
+    found.appraise(details, profile=profile, now=now)
 
 
 def _is_zero(value: str) -> bool:

@@ -235,11 +235,8 @@ def require_issued(subject: Certificate, issuer: Certificate, *, depth: int = 0,
         raise CertificateChainError(f"{link} issuer", expected="a certificate authority", got="none") from error
     if not constraints.ca or (constraints.path_length is not None and constraints.path_length < depth):
         raise CertificateChainError(f"{link} issuer", expected="an authority for this depth", got="none")
-    try:
-        if not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign:
-            raise CertificateChainError(f"{link} issuer", expected="a key that signs certificates", got="another use")
-    except x509.ExtensionNotFound:
-        pass  # RFC 5280, 4.2.1.3: without the extension a key's use is not restricted
+    if not _may_sign(issuer, "key_cert_sign"):
+        raise CertificateChainError(f"{link} issuer", expected="a key that signs certificates", got="another use")
     parsed = subject.parsed
     try:
         algorithm, scheme = parsed.signature_hash_algorithm, parsed.signature_algorithm_parameters
@@ -264,12 +261,21 @@ def require_not_revoked(
     """Check a certificate against its issuer's revocation list of this time.
 
     Raises:
-        RevocationUnknownError: a list of another issuer, with a bad signature, or outside its time.
+        RevocationUnknownError: a list of another issuer, of a key that signs none, with a bad signature, outside its
+            time, or of a part only.
+        AlgorithmError: a list whose signature is weak.
         RevokedError: it is on the list.
     """
     if issuer_of(crl) != issuer.parsed.subject:
         raise RevocationUnknownError(f"{what} revocation list", expected=issuer.subject[:80], got="another issuer's")
+    if not _may_sign(issuer, "crl_sign"):
+        raise RevocationUnknownError(f"{what} revocation list", expected="a key that signs lists", got="another use")
+    _require_whole(crl, what)
     try:
+        algorithm = crl.signature_hash_algorithm
+        if not isinstance(algorithm, _HASHES):
+            got = getattr(algorithm, "name", "none")
+            raise AlgorithmError(f"{what} revocation list hash", expected="SHA-256 or better", got=got)
         genuine = crl.is_signature_valid(issuer.public_key)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise RevocationUnknownError(f"{what} revocation list", expected="a known signature", got="another") from error
@@ -282,6 +288,17 @@ def require_not_revoked(
         raise RevokedError(
             f"{what} certificate", expected="one that is not revoked", got=f"serial {certificate.serial}"
         )
+
+
+def lists_of_this_time(
+    crls: Sequence[x509.CertificateRevocationList], now: datetime.datetime
+) -> Sequence[x509.CertificateRevocationList]:
+    """Return the lists of this time; all of them where none is, so that the check refuses and says why.
+
+    A list that an attester brought along grows old, and says nothing beside the verifier's own of this time.
+    """
+    current = [crl for crl in crls if crl.next_update_utc and crl.last_update_utc <= now <= crl.next_update_utc]
+    return current or crls
 
 
 def issuer_of(crl: x509.CertificateRevocationList) -> x509.Name:
@@ -340,6 +357,37 @@ def _long_names() -> Generator[None]:
     with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
         yield
+
+
+def _may_sign(issuer: Certificate, use: str) -> bool:
+    """Tell whether a key has a use; without the extension it is not restricted (RFC 5280, section 4.2.1.3)."""
+    try:
+        return getattr(_extensions(issuer).get_extension_for_class(x509.KeyUsage).value, use)
+    except x509.ExtensionNotFound:
+        return True
+
+
+def _require_whole(crl: x509.CertificateRevocationList, what: str) -> None:
+    """Refuse a list that speaks of a part of an issuer's certificates, and whatever else is critical in it.
+
+    Source: RFC 5280, sections 5.2.4 (delta lists) and 5.2.5 (lists of some certificates, or for some reasons).
+    """
+    try:
+        extensions = list(crl.extensions)
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise RevocationUnknownError(f"{what} revocation list", expected="known extensions", got="others") from error
+    for extension in extensions:
+        match extension.value:
+            case x509.IssuingDistributionPoint() as of:
+                part = of.only_contains_user_certs or of.only_contains_ca_certs or of.only_contains_attribute_certs
+                unknown = bool(part or of.only_some_reasons or of.indirect_crl)
+            case x509.DeltaCRLIndicator():
+                unknown = True
+            case _:
+                unknown = extension.critical
+        if unknown:
+            oid = extension.oid.dotted_string
+            raise RevocationUnknownError(f"{what} revocation list", expected="a whole one", got=f"one with {oid}")
 
 
 def _issued(subject: Certificate, issuer: Certificate) -> bool:

@@ -201,7 +201,7 @@ def attempt(
         options["privilege_level"] = privilege_level
     elif kind in {TPM, GOOGLE_TPM}:
         if tpm is None:
-            reason = "not asked: a TPM needs --tcti, and --enrolment or --google-key"
+            reason = "not asked: give --tcti, and --enrolment (`confed evidence enrol`) or --google-key"
             return Attempt(kind=kind, attests=False, code=EvidenceUnavailableError.code, reason=reason), None
         options["tpm"] = tpm
     try:

@@ -27,15 +27,17 @@ from confed.errors import (
     DebugError,
     DeviceCountError,
     MeasurementError,
+    PolicyMissingError,
     ProfileNotAllowedError,
     RefusedError,
     SharedInstanceError,
     SimulatedInProductionError,
     StaleEvidenceError,
 )
-from confed.manifest import TeePolicy
+from confed.manifest import SIMULATION, TeePolicy
 
 UNCHECKED = {"unchecked": "confed doctor: refused already"}
+_SIMULATED, _MENDED = "simulated", "rehearsed"
 _MOST_REFUSALS = 64
 _DEEPEST = 4
 
@@ -75,10 +77,29 @@ class _Trial:
     @property
     def kinds(self) -> frozenset[str]:
         """Profiles of what is appraised by a policy of its own kind, as far as it was not left out."""
-        own = () if self.claims.details is None else (self.claims.profile,)
+        own = (self.claims.profile,) if self.has_own_kind else ()
         return frozenset((*own, *(device.profile for device in self.claims.devices)))
 
+    @property
+    def has_own_kind(self) -> bool:
+        """Whether there is something of the TEE itself that a policy of its kind appraises."""
+        return self.claims.details is not None
+
     def refusal(self) -> ConfedError | None:
+        """Return what is refused; a simulated TEE, mended to be another, still has no policy of its own to miss."""
+        error = self.asked()
+        feigned = self.claims.evidence_class == _MENDED and not self.has_own_kind
+        return self.without_own_kind().asked() if feigned and isinstance(error, PolicyMissingError) else error
+
+    def without_own_kind(self) -> _Trial:
+        """Return the trial without what is asked last, and of no simulated TEE: the appraisal of its own kind.
+
+        What differs between environments was asked before it.
+        """
+        left_out = self.with_claims(evidence_class=_SIMULATED, environment="", details=None)
+        return dataclasses.replace(left_out, environment=SIMULATION)
+
+    def asked(self) -> ConfedError | None:
         try:
             self.check(
                 self.claims,
@@ -114,7 +135,7 @@ _CLAIMS = (
         "evidence class",
         SimulatedInProductionError,
         "evidence class",
-        lambda trial: trial.with_claims(evidence_class="rehearsed", hardware_rooted=True),
+        lambda trial: trial.with_claims(evidence_class=_MENDED, hardware_rooted=True),
     ),
     _Claim("one identity", SharedInstanceError, "instance", lambda trial: trial.with_claims(shared=False)),
     _Claim("environment", ConfigurationError, "environment", lambda trial: trial.with_claims(environment="")),
@@ -225,8 +246,8 @@ def _mended(trial: _Trial, error: ConfedError) -> tuple[str, _Trial | None]:
 
 
 def _without_one_kind(trial: _Trial) -> Iterator[tuple[str, _Trial]]:
-    if trial.claims.details is not None:
-        yield trial.claims.profile, trial.with_claims(details=None)
+    if trial.claims.evidence_class != _SIMULATED or trial.has_own_kind:
+        yield trial.claims.profile, trial.without_own_kind()
     for device in trial.claims.devices:
         left = tuple(one for one in trial.claims.devices if one is not device)
         yield device.profile, _with_devices(trial.with_claims(devices=left), left)

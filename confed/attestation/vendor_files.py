@@ -14,7 +14,7 @@ from typing import Any
 
 from confed.attestation.endorsements import decode_bundle
 from confed.attestation.evidence import Expectation
-from confed.errors import ConfigError
+from confed.errors import ConfigError, EndorsementFormatError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +86,10 @@ def parts_of(endorsement: bytes) -> Sequence[bytes]:
     """Return what a bundle holds, and anything else as it is.
 
     Raises:
-        EndorsementFormatError: a bundle that is not of its one form.
+        EndorsementFormatError: nothing at all, or a bundle that is not of its one form.
     """
+    if not endorsement:
+        raise EndorsementFormatError("endorsement", expected="a file with something in it", got="an empty one")
     if not endorsement.startswith(_BUNDLE_START):
         return (endorsement,)
     return tuple(part for entry in decode_bundle(endorsement) for part in entry.parts)

@@ -261,13 +261,16 @@ def default_registry() -> Registry:
 def _parted(
     envelope: Envelope, endorsements: Sequence[bytes], devices: DeviceVerifier | None
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...], Envelope]:
-    """Return endorsements (and hints) for devices, those for the TEE, and the envelope with the TEE's hints alone."""
+    """Return endorsements for devices, those for the TEE, and the envelope with the TEE's hints alone.
+
+    The relying party's own come first: an attester's hints for devices count only where it has none.
+    """
     if devices is None:
         return (), tuple(endorsements), envelope
-    every = (*endorsements, *envelope.endorsements)
     hints = tuple(hint for hint in envelope.endorsements if not devices.accepts(hint))
+    own = tuple(item for item in endorsements if devices.accepts(item))
     return (
-        tuple(item for item in every if devices.accepts(item)),
+        own or tuple(hint for hint in envelope.endorsements if devices.accepts(hint)),
         tuple(item for item in endorsements if not devices.accepts(item)),
         dataclasses.replace(envelope, endorsements=hints),
     )

@@ -92,7 +92,10 @@ def _provider(
     if cache is not None and bundle is not None:
         raise ConfigError("endorsements", expected="a cache or a bundle", got="both")
     if cache is None and (pccs is not None or pccs_ca is not None):
-        raise ConfigError("--pccs", expected="--endorsement-cache with it", got="none")
+        given = "--pccs-ca" if pccs is None else "--pccs"
+        raise ConfigError(given, expected="--endorsement-cache with it", got="none")
+    if pccs is None and pccs_ca is not None:
+        raise ConfigError("--pccs-ca", expected="--pccs with it", got="none")
     from confed.attestation.endorsement_cache import EndorsementCache  # noqa: PLC0415 (only where it is asked for)
     from confed.attestation.endorsement_provider import BundleProvider, CachedProvider  # noqa: PLC0415
     from confed.attestation.endorsing.vendors import VENDOR_HOSTS, vendor_fetcher, vendor_sources  # noqa: PLC0415

@@ -24,7 +24,9 @@ from confed.attestation.inventory import Confinement, Gpus, Interface
 from confed.attestation.rehearsal import Outcome, Verdict
 from confed.attestation.vendor_files import parts_of
 from confed.attestation.verifier import default_registry
-from confed.errors import ConfigError, EvidenceUnavailableError, MissingFileError
+from confed.cli.files import read_file
+from confed.cli.plain import plain
+from confed.errors import ConfigError, EvidenceUnavailableError
 from confed.journey import Role
 from confed.keybroker.identity import confed_home
 from confed.manifest import PRODUCTION, SIMULATION, Manifest
@@ -98,7 +100,7 @@ def doctor(  # noqa: PLR0913 (a command line's options)
         for kind in KINDS
     }
     envelope = tried[tee][1]
-    given = [part for path in endorsement or () for part in parts_of(_bytes("endorsement", path))]
+    given = [part for path in endorsement or () for part in parts_of(read_file("endorsement", path))]
     judged = () if envelope is None else _judged(envelope, case, simulated_anchors=anchors, endorsements=given)
     report = _report(tee, case, [attempt for attempt, _ in tried.values()], judged)
     if json_line:
@@ -158,7 +160,7 @@ def _tpms(tcti: str | None, enrolment: Path | None, google_key: str | None, regi
         raise ConfigError("--registers", expected="numbers with commas between them", got=registers[:60]) from error
     found: dict[str, TpmOptions] = {}
     if enrolment is not None:
-        signed = _bytes("enrolment", enrolment)
+        signed = read_file("enrolment", enrolment)
         found[TPM] = TpmOptions(tcti=tcti, selection=selection, enrolment=signed)
     if google_key is not None:
         found[GOOGLE_TPM] = TpmOptions(tcti=tcti, selection=selection, algorithm=google_key)
@@ -177,7 +179,7 @@ def _case(manifest: Path | None, *, policy: str | None, environment: str | None,
     if manifest is None:
         case = Case.made_up(role=role, environment=environment or PRODUCTION, now_ms=now_ms)
     else:
-        contract = Manifest.decode(_bytes("manifest", manifest))
+        contract = Manifest.decode(read_file("manifest", manifest))
         case = Case.of_manifest(contract, role=role, environment=environment, now_ms=now_ms)
     return dataclasses.replace(case, appraisal=_appraisal(policy))
 
@@ -187,16 +189,9 @@ def _appraisal(policy: str | None) -> Mapping[str, Mapping[str, Any]]:
         return {}
     from confed.attestation.policy import document, ready  # noqa: PLC0415 (reads every kind of TEE's policy)
 
-    data = ready.ready_policy(policy) if policy in ready.ready_names() else _bytes("policy", Path(policy))
+    data = ready.ready_policy(policy) if policy in ready.ready_names() else read_file("policy", Path(policy))
     found = document.load(data)
     return {found.profile: found.to_table()}
-
-
-def _bytes(what: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MissingFileError(what, expected="a file that can be read", got=str(path)) from error
 
 
 def _print(report: Mapping[str, Any]) -> None:
@@ -205,7 +200,8 @@ def _print(report: Mapping[str, Any]) -> None:
     _print_interfaces(console, report["interfaces"], report["gpus"])
     _print_attempts(console, report["attests"])
     _print_packages(console, report["packages"])
-    _print_broker(console, report["broker"])
+    reasons = {attempt.kind: attempt.reason for attempt in report["attests"]}
+    _print_broker(console, report["broker"], why=reasons[report["broker"]["tee"]])
 
 
 def _print_confinement(console: Console, kernel: str, confinement: Confinement) -> None:
@@ -222,10 +218,10 @@ def _print_interfaces(console: Console, interfaces: Sequence[Interface], gpus: G
     console.print("\n[bold]interfaces of TEEs and devices[/]")
     for one in interfaces:
         mark = "[green]there[/]" if one.present else "[dim]none[/] "
-        says = f"  {escape(one.says)}" if one.present and one.says else ""
+        says = f"  {escape(plain(one.says))}" if one.present and one.says else ""
         console.print(f"  {mark}  {one.name}  [dim]{escape(one.path)}[/]{says}")
     if gpus.problem:
-        console.print(f"  [dim]none[/]   GPUs  [dim]{escape(gpus.problem)}[/]")
+        console.print(f"  [dim]none[/]   GPUs  [dim]{escape(plain(gpus.problem))}[/]")
     modes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in gpus.modes.items())
     for name in gpus.names:
         console.print(f"  [green]there[/]  {escape(name)}  [dim]driver {escape(gpus.driver)}[/]  {escape(modes)}")
@@ -236,7 +232,7 @@ def _print_attempts(console: Console, attempts: Sequence[Attempt]) -> None:
     for one in attempts:
         colour = "yellow" if one.kind == SIMULATED else "green"
         mark = f"[{colour}]yes[/]" if one.attests else "[dim]no[/] "
-        console.print(f"  {mark}  {one.kind:<10} [dim]{escape(one.reason)}[/]")
+        console.print(f"  {mark}  {one.kind:<10} [dim]{escape(plain(one.reason))}[/]")
     if not any(one.attests for one in attempts if one.kind not in {SIMULATED, GPU}):
         console.print("  [yellow]no TEE here: simulated evidence only, which production refuses[/]")
 
@@ -250,11 +246,11 @@ def _print_packages(console: Console, packages: Mapping[str, str]) -> None:
         console.print(f"  [dim]not installed: {escape(absent)}[/]")
 
 
-def _print_broker(console: Console, broker: Mapping[str, Any]) -> None:
+def _print_broker(console: Console, broker: Mapping[str, Any], *, why: str) -> None:
     what = "SIMULATED evidence" if broker["simulated"] else f"{broker['tee']} evidence"
     console.print(f"\n[bold]what a broker would say[/]  {what}, as {broker['role']}, in {broker['environment']}")
     if not broker["claims"]:
-        console.print("  [red]refused[/]  there is no evidence to judge")
+        console.print(f"  [red]refused[/]  there is no evidence to judge: {escape(plain(why))}")
     for verdict in broker["claims"]:
         console.print(_line(verdict, assumed=verdict.claim in broker["assumed"]))
     if not broker["accepted"]:
@@ -266,11 +262,12 @@ def _print_broker(console: Console, broker: Mapping[str, Any]) -> None:
 
 
 def _line(verdict: Verdict, *, assumed: bool) -> str:
-    claim = escape(verdict.claim)
-    note = "  [yellow](nothing pinned: give --manifest)[/]" if assumed else ""
+    claim = escape(plain(verdict.claim))
+    if assumed and verdict.outcome is Outcome.OK:
+        return f"  [yellow]unknown[/]  {claim}: nothing pinned (give --manifest)"
     if verdict.outcome is Outcome.REFUSED:
         why = f"expected {verdict.expected}, got {verdict.got}" if verdict.expected or verdict.got else ""
-        return f"  [red]refused[/]  {claim}: [bold]{verdict.code}[/]  {escape(why)}{note}"
+        return f"  [red]refused[/]  {claim}: [bold]{verdict.code}[/]  {escape(plain(why))}"
     if verdict.outcome is Outcome.NOT_REACHED:
         return f"  [dim]not reached  {claim}[/]"
-    return f"  [green]ok[/]       {claim}{note}"
+    return f"  [green]ok[/]       {claim}"

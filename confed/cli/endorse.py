@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +14,8 @@ from confed.attestation.endorsements import Endorsement, encode_bundle
 from confed.attestation.endorsing.files import needs_of_files
 from confed.attestation.endorsing.vendors import VENDOR_HOSTS, Sources, vendor_fetcher, vendor_sources
 from confed.attestation.vendor_files import KINDS, kind_of
-from confed.errors import ConfigError, MissingFileError
+from confed.cli.files import read_file, write_file
+from confed.errors import ConfigError
 
 _LARGEST_FILE_BYTES = 4 * 1024 * 1024
 
@@ -51,12 +49,15 @@ def endorse(
     Exit code 0 with a bundle of everything that is needed; 3 without one, and the host and reason.
     """
     kind = kind_of(tee)
-    hints = [_read("--endorsement", path) for path in endorsement or []]
-    wanted = needs_of_files(kind.profile, _read("--evidence", evidence), hints)
+    if pccs is None and pccs_ca is not None:
+        raise ConfigError("--pccs-ca", expected="--pccs with it", got="none")
+    hints = [read_file("--endorsement", path, limit_bytes=_LARGEST_FILE_BYTES) for path in endorsement or []]
+    raw = read_file("--evidence", evidence, limit_bytes=_LARGEST_FILE_BYTES)
+    wanted = needs_of_files(kind.profile, raw, hints)
     fetcher = vendor_fetcher(hosts=tuple(source_host or VENDOR_HOSTS), pccs=pccs, pccs_authorities=pccs_ca)
     sources = Sources(vendor_sources(fetcher, pccs=pccs))
     found = gathered(wanted, lambda need: sources.fetch(need, now_ms=time.time_ns() // 1_000_000))
-    _write(encode_bundle(found), out)
+    write_file("--out", encode_bundle(found), out)
     typer.echo(_summary(found, out), err=True)
 
 
@@ -66,30 +67,3 @@ def _summary(found: tuple[Endorsement, ...], out: Path | None) -> str:
     first = min(found, key=lambda entry: entry.expires_at)
     ends = datetime.fromtimestamp(first.expires_at / 1000, UTC)
     return f"{len(found)} endorsements in {out or 'the output'}, good until {ends:%F %T} UTC ({first.need.KIND})"
-
-
-def _read(what: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise MissingFileError(what, expected="a file that can be read", got=path) from error
-    if len(data) > _LARGEST_FILE_BYTES:
-        raise ConfigError(what, expected=f"at most {_LARGEST_FILE_BYTES} bytes", got="more")
-    return data
-
-
-def _write(bundle: bytes, out: Path | None) -> None:
-    """Write a whole bundle or none."""
-    if out is None:
-        sys.stdout.buffer.write(bundle)
-        return
-    try:
-        descriptor, draft = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(bundle)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(out)
-    except OSError as error:
-        raise ConfigError("--out", expected="a place to write", got=error.strerror) from error

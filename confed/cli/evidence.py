@@ -18,8 +18,11 @@ from confed.attestation import ear
 from confed.attestation.evidence import Expectation
 from confed.attestation.policy import document, ready, registry
 from confed.attestation.vendor_files import KINDS, Kind, kind_of, verify_vendor_files
+from confed.cli import enrol
 from confed.cli.endorse import endorse
-from confed.errors import AppraisalError, AttestationError, ConfigError, MissingFileError
+from confed.cli.files import read_file
+from confed.cli.plain import plain
+from confed.errors import AppraisalError, AttestationError, ConfigError, MissingEndorsementError, RefusedError
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Unchecked
 from confed.records.run_directory import RunDirectory
@@ -29,7 +32,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _REFUSED = 3
 _NOT_GENUINE = 4
-_LARGEST_FILE_BYTES = 64 * 1024 * 1024
 _LATEST_S = 253_402_300_799  # the end of the year 9999, the last that datetime knows
 
 
@@ -61,11 +63,13 @@ def verify(  # noqa: PLR0913 (the options of a command)
     Exit code 0 genuine and acceptable, 3 genuine but refused by policy, 4 not genuine, 2 a mistake in the command.
     """
     kind = kind_of(tee)
+    if policy is None and policy_key is not None:
+        raise ConfigError("--policy-key", expected="--policy with it", got="none")
     expectation = Expectation(nonce=_bytes("--nonce", nonce), report_data=_bytes("--report-data", report_data))
     now = _time(at)
-    files = [_read("--endorsement", path) for path in endorsement or []]
-    chosen = None if policy is None else _policy(policy, policy_key)
-    verdict = _verdict(kind, _read("--evidence", evidence), files, expectation, now, chosen)
+    files = [read_file("--endorsement", path) for path in endorsement or []]
+    chosen = None if policy is None else _believed(policy, policy_key)
+    verdict = _verdict(kind, read_file("--evidence", evidence), files, expectation, now, chosen)
     if json_line:
         typer.echo(json.dumps(verdict, sort_keys=True))
     else:
@@ -110,7 +114,7 @@ def sign(
     ] = None,
 ) -> None:
     """Sign a policy with an owner's identity key, into FILE.sig."""
-    signature = document.sign_policy(_read("policy", file), OwnerHome.load(owner, home=home).identity_key)
+    signature = document.sign_policy(read_file("policy", file), OwnerHome.load(owner, home=home).identity_key)
     target = file.with_name(file.name + ".sig")
     try:
         target.write_bytes(signature)
@@ -120,6 +124,7 @@ def sign(
 
 
 app.command()(endorse)
+app.add_typer(enrol.app, name="enrol")
 
 
 @app.command()
@@ -157,7 +162,7 @@ def read_token(
     trusted = _bytes("--key", key) or b""
     expected = _bytes("--nonce", nonce)
     claims = ear.verify(
-        _read("token", file).decode(errors="replace").strip(),
+        read_file("token", file).decode(errors="replace").strip(),
         keys={ear.key_id(trusted): trusted},
         audience=audience,
         nonce=Unchecked(unchecked="no --nonce was given") if expected is None else expected,
@@ -196,8 +201,11 @@ def _print(verdict: dict[str, Any], *, policy_name: str, expectation: Expectatio
     if verdict["claims"] is not None:
         _print_claims(console, verdict["claims"], indent="")
     by = f"policy {policy_name}" if policy_name else "the floors alone (no --policy)"
+    reason = escape(f"{verdict['code']}: {plain(verdict['reason'])}")
     if not verdict["genuine"]:
-        console.print(f"[bold red]not genuine[/]  {escape(verdict['code'])}: {escape(verdict['reason'])}")
+        console.print(f"[bold red]not genuine[/]  {reason}")
+        if verdict["code"] == MissingEndorsementError.code:
+            console.print("[dim]give it with --endorsement FILE, or fetch it first: confed evidence endorse[/]")
         return
     left_out = [
         name
@@ -209,55 +217,57 @@ def _print(verdict: dict[str, Any], *, policy_name: str, expectation: Expectatio
     if verdict["acceptable"]:
         console.print(f"[bold green]genuine and acceptable[/]  to {escape(by)}")
     else:
-        console.print(f"[bold yellow]genuine, refused[/]  {escape(verdict['code'])}: {escape(verdict['reason'])}")
+        console.print(f"[bold yellow]genuine, refused[/]  {reason}")
 
 
 def _print_claims(console: Console, claims: Any, *, indent: str) -> None:
     for name, value in claims.items():
         if isinstance(value, dict) and value:
-            console.print(f"{indent}{escape(name)}")
+            console.print(f"{indent}{escape(plain(name))}")
             _print_claims(console, value, indent=indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for number, entry in enumerate(value):
-                console.print(f"{indent}{escape(name)} {number}")
+                console.print(f"{indent}{escape(plain(name))} {number}")
                 _print_claims(console, entry, indent=indent + "  ")
         else:
-            console.print(f"{indent}{escape(name):<28} {escape(_shown(value))}")
+            console.print(f"{indent}{escape(plain(name)):<28} {escape(_shown(value))}")
 
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + "…"
+    return plain(text if len(text) <= 200 else text[:197] + "…")
+
+
+def _believed(name: str, key: str | None) -> document.PolicyDocument:
+    """Return a policy to verify by; one that its key did not sign is a mistake here, and no verdict on evidence."""
+    try:
+        return _policy(name, key)
+    except RefusedError as error:
+        raise ConfigError(error.field, expected=error.expected, got=error.got) from error
 
 
 def _policy(name: str, key: str | None) -> document.PolicyDocument:
     path = Path(name)
     if key is not None:
         trusted = _bytes("--policy-key", key) or b""
-        signature = _read("policy signature", path.with_name(path.name + ".sig"))
-        return document.load_signed(_read("--policy", path), signature, trusted_keys=(trusted,))
+        signature = read_file("policy signature", path.with_name(path.name + ".sig"))
+        return document.load_signed(read_file("--policy", path), signature, trusted_keys=(trusted,))
     if not path.exists() and name in ready.ready_names():
         return document.load(ready.ready_policy(name))
-    return document.load(_read("--policy", path))
-
-
-def _read(what: str, path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _LARGEST_FILE_BYTES:
-            raise ConfigError(what, expected=f"at most {_LARGEST_FILE_BYTES} bytes", got=size)
-        return path.read_bytes()
-    except OSError as error:
-        raise MissingFileError(what, expected="a file that can be read", got=path) from error
+    return document.load(read_file("--policy", path))
 
 
 def _bytes(what: str, value: str | None) -> bytes | None:
+    """Return the bytes of an option; an empty one is a variable that was not set, and would check nothing."""
     if value is None:
         return None
     try:
-        return bytes.fromhex(value)
+        data = bytes.fromhex(value)
     except ValueError as error:
-        raise ConfigError(what, expected="hexadecimal digits", got=repr(value)[:40]) from error
+        raise ConfigError(what, expected="an even number of hexadecimal digits", got=repr(value)[:40]) from error
+    if not data:
+        raise ConfigError(what, expected="hexadecimal digits", got="nothing")
+    return data
 
 
 def _time(at: int | None) -> datetime:

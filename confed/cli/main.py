@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from confed import __version__
+from confed.cli.plain import plain
 from confed.errors import ConfedError
 
 # Flower reads these when it is imported: no telemetry, no look for updates.
@@ -67,7 +68,7 @@ def run() -> None:
     try:
         app()
     except ConfedError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {plain(str(error))}\n")
         sys.exit(error.exit_code)
 
 

@@ -13,7 +13,8 @@ from rich.markup import escape
 from confed import canonical, record
 from confed.attestation import reference_values
 from confed.attestation.reference_values import ReferenceValues, SnpGuest
-from confed.errors import MissingFileError, UsageError
+from confed.cli.files import read_file
+from confed.errors import UsageError
 from confed.journey import Role
 
 app = typer.Typer(help="Compute the measurements that an owner pins for a TEE.", no_args_is_help=True)
@@ -37,7 +38,7 @@ def simulated(
     if config is not None and lock is not None:
         raise UsageError("--lock", expected="none with an experiment file, which has its own", got=lock)
     if config is None:
-        digest = canonical.digest(b"" if lock is None else _bytes(lock, "lock file"))
+        digest = canonical.digest(b"" if lock is None else read_file("lock file", lock))
         _show(reference_values.simulated(None, digest), json_line=json_line)
         return
     from confed.experiment.config import load_experiment  # noqa: PLC0415 (only where an experiment is read)
@@ -97,7 +98,7 @@ def nitro(
     json_line: _JSON = False,
 ) -> None:
     """Read PCR0 to PCR2 of a Nitro enclave image from what its build printed."""
-    _show(reference_values.nitro(_bytes(measurements, "measurements"), role=role), json_line=json_line)
+    _show(reference_values.nitro(read_file("measurements", measurements), role=role), json_line=json_line)
 
 
 def _show(found: ReferenceValues, *, json_line: bool) -> None:
@@ -121,15 +122,6 @@ def _show(found: ReferenceValues, *, json_line: bool) -> None:
             console.print(f"\n[dim]# for {where}[/]")
         for line in lines:
             console.print(escape(line))
-
-
-def _bytes(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError(what, expected="a file", got=path) from error
-    except OSError as error:
-        raise UsageError(what, expected="a file that can be read", got=f"{path} ({error.strerror})") from error
 
 
 def _number(option: str, text: str) -> int:

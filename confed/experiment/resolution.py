@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,7 @@ def resolve(
     """
     experiment, start = prepared.experiment, prepared.start
     client, aggregator = prepared.images
+    tee = partial(tee_policy, experiment.tee, prepared.config_directory, now=datetime.now(UTC))
     return Manifest(
         format=FORMAT,
         name=experiment.name,
@@ -171,8 +174,8 @@ def resolve(
         settings=experiment.run_config,
         update=UpdateTerms(norm_bound=experiment.update.norm_bound, weight_cap=experiment.update.weight_cap),
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
-        client_tee=tee_policy(experiment.tee, prepared.config_directory, code=client, role=Role.CLIENT),
-        aggregator_tee=tee_policy(experiment.tee, prepared.config_directory, code=aggregator, role=Role.AGGREGATOR),
+        client_tee=tee(code=client, role=Role.CLIENT),
+        aggregator_tee=tee(code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),
         train_config=start.train_config,
         evaluate_config=start.evaluate_config,

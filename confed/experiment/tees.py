@@ -7,6 +7,7 @@ not pinned in this release.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,15 +22,16 @@ from confed.attestation.policy import document, ready
 from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
 from confed.attestation.vendor_files import parts_of
 from confed.attestation.verifier import default_registry
-from confed.errors import AttestationError, ConfigError, MissingFileError
+from confed.errors import AttestationError, ConfigError, MissingFileError, PolicyExpiredError
 from confed.experiment.config import TeeTable
 from confed.journey import Role
 from confed.manifest import TeePolicy
 
+_MEASUREMENT = re.compile(r"(?:[0-9a-f]{2})+\Z")
 _PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
-def tee_policy(table: TeeTable, directory: Path, *, role: Role, code: str) -> TeePolicy:
+def tee_policy(table: TeeTable, directory: Path, *, role: Role, code: str, now: datetime.datetime) -> TeePolicy:
     """Return what the manifest says of one role's TEE.
 
     Args:
@@ -37,9 +39,12 @@ def tee_policy(table: TeeTable, directory: Path, *, role: Role, code: str) -> Te
         directory: where the experiment file is; policies are found beside it.
         role: whose.
         code: the measurement of the role's code here, which a simulated TEE runs.
+        now: when the run starts, with its time zone; policies must not have expired then.
 
     Raises:
-        ConfigError: a profile that no verifier knows, or measurements or policies that are missing or too many.
+        ConfigError: a profile that no verifier knows, measurements or policies that are missing or too many, a
+            measurement that is none, or a policy past its last day.
+        PolicyFormatError: a policy that is not of its one form.
         MissingFileError: a policy that is neither a file nor a ready one.
     """
     _require_known(table)
@@ -48,11 +53,15 @@ def tee_policy(table: TeeTable, directory: Path, *, role: Role, code: str) -> Te
     if simulated == bool(given):
         expected = "none: a simulated TEE runs the code here" if simulated else "at least one (confed measure)"
         raise ConfigError(f"tee.{role}_measurements", expected=expected, got=len(given))
+    for entry in given:
+        if not _MEASUREMENT.match(entry) or not entry.strip("0"):
+            expected = "lower-case hexadecimal digits, and not zeros"
+            raise ConfigError(f"tee.{role}_measurements", expected=expected, got=entry[:40])
     return TeePolicy(
         profiles=(table.profile,),
         measurements=(code,) if simulated else given,
         devices=table.devices,
-        appraisal={found.profile: found.to_table() for found in _policies(table, directory)},
+        appraisal={found.profile: found.to_table() for found in _policies(table, directory, now)},
         max_age_s=table.max_age_s,
         reattest_rounds=table.reattest_rounds,
         reattest_s=table.reattest_s,
@@ -119,6 +128,8 @@ def _from_pem(data: bytes, what: str) -> tuple[bytes, ...]:
     except (AttestationError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(what, expected="certificates and public keys in PEM", got="something else") from error
     der = [key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys]
+    if not certificates and not der:
+        raise ConfigError(what, expected="certificates and public keys in PEM", got="nothing")
     return (*(certificate.der for certificate in certificates), *der)
 
 
@@ -135,13 +146,19 @@ def _require_known(table: TeeTable) -> None:
         raise ConfigError("tee.devices", expected="each profile once", got=", ".join(table.devices))
 
 
-def _policies(table: TeeTable, directory: Path) -> tuple[document.PolicyDocument, ...]:
+def _policies(table: TeeTable, directory: Path, now: datetime.datetime) -> tuple[document.PolicyDocument, ...]:
     found = tuple(_policy(name, directory) for name in table.policies)
     wanted = [profile for profile in (table.profile, *table.devices) if profile != SIMULATED_PROFILE]
     got = [policy.profile for policy in found]
     if sorted(got) != sorted(wanted):
         expected = "one for each of " + ", ".join(wanted) if wanted else "none for a simulated TEE"
         raise ConfigError("tee.policies", expected=expected, got=", ".join(got) or "none")
+    for policy in found:
+        try:
+            policy.require_current(now)
+        except PolicyExpiredError as error:
+            expected = f"a policy that has not expired (confed evidence policies), {policy.name} did"
+            raise ConfigError("tee.policies", expected=expected, got=f"{policy.expires} as its last day") from error
     return found
 
 

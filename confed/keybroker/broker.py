@@ -147,7 +147,7 @@ class Broker:
         asked = unverified(request, ReleaseRequest)
         self._require_addressed(asked.broker)
         _require_request_id(asked.request_id)
-        fresh = self._evidence(envelope)
+        fresh = self._evidence(envelope, asked.nonce)
 
         def first(decision: Decision) -> Released | None:
             stored = self._stored_reply(decision.tx, asked, request)
@@ -306,9 +306,14 @@ class Broker:
         assert result is not None  # noqa: S101 (either a result or a failure)
         return result
 
-    def _evidence(self, envelope: bytes) -> Evidence:
-        """Fetch what is needed to verify an envelope, before any transaction; a failure refuses inside of it."""
+    def _evidence(self, envelope: bytes, nonce: bytes) -> Evidence:
+        """Fetch what is needed to verify an envelope, before any transaction; a failure refuses inside of it.
+
+        Without a nonce that is outstanding nothing is fetched: such a request is refused, or has its answer in store.
+        """
         if not envelope or self._endorsements is None:
+            return Evidence(envelope=envelope)
+        if not self._store.rows("SELECT 1 FROM nonces WHERE nonce = ? AND used = 0", (nonce,)):
             return Evidence(envelope=envelope)
         try:
             found = self._endorsements.endorsements_for(Envelope.decode(envelope), now_ms=self._clock())

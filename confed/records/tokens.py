@@ -1,7 +1,9 @@
-"""Attestation results of a run as signed tokens (EAR): what an owner's broker made of the evidence that it was shown.
+"""Attestation results of a run as signed tokens (EAR): what an owner's broker made of the evidence that it accepted.
 
 Made from records, with the broker's key: for relying parties that trust this broker and cannot verify evidence
-themselves. A token is of the time of its evidence, and lasts a day from then: older results are not made new.
+themselves. What it was shown, and when, is read from its own ledger under its own key, never from evidence: a file that
+somebody put beside the others gets no token, and no evidence chooses the time at which it is judged. A token is of the
+time of its release, and lasts a day from then: older results are not made new.
 """
 
 from __future__ import annotations
@@ -10,83 +12,62 @@ from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confed import canonical
 from confed.attestation import ear
-from confed.attestation.appraisal import appraise
-from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.policy import document
-from confed.attestation.verifier import Claims, ExpectedBinding, default_registry
-from confed.errors import RefusedError
+from confed.attestation.verifier import default_registry
 from confed.journey import Role
+from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.statements import policy_digest
-from confed.manifest import Manifest, TeePolicy
-from confed.records.noted import noted_endorsements
+from confed.manifest import TeePolicy
+from confed.records.entries import entries_of_run, text
+from confed.records.instances import Attested, Instances
+from confed.records.places import at
 from confed.records.run_directory import RunDirectory
 from confed.statement import public_bytes
 
 
 def tokens(directory: RunDirectory, *, broker_key: Ed25519PrivateKey, audience: str) -> Iterator[tuple[str, str]]:
-    """Yield, for each genuine evidence that was made for this broker, its digest and the token of its appraisal.
+    """Yield, for each evidence that this broker released keys for, its digest and the token of its appraisal.
 
-    Evidence that is not genuine has no claims and so no token; what was refused has one that says so.
+    What it refused has no token: a ledger tells of a refusal that it was one, and not of which evidence.
 
     Args:
         directory: the run's records.
-        broker_key: the broker's own; it signs, and names the evidence that was made for it.
+        broker_key: the broker's own; it signs, and signed the ledger.
         audience: whom the tokens are for.
 
     Raises:
-        AttestationError: evidence for this broker that is not genuine, of the class that says why.
+        ManifestMismatchError: a key of nobody in the run.
+        LedgerError: a ledger that does not hold, or names evidence that is not there.
+        AttestationError, AppraisalError: evidence that this broker cannot have accepted.
         EncodingError: records that are not in their one form.
     """
-    manifest = directory.manifest()
-    endorsements = noted_endorsements(directory, manifest)
-    addressed = canonical.digest(public_bytes(broker_key))
-    for digest in directory.evidence():
-        data = directory.read_evidence(digest)
-        binding = Binding.decode(Envelope.decode(data).binding)
-        if binding.audience != addressed:
-            continue
-        claims = default_registry().verify(
-            data,
-            endorsements=endorsements,
-            expected=ExpectedBinding(
-                nonce=binding.nonce,
-                audience=addressed,
-                manifest=manifest.digest,
-                role=binding.role,
-                run=manifest.run,
-            ),
-            now_ms=binding.issued_at,
-            anchors=manifest.trust.anchors,
-        )
+    manifest, broker = directory.manifest(), public_bytes(broker_key)
+    party = manifest.broker_key(broker)
+    policies = {Role.CLIENT: manifest.client_tee, Role.AGGREGATOR: manifest.aggregator_tee}
+    signed = verify_ledger(directory.ledger(party.name), broker=broker, part_from=manifest.digest)
+    instances = Instances(manifest, broker=broker, directory=directory, registry=default_registry())
+    for entry in entries_of_run(signed, manifest=manifest, digest=manifest.digest, party=party.name):
+        with at(f"ledger of {party.name}, entry {entry.sequence} ({entry.event})"):
+            if entry.event == "endorsed":
+                instances.endorsed(entry)
+            if entry.event != "released" or text(entry, "evidence") in instances.found:
+                continue
+            attested = instances.released(entry)
         token = ear.issue(
-            claims,
-            outcomes=_outcomes(claims, manifest),
+            attested.claims,
+            outcomes=_outcomes(attested, policies[attested.role]),
             signing_key=broker_key,
             audience=audience,
-            now_ms=binding.issued_at,
+            now_ms=entry.time,
             lifetime_s=ear.LIFETIME_LIMIT_S,
         )
-        yield digest, token
+        yield attested.claims.evidence_digest, token
 
 
-def _outcomes(claims: Claims, manifest: Manifest) -> dict[str, ear.Outcome]:
-    """Return what appraisal says to the whole, which no part's result is better than."""
-    policy = manifest.client_tee if claims.binding.role is Role.CLIENT else manifest.aggregator_tee
-    refusal: RefusedError | None = None
-    try:
-        appraise(
-            claims,
-            policy=policy,
-            environment=manifest.environment,
-            manifest_digest=manifest.digest,
-            now_ms=claims.issued_at,
-        )
-    except RefusedError as error:
-        refusal = error
-    profiles = (claims.profile, *(device.profile for device in claims.devices))
-    return {profile: ear.Outcome(refusal=refusal, policy=_policy(profile, policy)) for profile in profiles}
+def _outcomes(attested: Attested, policy: TeePolicy) -> dict[str, ear.Outcome]:
+    profiles = (attested.claims.profile, *(device.profile for device in attested.claims.devices))
+    return {profile: ear.Outcome(refusal=None, policy=_policy(profile, policy)) for profile in profiles}
 
 
 def _policy(profile: str, policy: TeePolicy) -> str:

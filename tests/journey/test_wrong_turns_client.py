@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from road import CLIENT_CODE, MAX_ATTEMPTS, NOW, OTHER, OWNER, REATTEST_S, SITES, Held, Land, Road, Turns, small_model
-from test_wrong_turns_release import HARDWARE
+from test_wrong_turns_release import HARDWARE, accept_pretended
 
 from confed import canonical
 from confed.attestation.evidence import Binding, instance_of
@@ -236,8 +236,11 @@ def test_a_forged_letter_beside_the_true_one_does_no_harm(opened: Road) -> None:
     assert held.grants.aggregator.instance == opened.aggregators[0].instance
 
 
-def test_a_simulated_aggregator_is_refused_in_production_by_the_client_itself(make_road: MakeRoad) -> None:
+def test_a_simulated_aggregator_is_refused_in_production_by_the_client_itself(
+    make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The brokers took its evidence for hardware's, and credentialed it."""
+    accept_pretended(monkeypatch)
     road = make_road(environment=PRODUCTION, registry=HARDWARE)
     road.aggregator().open(1)
     refused_before_a_ticket(road, SimulatedInProductionError)

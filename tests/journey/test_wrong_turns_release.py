@@ -26,6 +26,7 @@ from road import (
     Turns,
 )
 
+from confed.attestation import appraisal
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
 from confed.attestation.verifier import Registry
 from confed.client import counterpart
@@ -49,6 +50,7 @@ from confed.errors import (
     ManifestMismatchError,
     MeasurementError,
     NotApprovedError,
+    PolicyMissingError,
     PurposeError,
     QuorumError,
     RequestReplayError,
@@ -83,6 +85,11 @@ class PretendHardware(SimulatedVerifier):
 
 
 HARDWARE = Registry((PretendHardware(),))
+
+
+def accept_pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the policies by kind: pretended hardware says nothing that one could appraise."""
+    monkeypatch.setattr(appraisal, "_require_kinds", lambda *_: None)
 
 
 def launched(**launch: Any) -> Make:
@@ -477,12 +484,21 @@ def test_hardware_that_is_shared_or_debugged_is_refused_in_production(
 
 
 def test_hardware_would_pass_in_production(make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept_pretended(monkeypatch)
     monkeypatch.setattr(counterpart, "default_registry", lambda: HARDWARE)
     assert production(make_road, registry=HARDWARE).round(1).cohort_size == len(SITES)
 
 
-def test_keys_born_in_simulation_never_leave_it(make_road: MakeRoad) -> None:
+def test_hardware_without_a_policy_of_its_kind_is_refused(make_road: MakeRoad) -> None:
+    road = production(make_road, registry=HARDWARE)
+    with pytest.raises(PolicyMissingError):
+        step(road, road.session(SITE))
+    assert not any(road.events(name, "released") for name in road.homes)
+
+
+def test_keys_born_in_simulation_never_leave_it(make_road: MakeRoad, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owners approve a production manifest over keys of simulation, and even the evidence is hardware's."""
+    accept_pretended(monkeypatch)
     road = make_road(change=lambda m: dataclasses.replace(m, environment=PRODUCTION), registry=HARDWARE)
     with pytest.raises(FloorError):
         step(road, road.session(SITE))

@@ -21,6 +21,15 @@ from confed.manifest import (
 )
 
 DIGEST = "0" * 64
+TEE = TeePolicy(
+    profiles=("simulated/1",),
+    measurements=(DIGEST,),
+    devices=(),
+    appraisal={},
+    max_age_s=60,
+    reattest_rounds=10,
+    reattest_s=600,
+)
 
 
 def party(name):
@@ -35,15 +44,6 @@ def reference(name):
 
 
 def make(**changes):
-    tee = TeePolicy(
-        profiles=("simulated/1",),
-        measurements=(DIGEST,),
-        devices=(),
-        appraisal={},
-        max_age_s=60,
-        reattest_rounds=10,
-        reattest_s=600,
-    )
     values = {
         "format": "confed-manifest/1",
         "name": "test",
@@ -61,8 +61,8 @@ def make(**changes):
         "settings": {"learning-rate": 0.5},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
-        "client_tee": tee,
-        "aggregator_tee": tee,
+        "client_tee": TEE,
+        "aggregator_tee": TEE,
         "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),
     }
     return Manifest(**{**values, **changes})
@@ -206,6 +206,8 @@ def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
             ),
             "tee.max_age_s",
         ),
+        (lambda: replace(TEE, max_age_s=24 * 3600 + 1), "tee.max_age_s"),
+        (lambda: replace(TEE, reattest_s=24 * 3600 + 1), "tee.reattest_s"),
         (lambda: Unchecked(unchecked=" "), "unchecked"),
     ],
 )

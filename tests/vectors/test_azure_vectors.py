@@ -329,6 +329,30 @@ def test_truncated_and_extended_files_and_reports_are_refused(name):
     refused(TrailingBytesError, dataclasses.replace(evidence, hcl_report=evidence.hcl_report + b"x"), name)
 
 
+@pytest.mark.parametrize("name", [MILAN, LUNAL_TDX])
+def test_truncated_and_extended_quotes_are_refused(name):
+    evidence = parts(name)
+    for part in ("quote", "signature", "td_quote"):
+        # Zeros after a TD quote are no part of it (DECISIONS.md, D30).
+        data = getattr(evidence, part).rstrip(b"\x00")
+        for end in range(0, len(data), max(1, len(data) // 40)):
+            with pytest.raises(AttestationError):
+                check(dataclasses.replace(evidence, **{part: data[:end]}), name)
+    for longer in ({"quote": evidence.quote + b"\x00"}, {"signature": evidence.signature + b"\x00"}):
+        with pytest.raises(AttestationError):
+            check(dataclasses.replace(evidence, **longer), name)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_register_of_a_set_can_change_its_number_or_be_left_out(name):
+    evidence = parts(name)
+    for number in evidence.pcrs:
+        less = {other: value for other, value in evidence.pcrs.items() if other != number}
+        refused(PcrDigestError, dataclasses.replace(evidence, pcrs=less), name)
+    first, second = evidence.pcrs[0], evidence.pcrs[7]
+    refused(PcrDigestError, dataclasses.replace(evidence, pcrs={**evidence.pcrs, 0: second, 7: first}), name)
+
+
 def test_evidence_in_confeds_own_form_is_the_same():
     for name, isolation in ((MILAN, Isolation.SNP), (LUNAL_TDX, Isolation.TDX)):
         encoded = parts(name).encode()

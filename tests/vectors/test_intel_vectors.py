@@ -8,6 +8,7 @@ import json
 import pytest
 from folder import at, needs_vectors, read, sets_of
 
+from confed.attestation.certificates import load_certificates
 from confed.attestation.evidence import Expectation
 from confed.attestation.policy import sgx as sgx_policy
 from confed.attestation.policy import tdx as tdx_policy
@@ -18,8 +19,10 @@ from confed.errors import (
     AttestationError,
     AttributesError,
     BindingMismatchError,
+    CertificateChainError,
     CertificateValidityError,
     DebugError,
+    EndorsementFormatError,
     EndorsementMismatchError,
     EventLogError,
     EvidenceSignatureError,
@@ -244,8 +247,24 @@ def test_a_changed_chain_is_refused(name):
             found = verify(name, flipped(quote, position))
         except AttestationError:
             continue
-        # Characters between lines say nothing.
+        # White space between lines says nothing.
         assert found == honest
+        assert quote[position : position + 1].isspace()
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_root_inside_a_quote_is_the_pinned_one(name):
+    *_, root = load_certificates(chain_of(name), what="PCK chain")
+    assert (root.der,) == intel_dcap.pinned_roots()
+    whole = chain_of(name)
+    third = whole.rindex(b"-----BEGIN")
+    for chain in (whole[:third], whole[:third] + whole[third + 1 :], whole.replace(b"-----\n-----", b"-----x-----")):
+        with pytest.raises((TrustAnchorError, EndorsementFormatError)):
+            verify(name, grafted(name, chain))
+    for position in range(third, len(whole), 7):
+        if not whole[position : position + 1].isspace():
+            with pytest.raises((TrustAnchorError, EndorsementFormatError, CertificateChainError)):
+                verify(name, grafted(name, flipped(whole, position)))
 
 
 @pytest.mark.parametrize("name", VERDICTS)
@@ -341,8 +360,6 @@ def test_revocation_lists_that_were_changed_or_exchanged_are_refused(name):
 @pytest.mark.parametrize("vendor", ["amd.pem", "aws_nitro.pem"])
 def test_another_vendors_root_vouches_for_nothing(vendor):
     import importlib.resources  # noqa: PLC0415
-
-    from confed.attestation.certificates import load_certificates  # noqa: PLC0415
 
     data = importlib.resources.files("confed.attestation.roots").joinpath(vendor).read_bytes()
     root = load_certificates(data[data.index(b"-----BEGIN") :], what=vendor)[0].der

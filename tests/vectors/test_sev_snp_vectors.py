@@ -6,12 +6,14 @@ import datetime
 import json
 
 import pytest
+from cryptography import x509
 from folder import needs_vectors, read, sets_of
 
 from confed.attestation.certificates import load_certificates
 from confed.attestation.evidence import Expectation
 from confed.attestation.policy.sev_snp import appraise, require_defaults, require_floors
 from confed.attestation.policy.sev_snp_terms import Committed, MinimumTcb, SnpPolicy
+from confed.attestation.tee import sev_snp_endorsements
 from confed.attestation.tee.sev_snp import verify_files, verify_report
 from confed.attestation.tee.sev_snp_endorsements import pinned, pinned_roots
 from confed.attestation.tee.sev_snp_report import Product, SigningKey, Tcb
@@ -132,6 +134,24 @@ def test_a_genuine_set_says_what_its_index_says(name):
 def test_a_report_and_its_key_s_certificate_are_enough(name):
     entry = GENUINE[name]
     assert verify(entry, endorsements=[read(entry["vek"])]) == verify(entry)
+
+
+@pytest.mark.parametrize("name", GENUINE)
+def test_the_serial_number_0_that_amd_gives_stands_in_nobody_s_way(name, monkeypatch):
+    entry, parse, seen = GENUINE[name], x509.load_der_x509_certificate, []
+    assert load_certificates(read(entry["vek"]), what="VEK")[0].serial == 0
+
+    def strict(data, *rest):
+        seen.append(data)
+        if b"\x02\x01\x00" in data[:20]:
+            raise ValueError("serial number 0")
+        return parse(data, *rest)
+
+    expected = verify(entry)
+    monkeypatch.setattr(x509, "load_der_x509_certificate", strict)
+    sev_snp_endorsements._read_again.cache_clear()
+    assert verify(entry) == expected
+    assert seen
 
 
 @pytest.mark.parametrize("name", GENUINE)

@@ -130,11 +130,14 @@ def _read_state(nvml: Any) -> NvidiaState:
     except nvml.NVMLError:
         told = False
     found = settings if told else nvml.nvmlSystemGetConfComputeState()
+    multi_gpu = _MULTI_GPU.get(int(found.multiGpuMode)) if told else "unreported"
+    if multi_gpu is None:
+        raise EvidenceUnavailableError("NVML's multi-GPU mode", expected="0 to 2", got=int(found.multiGpuMode))
     return NvidiaState(
         confidential_compute="on" if int(found.ccFeature) == nvml.NVML_CC_SYSTEM_FEATURE_ENABLED else "off",
         devtools="off" if int(found.devToolsMode) == nvml.NVML_CC_SYSTEM_DEVTOOLS_MODE_OFF else "on",
         environment=_ENVIRONMENTS.get(int(found.environment), "unavailable"),
-        multi_gpu=_MULTI_GPU.get(int(found.multiGpuMode), "unreported") if told else "unreported",
+        multi_gpu=multi_gpu,
     )
 
 

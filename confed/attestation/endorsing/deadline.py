@@ -68,7 +68,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
         name, number = self._addresses.get(host, (host, port))
         try:
             found = [str(entry[4][0]) for entry in getaddrinfo(name, number, type=SOCK_STREAM)]
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: a label that no name can have
             raise httpcore.ConnectError("the name does not resolve") from error
         failure: httpcore.ConnectError | httpcore.ConnectTimeout = httpcore.ConnectError("no address")
         for address in dict.fromkeys(found[:_MOST_ADDRESSES]):

@@ -27,6 +27,7 @@ from confed.attestation.endorsements import (
 )
 from confed.attestation.tee import ocsp, xmldsig
 from confed.attestation.tee.intel_collateral import parse_collateral
+from confed.attestation.tee.nvidia_identity import SWITCH, architecture_of
 from confed.attestation.tee.nvidia_rim import unverified_name
 from confed.attestation.tee.sev_snp_report import SigningKey
 from confed.attestation.tee.sev_snp_vek import common_name, read_vek
@@ -38,6 +39,8 @@ PCK_ISSUERS = {"platform": "Intel SGX PCK Platform CA", "processor": "Intel SGX 
 """Who certifies a platform, by the name that Intel's service has for the authority."""
 
 _INTEL_ROOT = "Intel SGX Root CA"
+# How NVIDIA's service names manifests (tee.nvidia_opaque, manifest_ids).
+_SWITCH_MANIFEST, _DRIVER_MANIFEST = "NV_SWITCH_", "_DRIVER_"
 
 
 def examined(need: Need, data: bytes, *, fetched_at: int) -> Endorsement:
@@ -119,11 +122,17 @@ def _collateral(need: IntelCollateral, data: bytes) -> datetime.datetime:
 
 
 def _rim(need: NvidiaRim, data: bytes) -> datetime.datetime:
-    version = unverified_name(data).version
+    name = unverified_name(data)
     # The ids of drivers' manifests end in the version as it is, those of a VBIOS in capitals and without its dots.
-    asked = need.id.rsplit("_", 1)[-1]
-    if asked.upper() not in (version, version.replace(".", "")):
-        raise EndorsementMismatchError("manifest version", expected=asked, got=version)
+    rest, asked = need.id.rsplit("_", 1)
+    if asked.upper() not in (name.version, name.version.replace(".", "")):
+        raise EndorsementMismatchError("manifest version", expected=asked, got=name.version)
+    if need.id.startswith(_SWITCH_MANIFEST) != (name.device == SWITCH):
+        raise EndorsementMismatchError("manifest", expected=need.id, got=f"one of a {name.device}")
+    # NVIDIA's service gives a driver of one version for several chips, each in a manifest of its own.
+    chip = architecture_of(rest.rsplit("_", 1)[-1])
+    if _DRIVER_MANIFEST in need.id and chip != name.architecture:
+        raise EndorsementMismatchError("manifest architecture", expected=chip, got=name.architecture)
     return _end_of(rim_signers(data))
 
 

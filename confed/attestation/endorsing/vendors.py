@@ -14,7 +14,10 @@ from confed.errors import ConfigError, EndorsementFetchError
 VENDOR_HOSTS = (amd_kds.HOST, intel_pcs.HOST, intel_pcs.CRL_HOST, nvidia.RIM_HOST, nvidia.OCSP_HOST)
 """The only hosts that are asked unless a PCCS is named."""
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[1-9][0-9]{0,4})?\Z")
+# RFC 1035, section 2.3.4: labels of at most 63 characters, names of at most 253.
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAME = re.compile(rf"(?=[^:]{{1,253}}(:|\Z)){_LABEL}(\.{_LABEL})*(:(?P<port>[1-9][0-9]{{0,4}}))?\Z")
+_LAST_PORT = 65_535
 
 
 class Sources:
@@ -59,7 +62,8 @@ def vendor_fetcher(
     """
     allowed = [*hosts, *([] if pccs is None else [pccs])]
     for host in allowed:
-        if not _NAME.match(host):
+        name = _NAME.match(host)
+        if name is None or int(name["port"] or 1) > _LAST_PORT:
             raise ConfigError("host of endorsements", expected="NAME or NAME:PORT in lower case", got=host[:100])
     tls = {} if pccs is None or pccs_authorities is None else {pccs: tls_context(pccs_authorities)}
     return Fetcher(allowed, tls=tls, patience=patience)

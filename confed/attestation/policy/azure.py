@@ -1,8 +1,8 @@
 """Is an Azure confidential VM acceptable: its hardware, its paravisor's settings, and what its virtual TPM measured?
 
 Floors hold whatever a policy says: those of the hardware (``sev_snp``, ``tdx``), a quote over a register that not
-anybody can reset, and a virtual TPM that the paravisor says is enabled. Where nobody gave a policy, settings that are
-not known here are refused too, since nobody has said what they allow.
+anybody can reset, and a virtual TPM that the paravisor says is enabled. Where nobody gave a policy, a console that the
+host can type into is refused too, and settings that are not known here, since nobody has said what they allow.
 
 A policy is three, and the worst part decides: ``hardware`` as for the same chip elsewhere, ``runtime`` for what the
 paravisor says, ``quote`` for the registers. It has to pin the paravisor, by the measurement or, on SNP, by the key that
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 from confed.attestation.policy import sev_snp, tdx
@@ -29,13 +30,25 @@ from confed.errors import AttributesError, DebugError, PlatformError, PlatformIn
 from confed.manifest import Unchecked
 
 
+class InteractiveConsole(StrEnum):
+    """What is demanded of a serial console that the host can type into.
+
+    ``off``: the paravisor says that there is none. ``off-or-unsaid``: it does not say that there is one; older versions
+    do not know the setting.
+    """
+
+    OFF = "off"
+    OFF_OR_UNSAID = "off-or-unsaid"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AzureRuntimePolicy:
     """What an owner accepts of the machine's settings; a setting that is demanded has to be there.
 
     Attributes:
         secure_boot: ``true``: it is on.
-        no_console, no_interactive_console: ``true``: the host has no serial console, or cannot type into it.
+        no_console: ``true``: the host has no serial console.
+        interactive_console: what is demanded of one that the host can type into.
         no_filtered_devices: ``true``: none of the host's devices is given to the machine.
         root_certificates: thumbprints of authorities for key release.
         vm_ids: machines, as the paravisor spells their identifiers.
@@ -47,14 +60,14 @@ class AzureRuntimePolicy:
 
     secure_boot: bool | Unchecked
     no_console: bool | Unchecked
-    no_interactive_console: bool | Unchecked
+    interactive_console: InteractiveConsole | Unchecked
     no_filtered_devices: bool | Unchecked
     root_certificates: tuple[str, ...] | Unchecked
     vm_ids: tuple[str, ...] | Unchecked
     other_settings: tuple[str, ...] | Unchecked
 
     def __post_init__(self) -> None:
-        for name in ("secure_boot", "no_console", "no_interactive_console", "no_filtered_devices"):
+        for name in ("secure_boot", "no_console", "no_filtered_devices"):
             demanded: bool | Unchecked = getattr(self, name)
             require_true(f"runtime.{name}", demanded)
         for name in ("root_certificates", "vm_ids", "other_settings"):
@@ -127,6 +140,7 @@ def require_defaults(claims: AzureSnpClaims | AzureTdxClaims) -> None:
     """Check what holds where nobody gave a policy.
 
     Raises:
+        DebugError: a console that the host can type into.
         PlatformInfoError: a setting that is not known here.
         AppraisalError: see ``require_floors``, and of the class that ``sev_snp`` or ``tdx`` gives.
     """
@@ -135,6 +149,7 @@ def require_defaults(claims: AzureSnpClaims | AzureTdxClaims) -> None:
     else:
         tdx.require_defaults(claims.hardware)
     _require_other_floors(claims)
+    _require_no_typing(claims.runtime, InteractiveConsole.OFF_OR_UNSAID)
     _require_known(claims.runtime, ())
 
 
@@ -167,29 +182,26 @@ def _require_other_floors(claims: AzureSnpClaims | AzureTdxClaims) -> None:
 
 
 def _appraise_runtime(runtime: AzureRuntimeClaims, policy: AzureRuntimePolicy) -> None:
-    for name, found, demanded, error in (
-        ("secure-boot", runtime.secure_boot, policy.secure_boot, PlatformInfoError),
-        ("console-enabled", _is_off(runtime.console_enabled), policy.no_console, PlatformInfoError),
-        (
-            "interactive-console-enabled",
-            _is_off(runtime.interactive_console_enabled),
-            policy.no_interactive_console,
-            DebugError,
-        ),
-        (
-            "filtered-vpci-devices-allowed",
-            _is_off(runtime.filtered_devices_allowed),
-            policy.no_filtered_devices,
-            PlatformInfoError,
-        ),
+    for name, found, demanded in (
+        ("secure-boot", runtime.secure_boot, policy.secure_boot),
+        ("console-enabled", _is_off(runtime.console_enabled), policy.no_console),
+        ("filtered-vpci-devices-allowed", _is_off(runtime.filtered_devices_allowed), policy.no_filtered_devices),
     ):
         if not isinstance(demanded, Unchecked) and not found:
-            raise error(name, expected="what the policy demands", got="another setting, or none")
+            raise PlatformInfoError(name, expected="what the policy demands", got="another setting, or none")
+    if not isinstance(policy.interactive_console, Unchecked):
+        _require_no_typing(runtime, policy.interactive_console)
     thumbprint = runtime.root_certificate_thumbprint
     require_allowed("root-cert-thumbprint", thumbprint, policy.root_certificates, SignerError)
     require_allowed("vmUniqueId", runtime.vm_id, policy.vm_ids, PlatformError)
     if not isinstance(policy.other_settings, Unchecked):
         _require_known(runtime, policy.other_settings)
+
+
+def _require_no_typing(runtime: AzureRuntimeClaims, demanded: InteractiveConsole) -> None:
+    said = runtime.interactive_console_enabled
+    if said or (said is None and demanded is InteractiveConsole.OFF):
+        raise DebugError("interactive-console-enabled", expected=demanded, got="not said" if said is None else "on")
 
 
 def _require_known(runtime: AzureRuntimeClaims, accepted: tuple[str, ...]) -> None:

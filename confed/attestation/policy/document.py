@@ -32,10 +32,12 @@ from confed.errors import (
     EncodingError,
     PolicyExpiredError,
     PolicyFormatError,
+    PolicyMissingError,
     ProfileNotAllowedError,
     SignatureError,
     SizeError,
 )
+from confed.manifest import Unchecked
 
 FORMAT = "confed-appraisal/1"
 LIMIT_BYTES = 256 * 1024
@@ -140,6 +142,18 @@ class PolicyDocument:
         today = now.astimezone(datetime.UTC).date()
         if today > _date("expires", self.expires):
             raise PolicyExpiredError(f"policy {self.name}", expected=f"a day until {self.expires}", got=str(today))
+
+    def require_decided(self, *, rules: Mapping[str, Rules] = registry.RULES) -> None:
+        """Refuse a policy that leaves open what production has to have decided.
+
+        Raises:
+            PolicyMissingError: a field that says ``unchecked`` where its kind may not.
+        """
+        for name in rules[self.profile].decided_in_production:
+            if isinstance(getattr(self.policy, name), Unchecked):
+                raise PolicyMissingError(
+                    f"tee.appraisal.{self.profile}.{name}", expected="values, in production", got="unchecked"
+                )
 
     def appraise(
         self, claims: Any, *, profile: str, now: datetime.datetime, rules: Mapping[str, Rules] = registry.RULES
@@ -252,6 +266,9 @@ def verify_policy_signature(data: bytes, signature_file: bytes, *, trusted_keys:
     if not trusted_keys:
         raise SignatureError("trusted policy keys", expected="at least one", got="none")
     signed = statement.Signed.from_json(canonical.decode(signature_file, limit_bytes=_SIGNATURE_LIMIT_BYTES))
+    # Capitals, spaces and loose bits at the end of base64 are further spellings of the same statement.
+    if canonical.encode(signed.to_json()) != signature_file:
+        raise EncodingError("policy signature", expected="its one spelling", got="another")
     signer = next((key for key in trusted_keys if key == signed.signer), None)
     if signer is None:
         raise SignatureError("policy signer", expected="a trusted key", got=signed.signer.hex()[:16])

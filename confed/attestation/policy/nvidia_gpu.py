@@ -4,6 +4,7 @@ Floors hold whatever a policy says:
 
 - confidential computing is on (in a Protected PCIe system: that is), developer tools are off, and the environment is
   production, where NVML told; records of a live device always tell it, files never do;
+- NVML says Protected PCIe exactly where the device signs it, so nobody's word alone stands for confidential computing;
 - no mode that is not known, none that the report itself contradicts, no device whose DICE flags say debug, recovery or
   not secure, and no switch that is not locked;
 - a manifest that came along matches on every index, and it has golden values, of which one at least is not zeros.
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from confed.attestation.tee.nvidia_claims import NvidiaClaims, NvidiaDevice
+from confed.attestation.tee.nvidia_claims import GOOD, HOLD, HOLD_UNKNOWN, NvidiaClaims, NvidiaDevice
 from confed.attestation.tee.nvidia_evidence import DEVICE_LIMIT, NvidiaState
 from confed.attestation.tee.nvidia_gpu import PROFILE
 from confed.attestation.tee.nvidia_identity import GPU
@@ -49,7 +50,7 @@ MODES = ("mpt", "spt", "ppcie", "unreported")
 
 _BOARD = re.compile(r"[0-9A-Z]{1,8}_[0-9A-Z]{1,8}_[0-9A-Z]{1,8}\Z")
 _FORBIDDEN_FLAGS = ("not-secure", "recovery", "debug")
-_GOOD, _HOLD = "good", "hold"
+_PROTECTED_PCIE, _UNREPORTED = "ppcie", "unreported"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ class NvidiaGpuPolicy:
         revocation: ``required``: issuers say now that no certificate is revoked, of devices and of manifests.
         allow_hold: whether a certificate on hold is accepted, where its issuer says so now.
         nvml_state: ``required``: NVML told the modes; files do not have them.
-        modes: of GPUs: ``mpt``, ``spt``, ``ppcie``, or ``unreported`` by older drivers.
+        modes: of GPUs: ``mpt``, ``spt``, ``ppcie``, or ``unreported`` by older drivers, which tell ``ppcie`` alone.
         gpus, switches: how many.
         links: ``closed``: every link that a device reports ends at a device of this evidence.
 
@@ -142,7 +143,7 @@ def require_floors(claims: NvidiaClaims) -> None:
     """
     for device in claims.devices:
         if device.state is not None:
-            _require_state(device.state)
+            _require_state(device.state, mode=_mode_of(device))
         _require_mode(device)
         _require_golden(device)
 
@@ -184,7 +185,14 @@ def appraise(claims: NvidiaClaims, policy: NvidiaGpuPolicy, *, now: datetime.dat
         _require_closed(claims)
 
 
-def _require_state(state: NvidiaState) -> None:
+def _mode_of(device: NvidiaDevice) -> str:
+    """Return the mode that a device signs: drivers that do not tell it yet tell whether Protected PCIe is on."""
+    return _PROTECTED_PCIE if device.mode == _UNREPORTED and device.protected_pcie else device.mode
+
+
+def _require_state(state: NvidiaState, *, mode: str) -> None:
+    if state.multi_gpu != "unreported" and (state.multi_gpu == "protected-pcie") != (mode == _PROTECTED_PCIE):
+        raise DeviceModeError("NVML's multi-GPU mode", expected=f"as the report has it ({mode})", got=state.multi_gpu)
     if state.confidential_compute != "on" and state.multi_gpu != "protected-pcie":
         raise DeviceModeError("confidential computing", expected="on", got=state.confidential_compute)
     if state.devtools != "off":
@@ -196,7 +204,7 @@ def _require_state(state: NvidiaState) -> None:
 def _require_mode(device: NvidiaDevice) -> None:
     if device.mode not in MODES:
         raise DeviceModeError("mode", expected=", ".join(MODES), got=device.mode)
-    if device.mode != "unreported" and device.protected_pcie not in (None, device.mode == "ppcie"):
+    if device.mode != _UNREPORTED and device.protected_pcie not in (None, device.mode == _PROTECTED_PCIE):
         raise DeviceModeError("protected PCIe", expected=f"as the mode {device.mode} has it", got=device.protected_pcie)
     for flag in _FORBIDDEN_FLAGS:
         if flag in device.operational_flags:
@@ -216,7 +224,7 @@ def _require_golden(device: NvidiaDevice) -> None:
 
 def _require_not_on_hold(device: NvidiaDevice) -> None:
     for what, status in _revocations(device):
-        if status == _HOLD:
+        if status in (HOLD, HOLD_UNKNOWN):
             raise RevocationStatusError(f"certificates of the {what}", expected="not on hold", got=status)
 
 
@@ -235,15 +243,15 @@ def _appraise_device(device: NvidiaDevice, policy: NvidiaGpuPolicy) -> None:
         _require_not_on_hold(device)
     if policy.revocation == REQUIRED:
         for what, status in _revocations(device):
-            if status not in (_GOOD, _HOLD):
-                raise RevocationStatusError(f"certificates of the {what}", expected=_GOOD, got=status)
+            if status not in (GOOD, HOLD):
+                raise RevocationStatusError(f"certificates of the {what}", expected=GOOD, got=status)
 
 
 def _appraise_gpu(device: NvidiaDevice, policy: NvidiaGpuPolicy) -> None:
     if not isinstance(policy.boards, Unchecked) and device.board not in policy.boards:
         raise ProductError("board", expected=", ".join(policy.boards)[:200], got=device.board)
-    if not isinstance(policy.modes, Unchecked) and device.mode not in policy.modes:
-        raise DeviceModeError("mode", expected=", ".join(policy.modes), got=device.mode)
+    if not isinstance(policy.modes, Unchecked) and _mode_of(device) not in policy.modes:
+        raise DeviceModeError("mode", expected=", ".join(policy.modes), got=_mode_of(device))
     if policy.nvml_state == REQUIRED and device.state is None:
         raise DeviceModeError("NVML's modes", expected="told by the guest", got="nothing")
     _require_version("driver", device.driver_version, policy.drivers, family=1, base=10)

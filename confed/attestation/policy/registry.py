@@ -1,18 +1,19 @@
 """Which rules hold for which kind of evidence: the floors, what holds by default, and the owner's policy.
 
 Each kind of TEE or device has a module of its own with these; here they stand under their evidence profiles, so that a
-document, the broker and the command line find them in one place. A kind that is not here cannot be appraised.
+document, the broker and the command line find them in one place. A kind that is not here cannot be appraised. A kind's
+module is imported when its rules are first asked for: a process that knows one kind of TEE pays for one.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
-from confed.attestation.policy import arm_cca, azure, nitro, nvidia_gpu, sev_snp, sgx, tdx, tpm
 from confed.errors import PolicyMissingError
 
 
@@ -29,40 +30,57 @@ class Rules:
         require_floors: refuses what no policy can accept.
         require_defaults: refuses what is not acceptable where there is no policy; the floors included.
         appraise: refuses what the floors or a policy of the class ``policy`` do not accept.
+        decided_in_production: fields that a policy may not leave unchecked in production, since the measurement that a
+            manifest pins does not cover them.
     """
 
     policy: type[Any]
     require_floors: Callable[[Any], None]
     require_defaults: Callable[[Any], None]
     appraise: _Appraise
+    decided_in_production: tuple[str, ...] = ()
 
 
-def _rules(policy: type[Any], module: Any) -> Rules:
+class _Rulebook(Mapping[str, Rules]):
+    """Rules by profile; nothing can be added."""
+
+    def __getitem__(self, profile: str) -> Rules:
+        return _imported(*_PLACES[profile])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+
+@cache
+def _imported(module: str, policy: str) -> Rules:
+    found = import_module(f"confed.attestation.policy.{module}")
     return Rules(
-        policy=policy,
-        require_floors=module.require_floors,
-        require_defaults=module.require_defaults,
-        appraise=module.appraise,
+        policy=getattr(found, policy),
+        require_floors=found.require_floors,
+        require_defaults=found.require_defaults,
+        appraise=found.appraise,
+        decided_in_production=getattr(found, "DECIDED_IN_PRODUCTION", ()),
     )
 
 
-RULES: Mapping[str, Rules] = MappingProxyType(
-    {
-        rules.policy.PROFILE: rules
-        for rules in (
-            _rules(sev_snp.SnpPolicy, sev_snp),
-            _rules(tdx.TdxPolicy, tdx),
-            _rules(sgx.SgxPolicy, sgx),
-            _rules(nitro.NitroPolicy, nitro),
-            _rules(tpm.TpmPolicy, tpm),
-            _rules(tpm.GcpTpmPolicy, tpm),
-            _rules(azure.AzureSnpPolicy, azure),
-            _rules(azure.AzureTdxPolicy, azure),
-            _rules(nvidia_gpu.NvidiaGpuPolicy, nvidia_gpu),
-            _rules(arm_cca.CcaPolicy, arm_cca),
-        )
-    }
-)
+_PLACES = {
+    "sev-snp/1": ("sev_snp", "SnpPolicy"),
+    "tdx/1": ("tdx", "TdxPolicy"),
+    "sgx/1": ("sgx", "SgxPolicy"),
+    "aws-nitro/1": ("nitro", "NitroPolicy"),
+    "tpm/1": ("tpm", "TpmPolicy"),
+    "gcp-tpm/1": ("tpm", "GcpTpmPolicy"),
+    "azure-snp/1": ("azure", "AzureSnpPolicy"),
+    "azure-tdx/1": ("azure", "AzureTdxPolicy"),
+    "nvidia-gpu/1": ("nvidia_gpu", "NvidiaGpuPolicy"),
+    "arm-cca/1": ("arm_cca", "CcaPolicy"),
+}
+
+RULES: Mapping[str, Rules] = _Rulebook()
+"""The rules of every kind that confed knows."""
 
 
 def require_floors(profile: str, claims: Any, *, rules: Mapping[str, Rules] = RULES) -> None:

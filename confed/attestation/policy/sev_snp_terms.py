@@ -82,18 +82,20 @@ class MinimumTcb:
             _require(bool(_PROCESSOR.match(name)), "minimum_tcb.processors", "a name like 19-11-01", name[:40])
             levels = (tcb.fmc, tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode)
             _require(all(level in _BYTE for level in levels), f"minimum_tcb.{name}", "levels from 0 to 255", levels)
+            _require(any(levels), f"minimum_tcb.{name}", "a level above 0", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mitigations:
-    """Bits that must be set in the mitigation vectors at launch and now, as 16 hexadecimal digits each."""
+    """Bits that must be set in the mitigation vectors at launch and now, as 16 hexadecimal digits each; never none."""
 
-    launch: str
-    current: str
+    launch: str | Unchecked
+    current: str | Unchecked
 
     def __post_init__(self) -> None:
         for name in ("launch", "current"):
-            _require_hex(f"mitigations.{name}", (getattr(self, name),), (_MASK,), zero=True)
+            mask: str | Unchecked = getattr(self, name)
+            _require_hex(f"mitigations.{name}", mask if isinstance(mask, Unchecked) else (mask,), (_MASK,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,12 +170,12 @@ class SnpPolicy:
         _require(self.minimum_report_version in _VERSIONS, "minimum_report_version", "2 to 5", "another")
         _require(all(level in GUEST_LEVELS for level in self.privilege_levels), "privilege_levels", "0 to 3", "others")
         if not isinstance(self.minimum_guest_svn, Unchecked):
-            _require(0 <= self.minimum_guest_svn < 2**32, "minimum_guest_svn", "0 to 2^32 - 1", self.minimum_guest_svn)
+            _require(1 <= self.minimum_guest_svn < 2**32, "minimum_guest_svn", "1 to 2^32 - 1", self.minimum_guest_svn)
         for name in ("minimum_abi", "minimum_firmware"):
             version = getattr(self, name)
             if not isinstance(version, Unchecked):
                 parts = [getattr(version, part) for part in version.__slots__]
-                _require(all(part in _BYTE for part in parts), name, "parts from 0 to 255", parts)
+                _require(all(part in _BYTE for part in parts) and any(parts), name, "0 to 255, not all 0", parts)
 
 
 def listed(value: Collection[str] | Unchecked) -> Collection[str]:
@@ -190,13 +192,11 @@ def _date(field: str, text: str) -> datetime.date:
     raise PolicyFormatError(f"minimum_tcb.{field}", expected="a date as YYYY-MM-DD", got=repr(text)[:60])
 
 
-def _require_hex(
-    name: str, entries: Collection[str] | Unchecked, digits: tuple[int, ...], *, zero: bool = False
-) -> None:
+def _require_hex(name: str, entries: Collection[str] | Unchecked, digits: tuple[int, ...]) -> None:
     for entry in listed(entries):
         form = " or ".join(map(str, digits))
         _require(len(entry) in digits and bool(_DIGITS.match(entry)), name, f"{form} hexadecimal digits", entry[:40])
-        _require(zero or bool(entry.strip("0")), name, "values other than zero", "zeros")
+        _require(bool(entry.strip("0")), name, "values other than zero", "zeros")
 
 
 def _require(holds: bool, field: str, expected: object, got: object) -> None:  # noqa: FBT001

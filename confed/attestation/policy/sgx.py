@@ -142,7 +142,7 @@ class SgxPolicy:
             if not getattr(self, name):
                 raise PolicyFormatError(name, expected="at least one entry, or unchecked", got="none")
         if not isinstance(self.minimum_config_svn, Unchecked):
-            _require_number("minimum_config_svn", self.minimum_config_svn)
+            _require_number("minimum_config_svn", self.minimum_config_svn, least=1)
 
 
 def require_floors(claims: SgxClaims) -> None:
@@ -241,6 +241,6 @@ def _require_attributes(
         raise AttributesError("enclave attributes", expected=f"no {', '.join(unwanted)}", got=report.attributes.hex())
 
 
-def _require_number(field: str, value: int) -> None:
-    if value not in _NUMBERS:
-        raise PolicyFormatError(field, expected="a number from 0 to 65535", got=value)
+def _require_number(field: str, value: int, *, least: int = 0) -> None:
+    if value not in _NUMBERS or value < least:
+        raise PolicyFormatError(field, expected=f"a number from {least} to 65535", got=value)

@@ -16,7 +16,8 @@ Floors hold whatever a policy says (``require_floors``), in this order:
 2. the quote's version: 4 cannot say that a service TD is bound, and the host chooses it;
 3. what runs: MRTD and the runtime registers, by their values or by the events of a log that replayed to them;
 4. how it was started: MRCONFIGID, MROWNER, MROWNERCONFIG, attributes and XFAM;
-5. under which TDX module: MRSEAM, MRSIGNERSEAM and the least TEE_TCB_SVN, component by component.
+5. under which TDX module: MRSEAM, MRSIGNERSEAM and the least TEE_TCB_SVN, component by component, of the module that
+   started the TD and, where the report says it, of the one that runs now.
 
 Report data is not here: it is compared with what the quote was asked for when the quote is verified.
 
@@ -57,6 +58,9 @@ from confed.manifest import Unchecked
 _SHA384_BYTES = 48
 _SVN_BYTES = 16
 _VERSIONS = (4, 5)
+
+DECIDED_IN_PRODUCTION = ("registers",)
+"""MRTD, which manifests pin, covers the virtual firmware alone: any kernel could run under it."""
 
 
 class TdAttribute(StrEnum):
@@ -246,7 +250,9 @@ def appraise(claims: TdxClaims, policy: TdxPolicy, *, now: datetime.datetime) ->
     # 5.
     require_allowed("MRSEAM", report.mr_seam, policy.mr_seam, SecurityModuleError)
     require_allowed("MRSIGNERSEAM", report.mr_signer_seam, policy.mr_signer_seam, SecurityModuleError)
-    _require_svn(report.tee_tcb_svn, policy.minimum_tee_tcb_svn)
+    _require_svn("TEE_TCB_SVN", report.tee_tcb_svn, policy.minimum_tee_tcb_svn)
+    if report.tee_tcb_svn2:
+        _require_svn("TEE_TCB_SVN2", report.tee_tcb_svn2, policy.minimum_tee_tcb_svn)
 
 
 def _require_registers(claims: TdxClaims, policy: TdxPolicy) -> None:
@@ -285,8 +291,8 @@ def _require_attributes(attributes: bytes, policy: TdxPolicy) -> None:
         raise AttributesError("TD attributes", expected=f"no {', '.join(unwanted)}", got=attributes.hex())
 
 
-def _require_svn(found: bytes, least: str | Unchecked) -> None:
+def _require_svn(field: str, found: bytes, least: str | Unchecked) -> None:
     if isinstance(least, Unchecked):
         return
     if any(have < want for have, want in zip(found, bytes.fromhex(least), strict=True)):
-        raise SecurityModuleError("TEE_TCB_SVN", expected=f"at least {least} in each byte", got=found.hex())
+        raise SecurityModuleError(field, expected=f"at least {least} in each byte", got=found.hex())

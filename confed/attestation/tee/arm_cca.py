@@ -133,7 +133,8 @@ def verify_files(
         endorsements: platform keys (see ``arm_cca_keys``); the caller's word is what they are trusted on.
         expectation: the Realm's challenge is both nonce and report data; either is zero-padded to 64 bytes.
         now: unused: nothing in a token has a time.
-        anchors: if given, the only platform keys that count, as DER public keys.
+        anchors: if given, the only platform keys that count, in any of these forms, each for the platform that the
+            anchor names it for, whatever an endorsement says.
 
     Raises:
         TrustAnchorError: an endorsement that is not one of the anchors.
@@ -145,10 +146,10 @@ def verify_files(
     keys = _load_keys(endorsements)
     if anchors is not None:
         trusted = _load_keys(anchors)
-        pinned = {_spki(key) for key in trusted}
-        if any(_spki(key) not in pinned for key in keys):
+        named, pinned = {_spki(key) for key in keys}, {_spki(key) for key in trusted}
+        if not named <= pinned:
             raise TrustAnchorError("CCA platform key", expected="a pinned one", got="another")
-        keys = keys or trusted
+        keys = tuple(key for key in trusted if not named or _spki(key) in named)
     claims = verify_token(evidence, keys=keys)
     # 5.
     for wanted, error in ((expectation.nonce, NonceError), (expectation.report_data, BindingMismatchError)):

@@ -15,6 +15,9 @@ which one of these differs is refused. **Not recomputed**, because the log does 
 firmware volumes, handoff tables, tagged events, EV_IPL and everything else. Of those, ``verified_events`` returns the
 data only where the digest happens to cover it; otherwise ``None``, so that nobody reads text that was never measured.
 
+No digest covers an event's *type*, and whatever runs in a machine can extend the firmware's registers too. So what
+firmware says of itself is looked for only before its separator, which is known by its digest (``before_separator``).
+
 The forms: the crypto-agile log (its first event is the Specification ID event of version 2), the older one that holds
 SHA-1 only, and the CCEL of TDs, which is a crypto-agile log with measurement registers in place of PCRs. Which digest
 is replayed is the caller's choice, never the log's. Memory after the last event must be all zeros or all ones.
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from confed.errors import AlgorithmError, EventLogError, EvidenceFormatError, EvidenceSizeError, TrailingBytesError
@@ -117,7 +120,8 @@ class MeasuredEvent:
     """One event of a log that replayed.
 
     Attributes:
-        register, type: see ``Event``.
+        register: see ``Event``.
+        type: what the log says; hearsay even here, since no digest covers it.
         digest: what was extended.
         data: exactly the bytes that ``digest`` is the hash of; ``None`` where the log does not hold them.
     """
@@ -223,6 +227,24 @@ def verified_events(log: EventLog, *, algorithm: str, registers: Mapping[int, by
         )
         for event in _of(log, registers)
     )
+
+
+def before_separator(events: Sequence[MeasuredEvent], *, register: int, algorithm: str) -> tuple[MeasuredEvent, ...]:
+    """Return a register's events before the separator, with which firmware hands over to what it starts.
+
+    None are returned where there is no separator: then nothing tells firmware's events from later ones.
+
+    Args:
+        events: from ``verified_events``.
+        register: whose.
+        algorithm: of the events' digests.
+
+    Source: TCG PC Client Platform Firmware Profile 1.06, section 10.4.1 (EV_SEPARATOR).
+    """
+    separators = {hashlib.new(algorithm, data).digest() for data in (*_SEPARATORS, _SEPARATOR_ERROR)}
+    own = [event for event in events if event.register == register]
+    end = next((index for index, event in enumerate(own) if event.digest in separators), 0)
+    return tuple(own[:end])
 
 
 def _of(log: EventLog, registers: Collection[int]) -> Iterator[Event]:

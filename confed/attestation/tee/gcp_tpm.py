@@ -8,13 +8,16 @@
    other keys is Google's word.
 5. The certificate names the instance (``gcp_instance``).
 6. The firmware's event log replays; only then is it read (``tpm_claims``): Google's firmware measures its version and
-   how the machine's memory is protected into PCR0.
+   how the machine's memory is protected into PCR0. It ends its part with a separator, which is known by its digest:
+   what follows anybody in the machine has extended, and the types of events, which no digest covers, are as whoever
+   shows the log has written them.
 
 A vTPM is software of Google's host. What it says is Google's word, not hardware's: evidence of this kind is not rooted
 in hardware. A confidential VM has a report of its processor too (``sev_snp``, ``tdx``), which is.
 
 Source: github.com/google/go-tpm-tools, server/verify.go and server/policy_constants.go (events of the firmware);
-Google Cloud documentation, "Shielded VM" (endorsement and attestation key certificates).
+github.com/google/go-attestation, docs/event-log-disclosure.md (types and separators); Google Cloud documentation,
+"Shielded VM" (endorsement and attestation key certificates).
 """
 
 from __future__ import annotations
@@ -34,13 +37,14 @@ from cryptography import x509
 from confed.attestation.certificates import (
     Certificate,
     issuer_of,
+    lists_of_this_time,
     load_certificate,
     load_certificates,
     load_crl,
     require_not_revoked,
 )
 from confed.attestation.evidence import Envelope, Expectation, Report
-from confed.attestation.tee.event_log import EV_S_CRTM_VERSION, MeasuredEvent
+from confed.attestation.tee.event_log import EV_S_CRTM_VERSION, MeasuredEvent, before_separator
 from confed.attestation.tee.gcp_attestation import GcpAttestation, GcpQuote, parse_attestation
 from confed.attestation.tee.gcp_instance import INSTANCE_EXTENSION, GcpInstance, parse_instance
 from confed.attestation.tee.tpm import only_log, report_of, verify_bound_quote
@@ -73,9 +77,9 @@ _DISTRIBUTION_POINTS = x509.CRLDistributionPoints.oid.dotted_string
 
 # TCG PC Client Platform Firmware Profile 1.06, section 10.4.1.
 _EV_NONHOST_INFO = 0x11
-# go-tpm-tools, server/policy_constants.go and proto/attest.proto (GCEConfidentialTechnology).
+# go-tpm-tools, server/policy_constants.go; go-eventlog, proto/state.proto (GCEConfidentialTechnology).
 _NONHOST_PREFIX, _NONHOST_BYTES = b"GCE NonHostInfo\x00", 32
-_TECHNOLOGY_NUMBERS = {0: "none", 1: "amd-sev", 2: "amd-sev-es", 4: "amd-sev-snp", 5: "intel-tdx"}
+_TECHNOLOGY_NUMBERS = {0: "none", 1: "amd-sev", 2: "amd-sev-es", 3: "intel-tdx", 4: "amd-sev-snp"}
 _FIRMWARE = re.compile(r"GCE Virtual Firmware v([1-9][0-9]{0,8})")
 
 
@@ -89,8 +93,8 @@ class GcpTpmClaims:
         certificate, root: SHA-256 of that certificate and of the root that it chains to.
         revocation_checked: every certificate below the root that names a revocation list was looked up in its issuer's,
             and at least one was; an issuer that publishes none revokes nothing.
-        technology: one of ``TECHNOLOGIES``; empty where the event log does not show it.
-        firmware: the version of Google's firmware in decimal; empty where the event log does not show it.
+        technology: one of ``TECHNOLOGIES``; empty where no event of the firmware's own shows it.
+        firmware: the version of Google's firmware in decimal; empty where no event of the firmware's own shows it.
         unread: parts of the attestation that are there and not verified here.
     """
 
@@ -191,6 +195,7 @@ class GcpTpmVerifier:
             AttestationError: of the class that says why.
         """
         found = TpmEvidence.decode(envelope.evidence)
+        found.require_only("ak_certificate")
         public = parse_public(found.ak_public)
         now = datetime.datetime.fromtimestamp(now_ms / 1000, tz=datetime.UTC)
         # 1.
@@ -281,7 +286,7 @@ def _revocation_checked(
     found: list[bool] = []
     for subject, issuer in itertools.pairwise(path):
         lists = [crl for crl in crls if issuer_of(crl) == issuer.parsed.subject]
-        for crl in lists:
+        for crl in lists_of_this_time(lists, now):
             require_not_revoked(subject, issuer=issuer, crl=crl, now=now, what="AK")
         if lists or subject.extension(_DISTRIBUTION_POINTS) is not None:
             found.append(bool(lists))
@@ -294,14 +299,15 @@ def _claims(tpm: TpmClaims, rooted: _Rooted, *, unread: tuple[str, ...]) -> GcpT
     if extension is None:
         raise MissingClaimError("AK certificate", expected="the instance that it is of", got="none")
     # 6.
+    measured = before_separator(tpm.events, register=0, algorithm=tpm.bank)
     return GcpTpmClaims(
         tpm=tpm,
         instance=parse_instance(extension),
         certificate=hashlib.sha256(rooted.certificate.der).digest(),
         root=hashlib.sha256(rooted.root.der).digest(),
         revocation_checked=rooted.revocation_checked,
-        technology=_technology(tpm.events),
-        firmware=_firmware(tpm.events),
+        technology=_technology(measured),
+        firmware=_firmware(measured),
         unread=unread,
     )
 
@@ -311,7 +317,7 @@ def _technology(events: Sequence[MeasuredEvent]) -> str:
     found = [
         event.data[len(_NONHOST_PREFIX)]
         for event in events
-        if (event.register, event.type) == (0, _EV_NONHOST_INFO)
+        if event.type == _EV_NONHOST_INFO
         and event.data is not None
         and len(event.data) == _NONHOST_BYTES
         and event.data.startswith(_NONHOST_PREFIX)
@@ -324,7 +330,7 @@ def _firmware(events: Sequence[MeasuredEvent]) -> str:
     found = [
         event.data.decode("utf-16-le", errors="replace").removesuffix("\x00")
         for event in events
-        if (event.register, event.type) == (0, EV_S_CRTM_VERSION) and event.data is not None
+        if event.type == EV_S_CRTM_VERSION and event.data is not None
     ]
     version = _FIRMWARE.fullmatch(found[0]) if len(found) == 1 else None
     return version[1] if version else ""
@@ -335,6 +341,7 @@ def _key_root(public: TpmPublic) -> KeyRoot:
 
 
 def _from_envelope(evidence: TpmEvidence, event_log: bytes | None) -> GcpAttestation:
+    evidence.require_only("ak_certificate")
     quote = GcpQuote(message=evidence.quote, signature=evidence.signature, bank=BANK, pcrs=evidence.pcrs)
     return GcpAttestation(
         ak_public=evidence.ak_public,

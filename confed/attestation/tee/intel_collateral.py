@@ -80,6 +80,7 @@ class Collateral:
         begins, ends: the time in which every part is valid.
         tcb_info, qe_identity: as Intel signed them.
         root_crl, pck_crl: revocation lists of the root, and of the authority that certified the platform.
+        pck_crl_chain: that authority's certificate, and its root's where it came along.
         source: the same for dcap-qvl.
     """
 
@@ -93,6 +94,7 @@ class Collateral:
     qe_identity: Signed
     root_crl: x509.CertificateRevocationList
     pck_crl: x509.CertificateRevocationList
+    pck_crl_chain: tuple[Certificate, ...]
     source: dcap_qvl.QuoteCollateralV3
 
 
@@ -195,6 +197,7 @@ def _read(data: bytes) -> Collateral:
         qe_identity=qe_identity,
         root_crl=crls[0],
         pck_crl=crls[1],
+        pck_crl_chain=crl_chain,
         source=dcap_qvl.QuoteCollateralV3(**{name: str(fields[name]) for name in _TEXTS}, **raw),  # pyright: ignore[reportArgumentType]
     )
 

@@ -5,7 +5,8 @@
 1. the quote is read strictly, and is of the TEE that was asked for;
 2. its PCK certificate says which platform it is of;
 3. a collateral of that platform family is chosen whose time is now;
-4. trust anchors are required, and valid now;
+4. trust anchors are required, and valid now; the roots that stand in the quote and in the collateral are one of them,
+   byte for byte: dcap-qvl reads over them, and what nobody reads could be anything;
 5. dcap-qvl verifies chains, revocation lists, TCB info, QE identity and signatures, and evaluates the TCB;
 6. what it has read is compared with what was read here, byte for byte: two readers of a quote may not differ;
 7. where dcap-qvl refuses, ``intel_links`` looks at every link from the anchors to the quote. A broken one is the
@@ -95,6 +96,9 @@ _PCK_CHAIN = (
 # The same, section 1.3.5: SGX Type.
 _SGX_TYPES = {0: "standard", 1: "scalable", 2: "scalable-with-integrity"}
 _NUMBER_SIZES = {"misc_select": 4, "isv_prod_id": 2, "isv_svn": 2}
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+# Intel's quoting enclaves end the text with a zero.
+_BETWEEN_BLOCKS = b" \t\r\n\x00"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,26 +184,22 @@ def verify_quote(
     if quote.tee is not tee:
         raise EvidenceVersionError("quote TEE type", expected=tee, got=quote.tee)
     # 2.
-    platform = _platform(quote.pck_chain)
+    platform, chain = _read_chain(quote.pck_chain)
     # 3.
     chosen = choose_collateral(collateral, tee=tee, fmspc=platform.fmspc, pce_id=platform.pce_id, now=now)
     # 4.
-    roots = _roots(anchors, now)
+    root = _require_root(chain, chosen, _roots(anchors, now))
     # 5.
-    refusals: list[str] = []
-    for root in roots:
-        try:
-            claims = _dcap_qvl(quote, chosen, root, int(now.timestamp()))
-        except ValueError as error:
-            refusals.append(str(error).removeprefix(_REFUSAL_PREFIX))
-            continue
-        # 6.
-        _require_same(claims, quote, platform)
-        return Verified(quote, platform, _tcb(claims, chosen))
-    # 7.
-    require_links(quote, collateral=chosen, anchors=roots, now=now)
-    status, refusal = _refused(refusals)
-    return Verified(quote, platform, _tcb_of(chosen, status=status, refusal=refusal))
+    try:
+        claims = _dcap_qvl(quote, chosen, root, int(now.timestamp()))
+    except ValueError as error:
+        # 7.
+        require_links(quote, collateral=chosen, anchors=(root,), now=now)
+        status, refusal = _refused(str(error).removeprefix(_REFUSAL_PREFIX))
+        return Verified(quote, platform, _tcb_of(chosen, status=status, refusal=refusal))
+    # 6.
+    _require_same(claims, quote, platform)
+    return Verified(quote, platform, _tcb(claims, chosen))
 
 
 @functools.cache
@@ -239,16 +239,15 @@ def _dcap_qvl(quote: Quote, collateral: Collateral, root: Certificate, now_s: in
     return json.loads(verifier.verify_with_policy(quote.data, collateral.source, now_s, policy).to_json())
 
 
-def _refused(refusals: Sequence[str]) -> tuple[str, str]:
+def _refused(refusal: str) -> tuple[str, str]:
     """Return the status that dcap-qvl's words stand for, once every link has held."""
-    for refusal in refusals:
-        for words, status in _REFUSALS:
-            if words.match(refusal):
-                return status, refusal[:200]
-    if _MALFORMED.match(refusals[0]):
-        raise EndorsementFormatError("collateral", expected="a form that dcap-qvl knows", got=refusals[0][:200])
+    for words, status in _REFUSALS:
+        if words.match(refusal):
+            return status, refusal[:200]
+    if _MALFORMED.match(refusal):
+        raise EndorsementFormatError("collateral", expected="a form that dcap-qvl knows", got=refusal[:200])
     # dcap-qvl has seen something that was not seen here: it decides.
-    raise EvidenceSignatureError("dcap-qvl", expected="a quote that it accepts", got=refusals[0][:200])
+    raise EvidenceSignatureError("dcap-qvl", expected="a quote that it accepts", got=refusal[:200])
 
 
 def _require_same(claims: Mapping[str, Any], quote: Quote, platform: PlatformClaims) -> None:
@@ -307,14 +306,33 @@ def _tcb_of(
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _platform(pck_chain: bytes) -> PlatformClaims:
-    """Return what the first certificate of a chain says about its platform; kept by the chain's bytes.
+def _require_root(chain: Sequence[Certificate], collateral: Collateral, roots: Sequence[Certificate]) -> Certificate:
+    """Return the anchor that a PCK chain ends with, and the collateral's chains too where they name a root."""
+    root = next((root for root in roots if len(chain) == len(_PCK_CHAIN) and root.der == chain[-1].der), None)
+    if root is None:
+        raise TrustAnchorError(
+            "PCK chain", expected="a pinned root at its end", got=f"another {chain[-1].subject[:80]}"
+        )
+    for name, issuers in (
+        ("TCB info", collateral.tcb_info.chain),
+        ("QE identity", collateral.qe_identity.chain),
+        ("PCK revocation list", collateral.pck_crl_chain),
+    ):
+        if any(issuer.der != root.der for issuer in issuers[1:]):
+            raise TrustAnchorError(f"{name} issuers", expected="the quote's root at their end", got="another")
+    return root
 
-    The chain must be in its one form: the PCK certificate, one of Intel's two authorities for platforms, and the root.
-    Whether it holds is decided with the signatures.
+
+@functools.lru_cache(maxsize=64)
+def _read_chain(pck_chain: bytes) -> tuple[PlatformClaims, tuple[Certificate, ...]]:
+    """Return what the first certificate of a chain says about its platform, and the chain; kept by the chain's bytes.
+
+    The chain must be in its one form: the PCK certificate, one of Intel's two authorities for platforms, and the root,
+    with nothing written between them. Whether it holds is decided with the signatures.
     """
     chain = load_certificates(pck_chain, what="PCK chain", limit=len(_PCK_CHAIN))
+    if _PEM_BLOCK.sub(b"", pck_chain).strip(_BETWEEN_BLOCKS):
+        raise EndorsementFormatError("PCK chain", expected="certificates in PEM alone", got="other text beside them")
     for certificate, names in zip(chain, _PCK_CHAIN, strict=False):
         if common_name(certificate) not in names:
             raise CertificateChainError("PCK chain", expected=" or ".join(names), got=certificate.subject[:120])
@@ -322,7 +340,7 @@ def _platform(pck_chain: bytes) -> PlatformClaims:
         extension = dcap_qvl.parse_pck_extension_from_pem(pck_chain)
     except ValueError as error:
         raise EvidenceFormatError("PCK certificate", expected="one of a platform", got=str(error)[:120]) from error
-    return PlatformClaims(
+    platform = PlatformClaims(
         fmspc=bytes(extension.fmspc),
         ppid=bytes(extension.ppid),
         platform_instance_id=bytes(extension.platform_instance_id or b""),
@@ -331,6 +349,7 @@ def _platform(pck_chain: bytes) -> PlatformClaims:
         cpu_svn=bytes(extension.cpu_svn),
         sgx_type=_SGX_TYPES.get(extension.sgx_type, str(extension.sgx_type)),
     )
+    return platform, chain
 
 
 def _roots(anchors: Sequence[bytes], now: datetime.datetime) -> tuple[Certificate, ...]:

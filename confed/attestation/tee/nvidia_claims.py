@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from confed.attestation.tee.nvidia_evidence import NvidiaState
 from confed.attestation.tee.nvidia_identity import GPU, SWITCH
 
+GOOD, HOLD, UNKNOWN, HOLD_UNKNOWN = "good", "hold", "unknown", "hold-unknown"
+"""What issuers say of a chain: of all good; of one at least on hold; of one nothing, or unknown; both of these."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaManifest:
@@ -20,7 +23,7 @@ class NvidiaManifest:
         matched, zeros: how many match, and how many of those match zeros.
         mismatched: which do not.
         skipped: which do not count on this device.
-        revocation: of its signer's chain: ``good``, ``hold`` or ``unknown``.
+        revocation: of its signer's chain: ``good``, ``hold``, ``unknown`` or ``hold-unknown``.
     """
 
     kind: str
@@ -54,7 +57,7 @@ class NvidiaDevice:
         linked: identities of the switches, or GPUs, that it says it is linked to.
         manifests: those that were given and fit.
         manifest_ids: how NVIDIA's service names those that it needs.
-        revocation: of its certificates: ``good``, ``hold`` or ``unknown``.
+        revocation: of its certificates: ``good``, ``hold``, ``unknown`` or ``hold-unknown``.
         nonce: what the report answers.
         state: what NVML told; ``None`` for switches, and for files.
     """

@@ -5,7 +5,8 @@ For every device:
 1. its five certificates end at the pinned root for devices and are valid now (``nvidia_identity``);
 2. the report is parsed to its true length, and the leaf has signed all of it (``nvidia_report``);
 3. the request that it answers carries the verifier's nonce;
-4. certificates and report speak of the same firmware (FWID) and, for a switch, of the same device (PDI);
+4. certificates and report speak of the same firmware (FWID; a GPU's driver leaves it out only if it is older than 550)
+   and, for a switch, of the same device (PDI);
 5. of the manifests that were given, those of its driver and VBIOS version are verified against the pinned root for
    manifests and compared, index by index (``nvidia_rim``); manifests of that kind for other versions alone are refused,
    and so are driver and VBIOS manifests that speak of the same measurement;
@@ -41,9 +42,18 @@ from cryptography.x509.oid import NameOID
 from confed.attestation.certificates import Certificate, load_certificate, load_certificates, verify_signature
 from confed.attestation.evidence import Expectation
 from confed.attestation.tee import nvidia_evidence, nvidia_rim, ocsp
-from confed.attestation.tee.nvidia_claims import NvidiaClaims, NvidiaDevice, NvidiaManifest
+from confed.attestation.tee.nvidia_claims import (
+    GOOD,
+    HOLD,
+    HOLD_UNKNOWN,
+    UNKNOWN,
+    NvidiaClaims,
+    NvidiaDevice,
+    NvidiaManifest,
+)
 from confed.attestation.tee.nvidia_evidence import DEVICE_LIMIT, DeviceEvidence
 from confed.attestation.tee.nvidia_identity import GPU, SWITCH, DeviceIdentity, verify_identity
+from confed.attestation.tee.nvidia_opaque import manifest_ids
 from confed.attestation.tee.nvidia_report import UnverifiedReport, parse_report
 from confed.attestation.tee.nvidia_rim import DRIVER, VBIOS, Rim, RimName
 from confed.errors import (
@@ -53,6 +63,7 @@ from confed.errors import (
     EndorsementMismatchError,
     EvidenceFormatError,
     EvidenceSizeError,
+    MissingClaimError,
     NonceError,
     ReferenceManifestError,
     TrustAnchorError,
@@ -61,9 +72,6 @@ from confed.errors import (
 PROFILE = "nvidia-gpu/1"
 
 _ENDORSEMENT_LIMIT = 256
-# How NVIDIA's RIM service names manifests: attestation-sdk, get_driver_rim_id and get_vbios_rim_id.
-_DRIVER_MANIFESTS = {"HOPPER": "NV_GPU_DRIVER_GH100", "BLACKWELL": "NV_GPU_CC_DRIVER_GB100"}
-_SWITCH_BOARD = "5612_0002_890"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +212,8 @@ def _context(
 def _is_manifest_root(root: bytes) -> bool:
     """Tell NVIDIA's two kinds of roots apart by name, so that a device's key can never vouch for a manifest."""
     subject = load_certificate(root, what="NVIDIA root").parsed.subject
-    return any("RIM" in str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    names = (str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    return any(word.endswith("RIM") for name in names for word in name.split())
 
 
 def _verify(devices: Sequence[DeviceEvidence], context: _Context) -> NvidiaClaims:
@@ -248,6 +257,8 @@ def _require_same_device(device: DeviceEvidence, identity: DeviceIdentity, repor
         if told is not None and told != found:
             raise EvidenceFormatError(f"device {what}", expected=found, got=told[:40])
     reported = report.opaque.firmware_id
+    if reported is None and identity.kind == GPU and report.opaque.follows_firmware_id:
+        raise MissingClaimError("opaque FWID", expected="one, as all drivers since 550 tell", got="none")
     if reported is not None and reported != identity.firmware_id:
         raise EndorsementMismatchError(
             "firmware id of the leaf", expected=reported.hex()[:32], got=identity.firmware_id.hex()[:32]
@@ -265,12 +276,11 @@ def _claims(
     versions = (
         {DRIVER: opaque.driver_version, VBIOS: opaque.gpu_vbios_version} if gpu else {VBIOS: opaque.switch_bios_version}
     )
-    board = opaque.board if gpu else ""
     return NvidiaDevice(
         kind=identity.kind,
         architecture=identity.architecture,
         product=identity.product,
-        board=board,
+        board=opaque.board if gpu else "",
         driver_version=versions.get(DRIVER, ""),
         vbios_version=versions[VBIOS],
         pdi=identity.pdi,
@@ -284,18 +294,11 @@ def _claims(
         operational_flags=identity.operational_flags,
         linked=opaque.switch_pdis if gpu else opaque.gpu_pdis,
         manifests=_manifests(identity, report, versions, context),
-        manifest_ids=tuple(_manifest_id(identity, kind, version, board) for kind, version in versions.items()),
+        manifest_ids=manifest_ids(opaque, architecture=identity.architecture),
         revocation=_revocation(identity.certificates[1:], context),
         nonce=report.nonce,
         state=device.state,
     )
-
-
-def _manifest_id(identity: DeviceIdentity, kind: str, version: str, board: str) -> str:
-    if kind == DRIVER:
-        return f"{_DRIVER_MANIFESTS[identity.architecture]}_{version}"
-    compact = version.replace(".", "")
-    return f"NV_GPU_VBIOS_{board}_{compact}" if board else f"NV_SWITCH_BIOS_{_SWITCH_BOARD}_{compact}"
 
 
 def _manifests(
@@ -335,12 +338,22 @@ def _manifest(rim: Rim, comparison: nvidia_rim.Comparison, context: _Context) ->
 
 
 def _revocation(path: Sequence[Certificate], context: _Context) -> str:
-    """Return the worst that the issuers of a path say of it now, the root left out; unknown where one says nothing."""
-    statuses = list[ocsp.OcspStatus]()
+    """Return what the issuers of a path say of it now, the root left out; unknown where one says nothing.
+
+    A hold of one certificate must not hide that nobody speaks of another, which may be revoked; so both are told.
+    """
+    statuses = set[ocsp.OcspStatus]()
     for certificate, issuer in itertools.pairwise(path):
-        statuses.extend(_statuses(certificate, issuer, context) or (ocsp.OcspStatus.UNKNOWN,))
-    worst = (ocsp.OcspStatus.HOLD, ocsp.OcspStatus.UNKNOWN, ocsp.OcspStatus.GOOD)
-    return str(next(status for status in worst if status in statuses))
+        statuses.update(_statuses(certificate, issuer, context) or (ocsp.OcspStatus.UNKNOWN,))
+    match ocsp.OcspStatus.HOLD in statuses, ocsp.OcspStatus.UNKNOWN in statuses:
+        case True, True:
+            return HOLD_UNKNOWN
+        case True, False:
+            return HOLD
+        case False, True:
+            return UNKNOWN
+        case _:
+            return GOOD
 
 
 def _statuses(certificate: Certificate, issuer: Certificate, context: _Context) -> Iterable[ocsp.OcspStatus]:

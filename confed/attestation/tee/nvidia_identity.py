@@ -116,6 +116,19 @@ def architecture_of(product: str) -> str:
     return next((entry[2] for entry in _PRODUCTS if product.startswith(entry[0])), "")
 
 
+def product_of(certificate: Certificate) -> str:
+    """Return the first word of a certificate's common name without underscores: ``GH100``, ``LS10``.
+
+    Raises:
+        CertificateChainError: no common name, or several.
+    """
+    names = certificate.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    words = str(names[0].value).split() if len(names) == 1 else []
+    if not words:
+        raise CertificateChainError("device certificate", expected="a common name", got="none")
+    return words[0].replace("_", "")[:16]
+
+
 def require_order(path: Sequence[Certificate], *, what: str) -> None:
     """Refuse a chain in which a certificate does not name the next one as its issuer.
 
@@ -174,9 +187,9 @@ def _identity(chain: tuple[bytes, ...], anchors: tuple[bytes, ...]) -> DeviceIde
     require_holding(path, anchors=anchors, what="device")
     # 3.
     require_signer(path[0], what="device")
-    product = _product(path[0])
-    if _product(path[1]) != product:
-        raise CertificateChainError("device product", expected=product, got=_product(path[1]))
+    product = product_of(path[0])
+    if product_of(path[1]) != product:
+        raise CertificateChainError("device product", expected=product, got=product_of(path[1]))
     known = next((entry for entry in _PRODUCTS if product.startswith(entry[0])), None)
     if known is None:
         raise EvidenceVersionError("device product", expected=", ".join(entry[0] for entry in _PRODUCTS), got=product)
@@ -191,15 +204,6 @@ def _identity(chain: tuple[bytes, ...], anchors: tuple[bytes, ...]) -> DeviceIde
         firmware_id=firmware_id,
         operational_flags=flags,
     )
-
-
-def _product(certificate: Certificate) -> str:
-    """Return the first word of a certificate's common name without underscores: ``GH100``, ``LS10``."""
-    names = certificate.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    words = str(names[0].value).split() if len(names) == 1 else []
-    if not words:
-        raise CertificateChainError("device certificate", expected="a common name", got="none")
-    return words[0].replace("_", "")[:16]
 
 
 def _firmware(leaf: Certificate, device: Certificate) -> tuple[bytes, tuple[str, ...]]:

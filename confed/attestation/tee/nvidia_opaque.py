@@ -33,7 +33,9 @@ _VERSION_LIMIT = 2
 _DRIVER_VERSION, _VBIOS_VERSION, _NVDEC0_STATUS = 3, 6, 11
 _CHIP_SKU, _PROJECT, _PROJECT_SKU = 15, 17, 18
 _FWID, _PROTECTED_PCIE, _PDI = 20, 21, 22
-_LOCK, _GPU_PDIS, _OPAQUE_VERSION, _FEATURE = 25, 26, 34, 36
+_LOCK, _GPU_PDIS, _OPAQUE_VERSION, _CHIP, _FEATURE = 25, 26, 34, 35, 36
+# The one board that NVIDIA has manifests of switches for: nvtrust, switch settings.
+_SWITCH_BOARD = "5612_0002_890"
 _SWITCHED = {b"\xaa": True, b"\x55": False}
 _MODES = ("mpt", "spt", "ppcie")
 _PDI_BYTES = 8
@@ -123,6 +125,16 @@ class OpaqueData:
         if value is not None and len(value) != MEASUREMENT_BYTES:
             raise EvidenceFormatError("opaque FWID in bytes", expected=MEASUREMENT_BYTES, got=len(value))
         return value
+
+    @property
+    def follows_firmware_id(self) -> bool:
+        """Whether there is a field that GPUs' drivers tell only since they tell the FWID: those numbered after it."""
+        return any(number > _FWID for number in self.fields)
+
+    @property
+    def chip(self) -> str:
+        """The chip that a Blackwell driver's manifest is named by, ``GB100`` where the driver does not say."""
+        return self._text("chip", _CHIP) if _CHIP in self.fields else "GB100"
 
     @property
     def mode(self) -> str:
@@ -228,6 +240,35 @@ def parse_opaque(data: bytes) -> OpaqueData:
     if opaque.version > _VERSION_LIMIT:
         raise EvidenceVersionError("opaque data version", expected=f"at most {_VERSION_LIMIT}", got=opaque.version)
     return opaque
+
+
+def manifest_ids(opaque: OpaqueData, *, architecture: str) -> tuple[str, ...]:
+    """Return how NVIDIA's service names the manifests that a device needs: driver and VBIOS, or a switch's BIOS.
+
+    Args:
+        opaque: what the device reports.
+        architecture: ``HOPPER``, ``BLACKWELL`` or ``LS10``.
+
+    Raises:
+        EvidenceVersionError: another architecture.
+        MissingClaimError, EvidenceFormatError: a field that a name needs is not there, or holds something else.
+
+    Source: NVIDIA attestation-sdk (github.com/NVIDIA), get_driver_rim_id and get_vbios_rim_id.
+    """
+    match architecture:
+        case "HOPPER":
+            driver = f"NV_GPU_DRIVER_GH100_{opaque.driver_version}"
+        case "BLACKWELL":
+            driver = f"NV_GPU_CC_DRIVER_{opaque.chip}_{opaque.driver_version}"
+        case "LS10":
+            return (f"NV_SWITCH_BIOS_{_SWITCH_BOARD}_{_compact(opaque.switch_bios_version)}",)
+        case _:
+            raise EvidenceVersionError("device architecture", expected="HOPPER, BLACKWELL or LS10", got="another")
+    return driver, f"NV_GPU_VBIOS_{opaque.board}_{_compact(opaque.gpu_vbios_version)}".upper()
+
+
+def _compact(version: str) -> str:
+    return version.replace(".", "")
 
 
 def _pdis(name: str, value: bytes) -> tuple[bytes, ...]:

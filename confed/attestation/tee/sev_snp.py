@@ -8,7 +8,8 @@
 4. the root is the pinned one of that product, and no other that came along under its name;
 5. the chain is checked link by link: the VEK by AMD's authority for chip keys (ASK) or for loaded keys (ASVK), that by
    the product's root (ARK); names, validity, signatures;
-6. if a revocation list is there, it is the root's and of this time, and the authority is not on it;
+6. if a revocation list is there, it is the root's and of this time, and the authority is not on it; one outside its
+   time says nothing where another is of this time (an attester's hint grows old beside the verifier's own);
 7. the VEK was made for this product, the REPORTED_TCB and this chip;
 8. the VEK's key signed the report, and only then are its fields read.
 
@@ -31,6 +32,7 @@ from cryptography.hazmat.primitives import hashes
 
 from confed.attestation.certificates import (
     Certificate,
+    lists_of_this_time,
     require_chain,
     require_issued,
     require_not_revoked,
@@ -111,7 +113,7 @@ def verify_report(
         report: exactly 1184 bytes.
         certificates: the VEK's, and the ASK's or ASVK's; AMD's own is used where no authority is given. Of several
             VEKs of the right kind (at most 4) one for which everything holds is enough.
-        crls: may be empty; each that is given must be the root's and of this time.
+        crls: may be empty; each must be the root's, and of this time unless another is.
         anchors: pinned roots (ARK), told apart by their names.
         now: aware time to judge at.
 
@@ -221,7 +223,7 @@ def _verify(report: bytes, frame: layout.Frame, vek: Vek, given: _Given) -> SnpC
     authority = _authority(vek, given)
     require_chain((vek.certificate, authority), anchors=(root,), now=given.now, what=vek.kind)
     # 6.
-    for crl in given.crls:
+    for crl in lists_of_this_time(given.crls, given.now):
         require_not_revoked(authority, issuer=root, crl=crl, now=given.now, what=f"{vek.kind} authority")
     # 7.
     chip_id = layout.chip_id_of(report)

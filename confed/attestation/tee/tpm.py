@@ -125,6 +125,8 @@ def verify_files(
     supplied = sort_endorsements(endorsements)
     trusted = _Anchors.given(supplied) if anchors is None else _Anchors.load(anchors)
     files = read_evidence(evidence, supplied)
+    if files.evidence is not None:
+        files.evidence.require_only("ek_certificate", "enrolment")
     key = files.key or _named_key(supplied)
     # 1.
     quote = verify_quote(files.message, files.signature, key, pcrs=files.pcrs, bank=files.bank, nonce=expectation.nonce)
@@ -177,6 +179,7 @@ class TpmVerifier:
             AttestationError: of the class that says why.
         """
         found = TpmEvidence.decode(envelope.evidence)
+        found.require_only("ek_certificate", "enrolment")
         trusted = _Anchors.load(anchors)
         hints = sort_hints((*envelope.endorsements, *endorsements))
         public = parse_public(found.ak_public)

@@ -70,6 +70,16 @@ class TpmEvidence:
         present = {name: getattr(self, name) for name in _OPTIONAL}
         return canonical.encode(value | {name: _to_base64(data) for name, data in present.items() if data is not None})
 
+    def require_only(self, *names: str) -> None:
+        """Refuse a certificate or an enrolment that the profile does not ask for, and that nobody would read.
+
+        Raises:
+            EvidenceFormatError: one whose field is none of ``names``.
+        """
+        for name in _OPTIONAL:
+            if name not in names and getattr(self, name) is not None:
+                raise EvidenceFormatError(f"TPM evidence: {name}", expected="none in this profile", got="some")
+
     @classmethod
     def decode(cls, data: bytes) -> TpmEvidence:
         """Return the evidence of canonical JSON.

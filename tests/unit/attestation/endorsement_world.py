@@ -159,6 +159,8 @@ def rim(
     need: NvidiaRim,
     *,
     version: str | None = None,
+    edition: str = "GPU",
+    product: str = "GH100",
     ends: dt.datetime = NOW + 300 * DAY,
     signers: tuple[x509.Certificate, ...] | None = None,
 ) -> bytes:
@@ -173,7 +175,7 @@ def rim(
     return (
         '<SoftwareIdentity xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd" name="GH100" tagId="t">'
         '<Meta xmlns:t="https://trustedcomputinggroup.org/resource/tcg-reference-integrity-manifest-rim-information-model/"'
-        f' colloquialVersion="{stated}" edition="GPU" product="GH100" t:PlatformManufacturerId="5703"/><Payload/>'
+        f' colloquialVersion="{stated}" edition="{edition}" product="{product}" t:PlatformManufacturerId="5703"/><Payload/>'
         f'<Signature xmlns="http://www.w3.org/2000/09/xmldsig#"><SignedInfo><CanonicalizationMethod Algorithm="{c14n}"/>'
         '<SignatureMethod Algorithm="http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"/><Reference URI=""><Transforms>'
         '<Transform Algorithm="http://www.w3.org/2000/09/xmldsig#enveloped-signature"/>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from cryptography import x509
@@ -106,15 +107,34 @@ def revocation_list(issuer: Authority, *serials: int, since=NOW - DAY, until=NOW
 
 FIRMWARE = "GCE Virtual Firmware v7\x00".encode("utf-16-le")
 NONHOST = b"GCE NonHostInfo\x00" + bytes([4]) + bytes(15)
+# EV_S_CRTM_VERSION, EV_NONHOST_INFO, EV_SEPARATOR and EV_POST_CODE.
+VERSION_TYPE, NONHOST_TYPE, SEPARATOR_TYPE, POST_CODE_TYPE = 0x08, 0x11, 0x04, 0x01
+SEPARATOR = (SEPARATOR_TYPE, bytes(4))
 
 
 def measured(
-    *, firmware: bytes = FIRMWARE, nonhost: bytes = NONHOST, bank: int = SHA256
+    *,
+    firmware: bytes = FIRMWARE,
+    nonhost: bytes = NONHOST,
+    bank: int = SHA256,
+    end: tuple[tuple[int, bytes], ...] = (SEPARATOR,),
+    told: dict[int, tuple[int, bytes]] | None = None,
 ) -> tuple[bytes, dict[int, bytes]]:
-    """Return a log, and the registers that it gives."""
+    """Return a log, and the registers that it gives.
+
+    ``end`` is what PCR0 is extended with after Google's own events; ``told`` says of events by their place what the log
+    says they were (type and data), whatever was extended.
+    """
     name, size = ("sha256", 32) if bank == SHA256 else ("sha384", 48)
-    log = event_log(event(0, 0x08, firmware, bank=bank), event(0, 0x11, nonhost, bank=bank), bank=bank)
-    pcrs = registers(4, 7, 10, size=size) | {0: extended(firmware, nonhost, bank=name), 23: bytes(size)}
+    true = [(VERSION_TYPE, firmware), (NONHOST_TYPE, nonhost), *end]
+    log = event_log(
+        *(
+            event(0, *(told or {}).get(place, entry), digest=hashlib.new(name, entry[1]).digest(), bank=bank)
+            for place, entry in enumerate(true)
+        ),
+        bank=bank,
+    )
+    pcrs = registers(4, 7, 10, size=size) | {0: extended(*(data for _, data in true), bank=name), 23: bytes(size)}
     return log, pcrs
 
 

@@ -76,7 +76,8 @@ def crl(issuer, by, *, revoked=(), start=NOW - DAY, end=NOW + 30 * DAY, number=1
 
 
 def tlv(tag, value):
-    length = bytes([len(value)]) if len(value) < 128 else bytes([0x82]) + len(value).to_bytes(2)
+    size = len(value).to_bytes(2).lstrip(b"\x00") or b"\x00"
+    length = size if len(value) < 128 else bytes([0x80 | len(size)]) + size
     return bytes([tag]) + length + value
 
 

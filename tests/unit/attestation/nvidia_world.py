@@ -366,6 +366,7 @@ def make_response(
     by_name=False,
     nonce=None,
     brought=(),
+    extensions=(),
 ):
     """Return an OCSP response about ``subject``, signed by its issuer or by a responder."""
     signer = responder or issuer
@@ -389,6 +390,8 @@ def make_response(
         builder = builder.certificates([*brought] or [responder.certificate])
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical=critical)
     return builder.sign(signer.key, algorithm or hashes.SHA384()).public_bytes(DER)
 
 

@@ -199,6 +199,18 @@ def vek(
     )
 
 
+def with_serial_0(certificate, *, owner="AMD"):
+    """Return a certificate with the serial number 0, as AMD's VEKs have it, signed again; no builder makes one."""
+    parsed = x509.load_der_x509_certificate(certificate)
+    tbs = parsed.tbs_certificate_bytes.replace(b"\x02\x01\x07", b"\x02\x01\x00", 1)
+    signer = rsa_key((owner, parsed.issuer.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value))
+    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
+    signature = signer.sign(tbs, pss, hashes.SHA384())
+    start = certificate.index(parsed.tbs_certificate_bytes)
+    between = certificate[start + len(tbs) : -len(signature)]
+    return certificate[:start] + tbs + between + signature
+
+
 def defaults(product="Genoa", *, kind="VCEK", version=5):
     vectors = {"launch_mitigations": 3, "current_mitigations": 7} if version >= 5 else {}
     chip = hwid(product).ljust(64, b"\0") if kind == "VCEK" else bytes(64)

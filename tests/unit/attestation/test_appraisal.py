@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from attestation_world import CLAIMS, DAY, HOUR, MANIFEST, MEASUREMENT, NOW, POLICY, attest, issue, verify
@@ -9,6 +11,7 @@ from confed.errors import (
     DebugError,
     EmptyAllowListError,
     MeasurementError,
+    PolicyMissingError,
     ProfileNotAllowedError,
     SharedInstanceError,
     SimulatedInProductionError,
@@ -56,6 +59,11 @@ REFUSALS = {
     "several identities in one TEE in production": (
         dataclasses.replace(HARDWARE, shared=True), {"environment": PRODUCTION}, SharedInstanceError,
     ),
+    "hardware that no policy of its kind appraises": (HARDWARE, {"environment": PRODUCTION}, PolicyMissingError),
+    "the same in simulation": (HARDWARE, {}, PolicyMissingError),
+    "hardware that says nothing a policy could appraise": (
+        HARDWARE, {"policy": policy_with(appraisal={CLAIMS.profile: {}})}, PolicyMissingError,
+    ),
     "another profile": (CLAIMS, {"policy": policy_with(profiles=("tdx/4",))}, ProfileNotAllowedError),
     "another manifest": (CLAIMS, {"manifest_digest": "7" * 64}, ConfigurationError),
     "another measured configuration": (
@@ -92,7 +100,6 @@ ACCEPTED = {
     "evidence at the end of its age": (CLAIMS, {"now_ms": NOW + HOUR}),
     "a clock half a minute ahead": (CLAIMS, {"now_ms": NOW - 30_000}),
     "several identities in one TEE in simulation": (verify(attest(instance=issue(shared=True))), {}),
-    "hardware in production": (HARDWARE, {"environment": PRODUCTION}),
     "one of several measurements": (CLAIMS, {"policy": policy_with(measurements=("8" * 64, MEASUREMENT))}),
 }
 
@@ -100,6 +107,22 @@ ACCEPTED = {
 @pytest.mark.parametrize(("claims", "changes"), ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_accepted_is(claims, changes):
     check(claims, **changes)
+
+
+APPRAISES_AND_NAMES_WHAT_IT_IMPORTED = """
+import sys
+from confed.attestation import appraisal, verifier
+from confed.attestation.policy import registry
+verifier.default_registry()._verifiers["simulated/1"].load()
+assert len(list(registry.RULES)) == 10
+print(*sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith(("confed.attestation.tee.", "confed.attestation.policy."))))
+"""
+
+
+def test_who_appraises_simulated_evidence_alone_imports_no_vendor_s_verifier_or_policy():
+    command = [sys.executable, "-c", APPRAISES_AND_NAMES_WHAT_IT_IMPORTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["document", "registry", "simulated", "simulated_certificate"]
 
 
 def test_the_digest_of_claims_depends_on_every_claim():

@@ -314,6 +314,14 @@ def test_where_anchors_are_given_no_other_key_counts():
         verify(GOOD, endorsements=(), anchors=())
 
 
+def test_an_anchor_is_for_the_platform_that_it_names_whatever_an_endorsement_says():
+    of_another = json.dumps([entry(**{"instance-id": "01" + "77" * 32})]).encode()
+    assert verify(GOOD, anchors=(json.dumps([entry()]).encode(),)) == verify(GOOD)
+    for endorsements in ((), (KEY,), (json.dumps([entry()]).encode(),)):
+        with pytest.raises(EndorsementMismatchError):
+            verify(GOOD, endorsements=endorsements, anchors=(of_another,))
+
+
 EXPECTATIONS = {
     "the same challenge": ({"nonce": CHALLENGE, "report_data": CHALLENGE}, {}, None),
     "a challenge that is padded with zeros": ({"nonce": b"n" * 48}, {"challenge": b"n" * 48 + bytes(16)}, None),
@@ -447,6 +455,13 @@ def test_without_a_policy_a_genuine_token_is_accepted_and_says_that_it_is_experi
     require_floors(found)
     require_defaults(found)
     assert found.experimental is True
+
+
+def test_firmware_is_known_by_its_measurement_or_by_its_signer():
+    measured = CcaFirmware(kind="BL", measurements=("4d" * 32,), signers=WHY)
+    check(firmware=(measured, POLICY.firmware[1]))
+    with pytest.raises(FirmwareError):
+        check(firmware=(dataclasses.replace(measured, measurements=("4e" * 32,)), POLICY.firmware[1]))
 
 
 @pytest.mark.parametrize("lifecycle", [0x0000, 0x1000, 0x2000, 0x2FFF, 0x3100, 0x4000, 0x5000, 0x6000, 0x7000, 0xFFFF])

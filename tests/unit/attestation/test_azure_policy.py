@@ -1,5 +1,6 @@
 """What an owner accepts of an Azure confidential VM, and what no policy can accept; the worst part decides."""
 
+import contextlib
 import dataclasses
 
 import intel_world as intel
@@ -8,15 +9,18 @@ import sev_snp_world as amd
 from azure_world import PCRS, REMOVED, VM_ID, runtime, snp, tdx, verify_snp, verify_tdx
 
 from confed import record
+from confed.attestation.policy import document as documents
 from confed.attestation.policy.azure import (
     AzureRuntimePolicy,
     AzureSnpPolicy,
     AzureTdxPolicy,
+    InteractiveConsole,
     appraise,
     require_defaults,
     require_floors,
 )
 from confed.attestation.policy.intel_tcb import IntelTcbPolicy, NoneAccepted
+from confed.attestation.policy.ready import ready_names, ready_policy
 from confed.attestation.policy.sev_snp_terms import SnpPolicy
 from confed.attestation.policy.tdx import TdxPolicy
 from confed.attestation.policy.tpm_quote import QuotePolicy
@@ -44,7 +48,7 @@ WHY = Unchecked(unchecked="a test")
 RUNTIME = AzureRuntimePolicy(
     secure_boot=True,
     no_console=WHY,
-    no_interactive_console=True,
+    interactive_console=InteractiveConsole.OFF,
     no_filtered_devices=True,
     root_certificates=("6nZZnYaJc4KqUZ",),
     vm_ids=(VM_ID,),
@@ -143,6 +147,24 @@ def test_without_a_policy_a_setting_that_is_not_known_is_refused():
             require_defaults(found)
 
 
+def test_without_a_policy_a_console_that_the_host_can_type_into_is_refused():
+    typing, unsaid = (runtime(settings={"interactive-console-enabled": said}) for said in (True, REMOVED))
+    for make, verify in ((snp, verify_snp), (tdx, verify_tdx)):
+        require_floors(verify(make(data=typing)))
+        require_defaults(verify(make(data=unsaid)))
+        with pytest.raises(DebugError):
+            require_defaults(verify(make(data=typing)))
+
+
+def test_a_paravisor_s_silence_on_that_console_may_be_accepted_and_its_word_may_not():
+    older = dataclasses.replace(RUNTIME, interactive_console=InteractiveConsole.OFF_OR_UNSAID)
+    policy = dataclasses.replace(SNP_POLICY, runtime=older)
+    for said in (False, REMOVED):
+        check_snp(verify_snp(snp(data=runtime(settings={"interactive-console-enabled": said}))), policy)
+    with pytest.raises(DebugError):
+        check_snp(verify_snp(snp(data=runtime(settings={"interactive-console-enabled": True}))), policy)
+
+
 def test_without_a_policy_the_hardware_s_own_defaults_hold():
     behind = verify_snp(snp(committed_tcb=bytes(8)))
     require_floors(behind)
@@ -191,6 +213,29 @@ def test_settings_that_the_policy_names_or_leaves_unchecked_are_accepted():
         "ipmi-enabled": True,
     }
     check_snp(verify_snp(snp(data=runtime(settings=settings))), dataclasses.replace(SNP_POLICY, runtime=lax))
+
+
+READY = [name for name in ready_names() if name.startswith("azure-")]
+NEWER = {"hardware-sealing-policy": "signer", "tpm-version": "1.38"}
+NEW_SETTINGS = {
+    "nothing new": ({}, None),
+    "what a newer paravisor tells": (NEWER, None),
+    "silence on the console": ({"interactive-console-enabled": REMOVED}, None),
+    "a console that the host can type into": ({"interactive-console-enabled": True}, DebugError),
+    "a management controller": (NEWER | {"ipmi-enabled": False}, PlatformInfoError),
+    "secure boot off": ({"secure-boot": False}, PlatformInfoError),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("sentence", NEW_SETTINGS)
+def test_a_ready_policy_says_of_a_machine_with(sentence, name):
+    settings, error = NEW_SETTINGS[sentence]
+    ready = documents.load(ready_policy(name)).policy
+    policy = dataclasses.replace(SNP_POLICY, runtime=ready.runtime)
+    found = verify_snp(snp(data=runtime(settings=settings)))
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        check_snp(found, policy)
 
 
 def test_a_console_may_be_forbidden_altogether():
@@ -243,7 +288,6 @@ def test_a_policy_has_to_pin_the_paravisor():
     [
         {"secure_boot": False},
         {"no_console": False},
-        {"no_interactive_console": False},
         {"no_filtered_devices": False},
         {"root_certificates": ()},
         {"root_certificates": ("",)},

@@ -284,6 +284,70 @@ def test_revocation_is_refused_where(crl, now, error):
     assert type(caught.value) is error
 
 
+def extended(extension, *, critical):
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name("middle")).last_update(NOW - DAY)
+    builder = builder.next_update(NOW + DAY).add_extension(extension, critical=critical)
+    return certificates.load_crl(builder.sign(MIDDLE_KEY, hashes.SHA384()).public_bytes(DER), what="test")
+
+
+def distribution(**part):
+    flags = dict.fromkeys(
+        ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs"), False
+    )
+    where = None if part else [x509.UniformResourceIdentifier("http://example.org/crl")]
+    return x509.IssuingDistributionPoint(
+        full_name=where, relative_name=None, **{"only_some_reasons": None, **flags, **part}
+    )
+
+
+PARTS = {
+    "what changed since another list": (x509.DeltaCRLIndicator(1), True),
+    "the same, not critical": (x509.DeltaCRLIndicator(1), False),
+    "authorities alone": (distribution(only_contains_ca_certs=True), True),
+    "users alone": (distribution(only_contains_user_certs=True), True),
+    "users alone, not critical": (distribution(only_contains_user_certs=True), False),
+    "attributes alone": (distribution(only_contains_attribute_certs=True), True),
+    "one reason alone": (distribution(only_some_reasons=frozenset({x509.ReasonFlags.superseded})), True),
+    "others' certificates": (distribution(indirect_crl=True), True),
+    "something critical that nobody knows": (
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("extension", "critical"), PARTS.values(), ids=PARTS.keys())
+def test_a_list_proves_nothing_that_is_of(extension, critical):
+    with pytest.raises(RevocationUnknownError):
+        not_revoked(extended(extension, critical=critical))
+
+
+def test_a_list_may_have_a_number_and_say_where_it_is_published():
+    not_revoked(extended(x509.CRLNumber(7), critical=False))
+    not_revoked(extended(distribution(), critical=True))
+
+
+def test_a_list_under_a_weak_hash_is_refused():
+    crl = x509.CertificateRevocationListBuilder().issuer_name(name("middle")).last_update(NOW - DAY)
+    der = crl.next_update(NOW + DAY).sign(MIDDLE_KEY, hashes.SHA256()).public_bytes(DER)
+    inner = der[2 : len(der)] if der[1] < 0x80 else der[3:]
+    # As in ``sha1_leaf``: the identifier is changed in both places.
+    old, new = bytes.fromhex("300a06082a8648ce3d040302"), bytes.fromhex("300906072a8648ce3d0401")
+    size = inner[1]
+    assert size < 0x80
+    tbs = inner[2 : 2 + size].replace(old, new)
+    weak = sequence(b"\x30" + bytes([len(tbs)]) + tbs + inner[2 + size :].replace(old, new))
+    with pytest.raises(AlgorithmError):
+        not_revoked(certificates.load_crl(weak, what="test"))
+
+
+def test_a_list_that_was_signed_by_a_key_for_something_else_is_refused():
+    issuer = issue("middle", MIDDLE_KEY, issuer="root", by=ROOT_KEY, usage=False)
+    with pytest.raises(RevocationUnknownError):
+        certificates.require_not_revoked(LEAF, issuer=issuer, crl=revocation_list(8), now=NOW, what="leaf")
+    unrestricted = issue("middle", MIDDLE_KEY, issuer="root", by=ROOT_KEY, usage=None)
+    certificates.require_not_revoked(LEAF, issuer=unrestricted, crl=revocation_list(8), now=NOW, what="leaf")
+
+
 def test_a_list_that_is_no_list_is_refused():
     for data in (b"", b"\x30\x00", b"-----BEGIN X509 CRL-----\n", b"\x00" * (certificates.CRL_LIMIT_BYTES + 1)):
         with pytest.raises(EndorsementFormatError):

@@ -54,7 +54,7 @@ from endorsement_world import (
 
 from confed.attestation.endorsements import AmdCrl, Endorsement
 from confed.attestation.endorsing.amd_kds import AmdKds
-from confed.attestation.endorsing.deadline import Deadline
+from confed.attestation.endorsing.deadline import Deadline, DeadlineBackend
 from confed.attestation.endorsing.fetching import Fetcher, Patience, tls_context
 from confed.attestation.endorsing.intel_pcs import IntelPcs
 from confed.attestation.endorsing.nvidia import Nvidia
@@ -207,6 +207,9 @@ WRONG = {
     "a certificate instead of a list": (CRL, f"{AMD}/vcek/v1/Milan/crl", Reply(vcek(VCEK))),
     "another manifest": (RIM, RIM_ADDRESS, Reply(rim_answer(VBIOS_RIM))),
     "a manifest of another version": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, rim(RIM, version="550.144.04")))),
+    "a manifest of another architecture": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, rim(RIM, product="GB100")))),
+    "a manifest of a product that is not known": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, rim(RIM, product="XX100")))),
+    "a switch's manifest for a driver": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, rim(RIM, edition="SWITCH")))),
     "a manifest under another id": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, id="NV_GPU_DRIVER_GH100_550.144.04"))),
     "a manifest with another digest": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, sha256="00" * 32))),
     "a manifest that is no XML": (RIM, RIM_ADDRESS, Reply(rim_answer(RIM, b"\xd9\x01\xf4corim"))),
@@ -438,9 +441,10 @@ def test_a_server_that_is_not_there_is_a_failed_fetch(service):
 
 
 def test_a_name_that_does_not_resolve_is_a_failed_fetch(service):
-    given = fetcher(service, addresses={AMD: ("name.invalid", 443)})
-    with pytest.raises(EndorsementFetchError, match="resolve"):
-        AmdKds(given).fetch(CRL, now_ms=NOW_MS)
+    for unknown in ("name.invalid", f"{'a' * 64}.invalid"):
+        given = fetcher(service, addresses={AMD: (unknown, 443)})
+        with pytest.raises(EndorsementFetchError, match="resolve"):
+            AmdKds(given).fetch(CRL, now_ms=NOW_MS)
 
 
 # Who is asked
@@ -543,6 +547,45 @@ def test_a_deadline_bounds_every_time_out():
         clock.now += seconds
         with pytest.raises(httpcore.TimeoutException):
             deadline.within(1)
+
+
+class Recorded:
+    """A network and its streams in one: remembers with which time-out each operation was asked for."""
+
+    def __init__(self):
+        self.timeouts = []
+
+    def connect_tcp(self, host, port, timeout, *_):
+        self.timeouts.append(timeout)
+        return self
+
+    def start_tls(self, context, hostname, timeout):
+        self.timeouts.append(timeout)
+        return self
+
+    def read(self, size, timeout):
+        self.timeouts.append(timeout)
+        return b""
+
+    def write(self, data, timeout):
+        self.timeouts.append(timeout)
+
+
+def test_every_operation_on_a_connection_ends_at_the_deadline():
+    clock, inner = Clock(), Recorded()
+    backend = DeadlineBackend(Deadline(clock, 10), {"host.example": ("127.0.0.1", 443)})
+    backend._inner = inner
+    stream = backend.connect_tcp("host.example", 443, 30)
+    clock.now += 4
+    secured = stream.start_tls(tls_context(), "host.example", 30)
+    secured.write(b"x", 30)
+    secured.read(1, 30)
+    assert inner.timeouts == [10, 6, 6, 6]
+    clock.now += 6
+    for attempt in (lambda: secured.write(b"x", 30), lambda: secured.read(1, 30)):
+        with pytest.raises(httpcore.TimeoutException):
+            attempt()
+    assert len(inner.timeouts) == 4
 
 
 def test_the_wait_that_a_service_names_is_kept(service):

@@ -496,7 +496,7 @@ DEVICES = {
     ),
     "a chip with a path": (
         (record_of("GB100", fields={35: b"/../../ids"}),),
-        EndorsementFormatError,
+        EvidenceFormatError,
     ),
     "a report without a driver": ((record_of("GH100", fields={3: None}),), MissingClaimError),
     "seventeen devices": ((nvidia.make_record(),) * 17, EvidenceSizeError),
@@ -564,13 +564,22 @@ def test_by_default_only_vendors_hosts_are_asked_and_a_pccs_only_where_it_is_nam
 
 @pytest.mark.parametrize(
     "host",
-    ["", "https://pccs", "pccs/sgx", "pccs:", "pccs:0", "pccs:99999999", "PCCS", "a b", "a@b", "-a", "a..b", "a\n"],
-)
+    [
+        "", "https://pccs", "pccs/sgx", "pccs:", "pccs:0", "pccs:65536", "PCCS", "a b", "a@b", "-a", "a-", "a..b", "a\n",
+        "a" * 64, f"a.{'b' * 64}:443", ".".join(["a" * 63] * 4), "kdsintf.amd.com.", "[::1]",
+    ],
+)  # fmt: skip
 def test_a_host_that_is_no_name_of_one_is_a_mistake_of_the_user(host):
     with pytest.raises(ConfigError):
         vendor_fetcher(pccs=host)
     with pytest.raises(ConfigError):
         vendor_fetcher(hosts=(host,))
+
+
+def test_a_host_s_longest_name_and_last_port_are_good():
+    host = f"{'.'.join(['a' * 61] * 4)}.abcde:65535"
+    assert len(host) == 253 + len(":65535")
+    assert vendor_fetcher(hosts=(host,))._hosts == {host}
 
 
 def test_a_pccs_may_have_authorities_of_its_own(running):

@@ -33,7 +33,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confed.attestation.tee import event_log
-from confed.attestation.tee.event_log import parse_ccel, parse_event_log, replay, require_replays, verified_events
+from confed.attestation.tee.event_log import (
+    before_separator,
+    parse_ccel,
+    parse_event_log,
+    replay,
+    require_replays,
+    verified_events,
+)
 from confed.errors import (
     AlgorithmError,
     AttestationError,
@@ -230,6 +237,25 @@ def test_a_separator_of_failed_firmware_is_measured_as_such():
         log = parse_event_log(agile(event(0, SEPARATOR, pretended, measured=b"\x01\x00\x00\x00")))
         with pytest.raises(EventLogError):
             require_replays(log, algorithm="sha256", registers=replay(log, algorithm="sha256"))
+
+
+@pytest.mark.parametrize("called", [SEPARATOR, POST_CODE])
+def test_firmware_s_events_stand_before_its_separator_whatever_that_is_called(called):
+    log = parse_event_log(
+        agile(
+            event(0, CRTM_VERSION, b"firmware 1"),
+            event(7, SEPARATOR, bytes(4)),
+            event(0, called, bytes(4)),
+            event(0, CRTM_VERSION, b"firmware 9"),
+            event(4, ACTION, b"loading"),
+        )
+    )
+    for algorithm in ("sha256", "sha384"):
+        shown = verified_events(log, algorithm=algorithm, registers=replay(log, algorithm=algorithm))
+        (found,) = before_separator(shown, register=0, algorithm=algorithm)
+        assert found.data == b"firmware 1"
+        assert before_separator(shown, register=7, algorithm=algorithm) == ()
+        assert before_separator(shown, register=4, algorithm=algorithm) == ()
 
 
 def test_events_of_registers_that_were_not_signed_are_not_shown():

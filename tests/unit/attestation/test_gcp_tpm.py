@@ -14,10 +14,15 @@ from gcp_world import (
     GCP_ROOT,
     LOG,
     NONHOST,
+    NONHOST_TYPE,
     OTHER_GCP_ROOT,
+    POST_CODE_TYPE,
+    SEPARATOR,
+    SEPARATOR_TYPE,
     SHA1_PCRS,
     SHA384_PCRS,
     THREE_QUOTES,
+    VERSION_TYPE,
     ak_certificate,
     attestation,
     der,
@@ -189,6 +194,14 @@ def test_revocation_is_checked_where_lists_came_along():
         verified(attestation(), revocation_list(GCP_INTERMEDIATE, since=NOW - 3 * DAY, until=NOW - DAY))
 
 
+def test_a_list_that_has_grown_old_says_nothing_beside_one_of_this_time():
+    old = revocation_list(GCP_INTERMEDIATE, since=NOW - 3 * DAY, until=NOW - DAY)
+    fresh = (revocation_list(GCP_INTERMEDIATE), revocation_list(GCP_ROOT))
+    assert verified(attestation(), old, *fresh).revocation_checked is True
+    with pytest.raises(RevokedError):
+        verified(attestation(), old, *fresh, revocation_list(GCP_INTERMEDIATE, serial(CERTIFICATE)))
+
+
 def test_names_as_long_as_googles_are_read_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -237,8 +250,9 @@ def test_an_attestation_without_a_log_shows_no_protection():
 SHOWN = {
     "no protection": (measured(nonhost=NONHOST[:16] + bytes(16)), ("none", "7")),
     "AMD SEV": (measured(nonhost=NONHOST[:16] + b"\x01" + bytes(15)), ("amd-sev", "7")),
-    "Intel TDX": (measured(nonhost=NONHOST[:16] + b"\x05" + bytes(15)), ("intel-tdx", "7")),
-    "a protection that is not known": (measured(nonhost=NONHOST[:16] + b"\x03" + bytes(15)), ("", "7")),
+    "AMD SEV-ES": (measured(nonhost=NONHOST[:16] + b"\x02" + bytes(15)), ("amd-sev-es", "7")),
+    "Intel TDX": (measured(nonhost=NONHOST[:16] + b"\x03" + bytes(15)), ("intel-tdx", "7")),
+    "a protection that is not known": (measured(nonhost=NONHOST[:16] + b"\x05" + bytes(15)), ("", "7")),
     "words of another form": (measured(nonhost=NONHOST[:-1]), ("", "7")),
     "words of another maker": (measured(nonhost=b"XCE" + NONHOST[3:]), ("", "7")),
     "another firmware": (measured(firmware="EDK II 7\x00".encode("utf-16-le")), ("amd-sev-snp", "")),
@@ -258,6 +272,39 @@ def test_a_log_shows(made, expected):
     log, pcrs = made
     claims = verified(attestation(quote(pcrs), event_log=item(3, log)))
     assert (claims.technology, claims.firmware) == expected
+
+
+# What a machine's own software extends into PCR0 after its firmware, and how it rewrites the words of the log.
+BARE = NONHOST[:16] + bytes(16)
+FORGED = (NONHOST_TYPE, NONHOST)
+NEWER = (VERSION_TYPE, "GCE Virtual Firmware v99\x00".encode("utf-16-le"))
+HIDDEN = {0: (POST_CODE_TYPE, b"code"), 1: (POST_CODE_TYPE, b"data")}
+LATER = {
+    "a second word after the separator": (measured(nonhost=BARE, end=(SEPARATOR, FORGED, NEWER)), ("none", "7")),
+    "a word after the separator in the place of a hidden one": (
+        measured(nonhost=BARE, end=(SEPARATOR, FORGED, NEWER), told=HIDDEN), ("", ""),
+    ),
+    "a separator that is called something else": (
+        measured(nonhost=BARE, end=(SEPARATOR, FORGED, NEWER), told=HIDDEN | {2: (POST_CODE_TYPE, b"post")}), ("", ""),
+    ),
+    "the separator of ones": (measured(end=((SEPARATOR_TYPE, b"\xff" * 4), NEWER)), ("amd-sev-snp", "7")),
+    "the separator of a failure": (measured(end=((SEPARATOR_TYPE, b"\x01\x00\x00\x00"), NEWER)), ("amd-sev-snp", "7")),
+    "two separators": (measured(end=(SEPARATOR, FORGED, SEPARATOR)), ("amd-sev-snp", "7")),
+    "no separator": (measured(end=()), ("", "")),
+    "a separator of another size": (measured(end=((SEPARATOR_TYPE, bytes(8)),)), ("", "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "expected"), LATER.values(), ids=LATER.keys())
+def test_firmware_s_word_is_what_stands_before_its_separator(made, expected):
+    log, pcrs = made
+    claims = verified(attestation(quote(pcrs), event_log=item(3, log)))
+    assert (claims.tpm.replayed, claims.technology, claims.firmware) == ((0,), *expected)
+
+
+def test_a_separator_is_of_the_bank_that_was_signed():
+    log, pcrs = measured(nonhost=BARE, end=(SEPARATOR, FORGED), told=HIDDEN, bank=SHA384)
+    assert verified(attestation(quote(pcrs, bank=SHA384), event_log=item(3, log))).technology == ""
 
 
 def test_two_words_on_protection_are_none():
@@ -556,6 +603,8 @@ REPORTS = {
     "another nonce": (google(message=attest(ENVELOPE_PCRS, nonce=b"m" * 32)), NonceError),
     "a certificate without an instance": (google(ak_certificate=ak_certificate(AK, extension=b"")), MissingClaimError),
     "no configuration": (google(pcrs=registers(0, 7)), MissingClaimError),
+    "an EK certificate, which nobody would read": (google(ek_certificate=CERTIFICATE), EvidenceFormatError),
+    "an enrolment, which nobody would read": (google(enrolment=b"{}"), EvidenceFormatError),
 }
 
 
@@ -586,6 +635,8 @@ def test_the_evidence_of_an_envelope_is_read_from_a_file_too():
         verified(data, GCP_INTERMEDIATE.der, LOG, LOG, expectation=nonce)
     with pytest.raises(EvidenceFormatError):
         verified(b"{}", expectation=nonce)
+    with pytest.raises(EvidenceFormatError):
+        verified(google(pcrs=pcrs, enrolment=b"{}").encode(), GCP_INTERMEDIATE.der, LOG, expectation=nonce)
 
 
 def test_the_profile_is_its_own():

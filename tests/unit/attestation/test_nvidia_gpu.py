@@ -127,11 +127,20 @@ def test_blackwell_has_its_firmware_id_in_another_extension():
     assert (found.architecture, found.firmware_id) == ("BLACKWELL", FIRMWARE)
     assert found.operational_flags == ("not-configured", "debug")
     assert found.manifest_ids[0] == "NV_GPU_CC_DRIVER_GB100_550.90.07"
+    named = only(verify_files(make_report(device, fields={35: b"GB20X\x00"}), device=device))
+    assert named.manifest_ids == ("NV_GPU_CC_DRIVER_GB20X_550.90.07", "NV_GPU_VBIOS_1010_0200_882_96009F0001")
 
 
 def test_older_drivers_do_not_report_the_firmware_id():
-    device = only(verify_files(make_report(GPU, fields={20: None})))
+    device = only(verify_files(make_report(GPU, fields={20: None, 21: None, 34: None, 36: None})))
     assert (device.firmware_id, device.firmware_id_reported) == (FIRMWARE, False)
+
+
+@pytest.mark.parametrize("later", [21, 34, 36, 250])
+def test_a_driver_that_tells_later_fields_tells_the_firmware_id_too(later):
+    fields = {20: None, 21: None, 34: None, 36: None} | {later: {21: b"\x55", 34: b"\x01\x00"}.get(later, b"\x01\x00")}
+    with pytest.raises(MissingClaimError):
+        verify_files(make_report(GPU, fields=fields))
 
 
 def test_the_nonce_is_unchecked_only_where_there_is_none():
@@ -260,11 +269,17 @@ def tcb_with(value):
 
 OTHER_FAMILY = issue("TEST GH100 Identity", by=OTHER_ROOT, private=key("another family"))
 OTHER_PROVISIONER = issue("TEST GH100 Provisioner", by=OTHER_FAMILY)
+BELOW_ROOT = issue("TEST Extra Identity", by=DEVICE_ROOT)
+FAMILY_BELOW = issue("TEST GH100 Identity", by=BELOW_ROOT, private=key("a family one level down"))
 LONG = der(0x80, b"N" * 200) + der(0xA6, fwid())
 CHAINS = {
     "only the root": (with_chain(4), CertificateChainError),
     "the leaf left out": (with_chain(1, 2, 3, 4), CertificateChainError),
     "the root left out": (with_chain(0, 1, 2, 3), CertificateChainError),
+    "five certificates below the root": (
+        make_device(root=BELOW_ROOT, family=FAMILY_BELOW, provisioner=issue("TEST GH100 Provisioner", by=FAMILY_BELOW)),
+        TrustAnchorError,
+    ),
     "a certificate more": (with_chain(0, 0, 1, 2, 3, 4), CertificateChainError),
     "another order": (with_chain(0, 1, 3, 2, 4), CertificateChainError),
     "the leaf at the end": (with_chain(4, 3, 2, 1, 0), CertificateChainError),
@@ -510,10 +525,17 @@ def test_revocation_is_good_only_where_every_issuer_says_so():
     assert revocation(*responses(path), make_response(GPU.authorities[0], path[0], status=REVOKED)) == "good"
 
 
-def test_a_hold_outweighs_what_is_good_and_what_is_not_known():
+def test_a_hold_outweighs_what_is_good_and_does_not_hide_what_is_not_known():
     held = make_response(PROVISIONER, FAMILY, **HOLD)
-    assert revocation(held) == "hold"
     assert revocation(held, *responses(GPU.authorities[1:])) == "hold"
+    assert revocation(held) == "hold-unknown"
+
+
+def test_a_root_for_manifests_is_told_by_a_word_of_its_name():
+    primary = issue("TEST PRIMARY Identity CA")
+    family = issue("TEST GH100 Identity", by=primary, private=key("a family under the primary root"))
+    device = make_device(root=primary, family=family, provisioner=issue("TEST GH100 Provisioner", by=family))
+    assert verify_files(make_report(device), device=device, anchors=(primary.der,))
 
 
 def test_the_revocation_of_a_manifests_signer_is_told_with_the_manifest():
@@ -563,6 +585,20 @@ def test_devices_are_refused_with(records, error):
     with pytest.raises(error) as caught:
         verify_devices(records)
     assert caught.type is error
+
+
+COPIES = {
+    "device report": [make_record()] * 2,
+    "device key": [make_record(), make_record(make_device(pdi=b"\x09" * 8, private=GPU.key))],
+    "device identity (PDI)": [make_record(), make_record(ANOTHER_LEAF)],
+}
+
+
+@pytest.mark.parametrize(("field", "records"), COPIES.items(), ids=COPIES.keys())
+def test_two_records_with_one_name_are_one_device(field, records):
+    with pytest.raises(DuplicateDeviceError) as caught:
+        verify_devices(records)
+    assert caught.value.field == field
 
 
 def test_a_record_has_one_spelling():

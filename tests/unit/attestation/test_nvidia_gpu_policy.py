@@ -124,10 +124,17 @@ def test_without_manifests_and_responses_the_defaults_accept_and_the_claims_say_
     assert (found.devices[0].manifests, found.devices[0].revocation) == ((), "unknown")
 
 
+PROTECTED = {36: b"\x02\x00", 21: b"\xaa"}
 ACCEPTED = {
-    "protected PCIe in place of confidential computing": gpu(state=state(confidential_compute="off", multi_gpu="protected-pcie")),
+    "protected PCIe in place of confidential computing": gpu(
+        PROTECTED, state=state(confidential_compute="off", multi_gpu="protected-pcie")
+    ),
+    "protected PCIe of an older driver": gpu(
+        {34: None, 36: None, 21: b"\xaa"}, state=state(confidential_compute="off", multi_gpu="protected-pcie")
+    ),
+    "protected PCIe of which NVML does not tell": gpu(PROTECTED, state=state(multi_gpu="unreported")),
     "an older driver that tells no mode": gpu({34: None, 36: None}),
-    "protected PCIe that report and mode agree on": gpu({36: b"\x02\x00", 21: b"\xaa"}),
+    "GPUs that are linked in encryption": gpu(state=state(multi_gpu="nvle")),
     "a chip that is not configured": gpu(
         device=make_device("GB100", dice=lambda _: {TCB_INFO: tcb_info(flags=b"\x00\x80\x00\x00\x01")})
     ),
@@ -147,6 +154,19 @@ FLOORS = {
     "confidential computing off": (claims(gpu(state=state(confidential_compute="off"))), DeviceModeError),
     "confidential computing off among NVLE": (
         claims(gpu(state=state(confidential_compute="off", multi_gpu="nvle"))),
+        DeviceModeError,
+    ),
+    "protected PCIe that NVML tells and the report does not": (
+        claims(gpu(state=state(confidential_compute="off", multi_gpu="protected-pcie"))),
+        DeviceModeError,
+    ),
+    "the same, of an older driver": (
+        claims(gpu({34: None, 36: None}, state=state(confidential_compute="off", multi_gpu="protected-pcie"))),
+        DeviceModeError,
+    ),
+    "protected PCIe that the report tells and NVML does not": (claims(gpu(PROTECTED)), DeviceModeError),
+    "protected PCIe and confidential computing off, as an older NVML tells": (
+        claims(gpu(PROTECTED, state=state(confidential_compute="off", multi_gpu="unreported"))),
         DeviceModeError,
     ),
     "developer tools on": (claims(gpu(state=state(devtools="on"))), DeviceModeError),
@@ -204,6 +224,25 @@ def test_a_hold_is_accepted_only_where_the_policy_says_so():
         *responses(SIGNER.path),
     ]
     appraise(claims(endorsements=everything), dataclasses.replace(STRICT, allow_hold=True), now=NOW)
+
+
+def test_a_hold_does_not_hide_that_nobody_speaks_of_another_certificate():
+    chosen = dataclasses.replace(LOOSE, allow_hold=True, revocation="required")
+    everything = responses(GPU.authorities[1:], **HOLD)
+    appraise(claims(gpu(), endorsements=everything), chosen, now=NOW)
+    for missing in range(len(everything)):
+        partial = claims(gpu(), endorsements=[*everything[:missing], *everything[missing + 1 :]])
+        with pytest.raises(RevocationStatusError):
+            appraise(partial, chosen, now=NOW)
+        with pytest.raises(RevocationStatusError):
+            require_defaults(partial)
+
+
+def test_protected_pcie_of_an_older_driver_is_no_unreported_mode():
+    older = claims(gpu({34: None, 36: None, 21: b"\xaa"}, state=state(multi_gpu="unreported")))
+    appraise(older, dataclasses.replace(LOOSE, modes=("ppcie",)), now=NOW)
+    with pytest.raises(DeviceModeError):
+        appraise(older, dataclasses.replace(LOOSE, modes=("unreported", "spt", "mpt")), now=NOW)
 
 
 def policy(**changes):

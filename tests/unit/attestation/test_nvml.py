@@ -169,6 +169,7 @@ UNAVAILABLE = {
     "a report that is none": ([0], telling(report=lambda device, nonce: b"x" * 40)),
     "a chain that is none": ([0], telling(chain=lambda device: b"")),
     "a chain cut short": ([0], telling(chain=lambda device: b"".join(device.pem.partition(b"-----END")[:1]))),
+    "several GPUs in a mode that is not known": ([0], FakeNvml(multi_gpu=3)),
     "modes that changed meanwhile": ([0], telling(at_the_end={"devToolsMode": 1})),
 }
 

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import ocsp as x509_ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from endorsement_world import twice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia_world import DAY, DER, FAMILY, GPU, NOW, OTHER_ROOT, PROVISIONER, issue, key, make_response
@@ -119,6 +120,22 @@ def test_a_response_about_another_certificate_says_nothing_of_this_one():
     subject, issuer = (load_certificate(part.der, what="x") for part in (DEVICE, PROVISIONER))
     assert not ocsp.speaks_of(response, subject, issuer=issuer)
     with pytest.raises(EndorsementMismatchError):
+        status(data)
+
+
+def test_two_statuses_of_one_certificate_are_none():
+    with pytest.raises(EndorsementMismatchError):
+        status(twice(make_response(DEVICE, PROVISIONER)))
+
+
+@pytest.mark.parametrize("critical", [False, True])
+def test_an_extension_that_is_not_known_may_be_there_unless_it_is_critical(critical):
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+    data = make_response(DEVICE, PROVISIONER, extensions=((extension, critical),))
+    if not critical:
+        assert status(data) is ocsp.OcspStatus.GOOD
+        return
+    with pytest.raises(EndorsementFormatError):
         status(data)
 
 

@@ -287,6 +287,13 @@ SIGNATURES = {
     "a key too many": ({"signature_file": changed(more="x")}, EncodingError),
     "a number": ({"signature_file": b"1"}, EncodingError),
     "spaces": ({"signature_file": json.dumps(json.loads(signature_of())).encode()}, EncodingError),
+    "capitals in hexadecimal": (
+        {"signature_file": changed(signature=json.loads(signature_of())["signature"].upper())}, EncodingError,
+    ),
+    "capitals in the signer": ({"signature_file": changed(signer=OWNER_PUBLIC.hex().upper())}, EncodingError),
+    "a space in hexadecimal": ({"signature_file": changed(signer=OWNER_PUBLIC.hex(" "))}, EncodingError),
+    # "QQ==" and "QR==" decode to the same byte.
+    "loose bits at the end of base64": ({"signature_file": changed(payload="QR==")}, EncodingError),
     "trailing bytes": ({"signature_file": signature_of() + b"\n"}, EncodingError),
     "no file": ({"signature_file": b""}, EncodingError),
     "a file too large": ({"signature_file": b" " * 4097}, SizeError),

@@ -43,6 +43,7 @@ from sev_snp_world import (
     text,
     vek,
     verify,
+    with_serial_0,
 )
 
 from confed import canonical, record
@@ -291,6 +292,7 @@ def changed(**extensions):
     return [vek(extensions={key.replace("_", "."): value for key, value in extensions.items()}), ASK]
 
 
+OLD_LIST = crl(start=NOW - 3 * DAY, end=NOW - DAY)
 OTHER_ROOTS = tuple(root(product, owner="Mallory") for product in ("Milan", "Genoa", "Turin"))
 OTHER_ASK = authority(owner="Mallory", signed_by="Mallory")
 GENOA = "Genoa"
@@ -397,6 +399,11 @@ ENDORSEMENTS = {
         [VCEK, ASK], {"crls": [crl(start=NOW - 3 * DAY, end=NOW - DAY)]}, RevocationUnknownError),
     "a list of the future": (
         [VCEK, ASK], {"crls": [crl(start=NOW + DAY, end=NOW + 3 * DAY)]}, RevocationUnknownError),
+    "an older list beside one that revokes": (
+        [VCEK, ASK], {"crls": [OLD_LIST, crl(revoked=[11])]}, RevokedError),
+    "an older list beside another owner's": (
+        [VCEK, ASK], {"crls": [OLD_LIST, crl(owner="Mallory")]}, RevocationUnknownError),
+    "several lists that are over": ([VCEK, ASK], {"crls": [OLD_LIST, OLD_LIST]}, RevocationUnknownError),
     "version 2 with the key of another product": (
         [vek("Milan"), authority("Milan")], {"data": report(version=2)}, EndorsementMismatchError),
     "version 2 with a key that claims another product": (
@@ -419,6 +426,30 @@ def test_the_last_moment_of_validity_still_counts():
 def test_a_list_that_does_not_name_the_authority_is_said_to_have_been_checked():
     assert verify(crls=[crl(revoked=[99])]).revocation_checked is True
     assert verify().revocation_checked is False
+
+
+def test_a_hint_that_has_grown_old_does_not_speak_against_a_list_of_this_time():
+    for crls in ([OLD_LIST, crl()], [crl(), OLD_LIST]):
+        assert verify(crls=crls).revocation_checked is True
+
+
+@pytest.mark.parametrize("kind", ["VCEK", "VLEK"])
+def test_a_key_s_certificate_with_serial_0_is_read_where_the_parser_refuses_it(monkeypatch, kind):
+    certificate = with_serial_0(vek(kind=kind, serial=7))
+    parse = x509.load_der_x509_certificate
+
+    def strict(data, *rest):
+        if b"\x02\x01\x00" in data[:20]:
+            raise ValueError("serial number 0")
+        return parse(data, *rest)
+
+    monkeypatch.setattr(x509, "load_der_x509_certificate", strict)
+    with pytest.raises(ValueError, match="serial number 0"):
+        x509.load_der_x509_certificate(certificate)
+    claims = verify(report(kind=kind), [certificate, authority(kind=kind)], crls=[crl()])
+    assert claims.endorsement == hashlib.sha256(certificate).hexdigest()
+    with pytest.raises(CertificateChainError):
+        verify(report(kind=kind), [certificate[:-1] + bytes([certificate[-1] ^ 1]), authority(kind=kind)])
 
 
 def test_of_several_keys_and_authorities_those_that_hold_are_enough():

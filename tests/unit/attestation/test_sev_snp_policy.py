@@ -284,6 +284,11 @@ CHOICES = {
     ),
     "a mitigation missing at launch": (claims(launch_mitigations=2), POLICY, MitigationError),
     "a mitigation missing now": (claims(current_mitigations=0xF3), POLICY, MitigationError),
+    "a mitigation missing now where launch is unchecked": (
+        claims(current_mitigations=0xF3),
+        replaced(mitigations={"19-11-01": Mitigations(launch=NO, current="0000000000000004")}),
+        MitigationError,
+    ),
     "no mitigation vectors": (claims(version=4), replaced(minimum_report_version=3), MitigationError),
     "an unknown processor where some are denied": (
         V2,
@@ -313,6 +318,14 @@ ACCEPTED = {
     "a privilege level that is named": (claims(vmpl=2), replaced(privilege_levels=(2,))),
     "a current TCB that is not committed, unchecked": (claims(current_tcb=HIGHER), replaced(committed=NO)),
     "a processor beside the denied ones": (GOOD, replaced(denied_processors=("19-11-00", "19-10", "1a-02"))),
+    "mitigations at launch alone": (
+        claims(current_mitigations=0),
+        replaced(mitigations={"19-11-01": Mitigations(launch="0000000000000001", current=NO)}),
+    ),
+    "mitigations now alone": (
+        claims(launch_mitigations=0),
+        replaced(mitigations={"19-11-01": Mitigations(launch=NO, current="0000000000000006")}),
+    ),
     "more than the minimum": (claims(launch_tcb=b"\x0c\2\0\0\0\0\x20\x60"), POLICY),
     "Milan where it is named": (verify(report("Milan"), [vek("Milan"), authority("Milan")]), LAX),
 }
@@ -378,13 +391,16 @@ BAD = {
     "a processor by another name": {"denied_processors": ("Milan",)},
     "a processor in upper case": {"denied_processors": ("1A-02-01",)},
     "a family alone": {"denied_processors": ("19",)},
-    "mitigations of a model": {"mitigations": {"19-11": Mitigations(launch="0" * 16, current="0" * 16)}},
+    "mitigations of a model": {"mitigations": {"19-11": Mitigations(launch=NO, current=NO)}},
     "a nameless cloud": {"csp_ids": (" ",)},
     "version 1": {"minimum_report_version": 1},
     "version 6": {"minimum_report_version": 6},
     "a privilege level of the host": {"privilege_levels": (0, 4)},
     "a negative privilege level": {"privilege_levels": (-1,)},
     "a negative guest version": {"minimum_guest_svn": -1},
+    "a guest version that demands nothing": {"minimum_guest_svn": 0},
+    "an interface version that demands nothing": {"minimum_abi": AbiVersion(major=0, minor=0)},
+    "a firmware version that demands nothing": {"minimum_firmware": FirmwareVersion(major=0, minor=0, build=0)},
     "a guest version beyond 32 bits": {"minimum_guest_svn": 2**32},
     "an interface version beyond a byte": {"minimum_abi": AbiVersion(major=1, minor=256)},
     "a negative firmware version": {"minimum_firmware": FirmwareVersion(major=-1, minor=0, build=0)},
@@ -402,6 +418,9 @@ BAD_MINIMUMS = {
     "a processor by another name": {"processors": {"Genoa": FLOOR}},
     "a model alone": {"processors": {"19-11": FLOOR}},
     "a level above 255": {"processors": {"19-11-01": dataclasses.replace(FLOOR, snp=256)}},
+    "a level that demands nothing": {
+        "processors": {"19-11-01": Tcb(fmc=0, bootloader=0, tee=0, snp=0, microcode=0)},
+    },
     "a negative level": {"processors": {"19-11-01": dataclasses.replace(FLOOR, fmc=-1)}},
     "an end before its beginning": {"expires": "2026-04-30"},
     "a date of another form": {"expires": "1 June 2026"},
@@ -417,12 +436,12 @@ def test_a_minimum_tcb_is_refused_with(changes):
         dataclasses.replace(MINIMUM, **changes)
 
 
-@pytest.mark.parametrize("mask", ["", "1", "0x01", "0" * 15, "0" * 17, "G" * 16])
-def test_a_mask_of_mitigations_has_16_digits(mask):
+@pytest.mark.parametrize("mask", ["", "1", "0x01", "1" * 15, "1" * 17, "G" * 16, "0" * 16])
+def test_a_mask_of_mitigations_has_16_digits_and_demands_something(mask):
     with pytest.raises(PolicyFormatError):
-        Mitigations(launch=mask, current="0" * 16)
+        Mitigations(launch=mask, current=NO)
     with pytest.raises(PolicyFormatError):
-        Mitigations(launch="0" * 16, current=mask)
+        Mitigations(launch=NO, current=mask)
 
 
 @pytest.mark.parametrize("policy", [POLICY, LAX], ids=["everything checked", "nothing checked"])

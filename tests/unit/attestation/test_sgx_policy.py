@@ -205,6 +205,7 @@ FORMS = {
     "a version that cannot be": lambda: dataclasses.replace(SIGNERS, minimum_isv_svn=-1),
     "a CONFIGID of another size": lambda: policy(config_ids=("00" * 32,)),
     "a CONFIGSVN that cannot be": lambda: policy(minimum_config_svn=65536),
+    "a CONFIGSVN that demands nothing": lambda: policy(minimum_config_svn=0),
     "no family": lambda: policy(isv_family_ids=()),
     "an extended product of another size": lambda: policy(isv_ext_prod_ids=("00",)),
     "no attribute demanded": lambda: policy(attributes_required=()),

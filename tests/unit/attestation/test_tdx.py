@@ -3,9 +3,11 @@
 import dataclasses
 import datetime
 import functools
+import hashlib
 import json
 
 import pytest
+from cryptography import x509
 from event_log_world import ACTION, SEPARATOR, ccel, extend
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from intel_world import (
     OTHER_FMSPC,
     OTHER_KEY,
     OTHER_ROOT,
+    PCK_CHAIN,
     PCK_NAME,
     PLATFORM,
     PLATFORM_KEY,
@@ -56,8 +59,9 @@ from intel_world import (
 from intel_world import quote as make_quote
 
 from confed import record
+from confed.attestation.certificates import load_certificate
 from confed.attestation.evidence import Envelope, Expectation
-from confed.attestation.tee import intel_collateral, intel_dcap, tdx
+from confed.attestation.tee import intel_collateral, intel_dcap, intel_links, intel_quote, tdx
 from confed.errors import (
     AlgorithmError,
     AttestationError,
@@ -82,6 +86,8 @@ from confed.errors import (
 )
 
 DEBUG = bytes.fromhex("0100001000000000")
+# The same name and key, so every signature below it holds: only its bytes differ.
+REISSUED_ROOT = issue(ROOT_NAME, ROOT_KEY, issuer=ROOT_NAME, by=ROOT_KEY, path_length=1, end=NOW + 21 * YEAR, serial=1)
 OTHER_PLATFORM = issue(PLATFORM_NAME, OTHER_KEY, issuer=ROOT_NAME, by=OTHER_KEY, path_length=0, serial=2)
 
 
@@ -202,6 +208,16 @@ FORMS = {
     "no PCK certificate": (td_quote(options={"chain": b""}), EndorsementFormatError),
     "a PCK certificate that is none": (td_quote(options={"chain": b"-----BEGIN"}), EndorsementFormatError),
     "more certificates than there are": (with_chain(pck_certificate(), PLATFORM, ROOT, ROOT), EndorsementFormatError),
+    "text between the certificates": (
+        td_quote(options={"chain": PCK_CHAIN.replace(b"-----\n-----", b"-----\nx\n-----")}),
+        EndorsementFormatError,
+    ),
+    "text after the certificates": (td_quote(options={"chain": PCK_CHAIN + b"x"}), EndorsementFormatError),
+    "text before the certificates": (td_quote(options={"chain": b"-----BEGIN\n" + PCK_CHAIN}), EndorsementFormatError),
+    "something else in PEM beside the certificates": (
+        td_quote(options={"chain": PCK_CHAIN + b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"}),
+        EndorsementFormatError,
+    ),
     "a PCK certificate of no platform": (
         with_chain(issue(PCK_NAME, OTHER_KEY, issuer=PLATFORM_NAME, by=PLATFORM_KEY, ca=False), PLATFORM, ROOT),
         EvidenceFormatError,
@@ -291,6 +307,15 @@ NOT_GENUINE = {
         TrustAnchorError,
     ),
     "a PCK certificate without its authority": (lambda: with_chain(pck_certificate()), TrustAnchorError),
+    "a PCK chain without its root": (lambda: with_chain(pck_certificate(), PLATFORM), TrustAnchorError),
+    "a sound chain beside another root of that name": (
+        lambda: with_chain(pck_certificate(), PLATFORM, OTHER_ROOT),
+        TrustAnchorError,
+    ),
+    "a sound chain beside the root's key in another certificate": (
+        lambda: with_chain(pck_certificate(), PLATFORM, REISSUED_ROOT),
+        TrustAnchorError,
+    ),
     "a PCK certificate straight from the root": (
         lambda: with_chain(pck_certificate(issuer=ROOT_NAME, by=ROOT_KEY), ROOT),
         CertificateChainError,
@@ -370,6 +395,30 @@ COLLATERAL = {
     "signed by another key": (lambda: [collateral(key=OTHER_KEY)], EvidenceSignatureError),
     "with a signer of another root": (
         lambda: [collateral(key=OTHER_KEY, chain=(FAKE_SIGNER, OTHER_ROOT))],
+        TrustAnchorError,
+    ),
+    "with a sound signer beside another root of that name": (
+        lambda: [collateral(chain=(TCB_SIGNER, OTHER_ROOT))],
+        TrustAnchorError,
+    ),
+    "with another root beside the signer of TCB info": (
+        lambda: [collateral(tcb_info_issuer_chain=pem(TCB_SIGNER, REISSUED_ROOT).decode())],
+        TrustAnchorError,
+    ),
+    "with a signed QE identity whose mask is short": (
+        lambda: [collateral(qe=qe_identity(attributesMask="FB"))],
+        EndorsementFormatError,
+    ),
+    "with a signed QE identity that selects nothing": (
+        lambda: [collateral(qe=qe_identity(miscselect=None))],
+        EndorsementFormatError,
+    ),
+    "with a sound authority's list beside another root of that name": (
+        lambda: [collateral(crl_chain=(PLATFORM, OTHER_ROOT))],
+        TrustAnchorError,
+    ),
+    "with another root beside the signer of the QE identity": (
+        lambda: [collateral(qe_identity_issuer_chain=pem(TCB_SIGNER, REISSUED_ROOT).decode())],
         TrustAnchorError,
     ),
     "with a signer that the root did not issue": (
@@ -457,6 +506,14 @@ def test_the_time_is_compared_also_when_the_collateral_is_known(now):
         verify(sound(), now=now)
 
 
+def endless(der):
+    """Return a revocation list without its nextUpdate; nobody has signed it, for its form is looked at first."""
+    tbs = x509.load_der_x509_crl(der).tbs_certlist_bytes
+    content, rest = tbs[2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0) :], der[der.index(tbs) + len(tbs) :]
+    second = content.rindex(b"\x17\x0d")
+    return tlv(0x30, tlv(0x30, content[:second] + content[second + 15 :]) + rest)
+
+
 MALFORMED = {
     "not JSON": b"{",
     "a list": b"[]",
@@ -464,7 +521,10 @@ MALFORMED = {
     "more than the bound": b'{"a":"' + b"a" * (1024 * 1024) + b'"}',
     "not UTF-8": b'{"a":"\xff"}',
     "half a character": json.dumps(collateral_fields(tcb_info="\ud800")).encode(),
-    "a key twice": b'{"tcb_info":"","tcb_info":""}',
+    "a key twice": good()[:-1] + b',"tcb_info":' + json.dumps(collateral_fields()["tcb_info"]).encode() + b"}",
+    "TCB info with a key twice": collateral(tcb_info=json.dumps(tcb_info())[:-1] + ',"id":"TDX"}'),
+    "TCB info that is a list": collateral(tcb_info="[]"),
+    "a sound one in more than the bound": good() + b" " * 1024 * 1024,
     "a key that is not known": json.dumps(collateral_fields() | {"more": ""}).encode(),
     "a key too few": json.dumps(
         {key: value for key, value in collateral_fields().items() if key != "pck_crl"}
@@ -472,6 +532,7 @@ MALFORMED = {
     "a number for a text": json.dumps(collateral_fields(tcb_info=1)).encode(),
     "a list that is not hexadecimal": collateral(root_ca_crl="xyz"),
     "a list that is none": collateral(pck_crl=b"abc"),
+    "a list without an end": collateral(pck_crl=endless(crl(PLATFORM_NAME, PLATFORM_KEY))),
     "a list in the place of another thing": collateral(pck_crl=TCB_SIGNER.public_bytes(DER)),
     "a signature of another size": collateral(tcb_info_signature="00" * 63),
     "TCB info that is not JSON": collateral(tcb_info="{"),
@@ -502,6 +563,9 @@ MALFORMED = {
 def test_what_is_not_a_collateral_is_refused(name):
     with pytest.raises(EndorsementFormatError):
         verify(sound(), using=[MALFORMED[name]])
+    # Without dcap-qvl's help, which looks at some of it later.
+    with pytest.raises(EndorsementFormatError):
+        intel_collateral.parse_collateral(MALFORMED[name])
 
 
 def test_a_pck_chain_beside_the_collateral_is_not_read():
@@ -528,6 +592,36 @@ def test_a_signer_may_come_without_its_root():
 def test_only_the_anchors_that_were_given_are_trusted(anchors, error):
     with pytest.raises(error):
         verify(sound(), anchors=anchors)
+
+
+@pytest.mark.parametrize("tail", [b"\x00", b"\n\x00", b"\r\n", b""], ids=["zero", "line and zero", "CRLF", "nothing"])
+def test_a_pck_chain_may_end_in_white_space_and_a_zero(tail):
+    honest = verify(sound())
+    assert verify(td_quote(options={"chain": PCK_CHAIN.rstrip() + tail})) == honest
+    assert verify(td_quote(options={"chain": PCK_CHAIN.replace(b"\n", b"\r\n") + tail})) == honest
+
+
+def test_an_authority_below_the_root_is_no_end_of_a_chain():
+    with pytest.raises(TrustAnchorError, match="PCK chain"):
+        verify(with_chain(pck_certificate(), PLATFORM), anchors=(PLATFORM.public_bytes(DER),))
+
+
+def test_an_attestation_key_that_is_no_point_of_the_curve_is_refused():
+    key, authentication = bytes(31) + b"\x01" + bytes(32), bytes(range(32))
+    bound = hashlib.sha256(key + authentication).digest()
+    quote = td_quote(options={"qe_fields": {"report_data": bound}})
+    start = 48 + 584 + 4 + 64
+    with pytest.raises(EvidenceSignatureError, match="point of P-256"):
+        verify(quote[:start] + key + quote[start + 64 :])
+
+
+def test_every_link_looks_at_a_whole_chain_with_a_list_for_each_issuer():
+    short = intel_quote.parse_quote(with_chain(pck_certificate(issuer=ROOT_NAME, by=ROOT_KEY), ROOT))
+    links = {"collateral": intel_collateral.parse_collateral(good()), "now": NOW}
+    anchors = [load_certificate(anchor, what="anchor") for anchor in ANCHORS]
+    with pytest.raises(CertificateChainError, match="3 certificates"):
+        intel_links.require_links(short, anchors=anchors, **links)
+    intel_links.require_links(intel_quote.parse_quote(sound()), anchors=anchors, **links)
 
 
 def test_one_of_several_anchors_is_enough():
@@ -834,7 +928,7 @@ def test_what_dcap_qvl_refuses_for_a_reason_of_its_own_is_refused(monkeypatch):
 
 def test_what_is_kept_of_collateral_is_bounded():
     assert intel_collateral._kept.cache_info().maxsize == 32
-    assert intel_dcap._platform.cache_info().maxsize == 64
+    assert intel_dcap._read_chain.cache_info().maxsize == 64
     expected = verify(sound())
     before = intel_collateral._kept.cache_info().misses
     assert verify(sound(), using=[good() + b" " * 128 * 1024]) == expected
@@ -851,9 +945,9 @@ def test_no_bit_of_a_quote_can_be_changed(debug, data):
         found = verify(flipped(quote, bit // 8, 1 << bit % 8))
     except AttestationError:
         return
-    # What is left are the characters between the certificates' lines.
+    # What is left is white space between the certificates' lines.
     assert found == honest
-    assert bit // 8 > len(quote) - len(pem(pck_certificate(), PLATFORM, ROOT)) - 100
+    assert quote[bit // 8 : bit // 8 + 1].isspace()
 
 
 @settings(max_examples=150, deadline=None)

@@ -6,11 +6,14 @@ import functools
 import itertools
 
 import pytest
+from attestation_world import CLAIMS, MANIFEST, MEASUREMENT, POLICY
 from event_log_world import ACTION, SEPARATOR, ccel, digest, extend
 from intel_world import ANCHORS, FMSPC, INSTANCE, MODULE_SVN, NOW, PPID, good, td_quote
 
 from confed import record
+from confed.attestation.appraisal import appraise
 from confed.attestation.policy import intel_tcb, tdx
+from confed.attestation.policy.document import FORMAT, PolicyDocument
 from confed.attestation.policy.intel_tcb import DEFAULT_STATUSES, STATUSES, IntelTcbPolicy, NoneAccepted
 from confed.attestation.policy.tdx import RegisterEvents, RegisterValues, TdxPolicy
 from confed.attestation.tee import intel_dcap
@@ -26,12 +29,13 @@ from confed.errors import (
     MigrationError,
     PlatformError,
     PolicyFormatError,
+    PolicyMissingError,
     RegisterError,
     ReportVersionError,
     SecurityModuleError,
     TcbStatusError,
 )
-from confed.manifest import Unchecked
+from confed.manifest import PRODUCTION, SIMULATION, Unchecked
 
 ANY = Unchecked(unchecked="not part of this test")
 TODAY, YESTERDAY = f"{NOW:%F}", f"{NOW - datetime.timedelta(days=1):%F}"
@@ -229,6 +233,11 @@ CHOICES = {
         {},
         SecurityModuleError,
     ),
+    "an older TDX module that runs now": (
+        {"report": {"tee_tcb_svn2": bytes([4, 9, 9]) + bytes(13)}},
+        {},
+        SecurityModuleError,
+    ),
     "an older loader": ({"report": {"tee_tcb_svn": bytes([9, 9, 1]) + bytes(13)}}, {}, SecurityModuleError),
     "no log where events are demanded": (
         {"event_log_replayed": False, "events": ()},
@@ -396,3 +405,24 @@ def test_floors_of_the_tcb_stand_alone():
         with pytest.raises(TcbStatusError):
             intel_tcb.require_evaluated(dataclasses.replace(genuine().tcb, status=status))
     intel_tcb.require_tcb_floors(dataclasses.replace(genuine().tcb, status="OutOfDate"))
+
+
+def test_production_asks_for_registers_since_the_measurement_is_the_firmware_alone():
+    now_ms = int(NOW.timestamp() * 1000)
+    found = dataclasses.replace(
+        CLAIMS, profile="tdx/1", evidence_class="tdx", hardware_rooted=True, environment="",
+        details=claims(), measurement=MEASUREMENT, issued_at=now_ms,
+    )  # fmt: skip
+
+    def accept(environment, **changes):
+        document = PolicyDocument(
+            format=FORMAT, name="owner", profile="tdx/1", issued=TODAY, expires=TODAY, sources=("a test",),
+            policy=policy(**changes),
+        )  # fmt: skip
+        terms = dataclasses.replace(POLICY, profiles=("tdx/1",), appraisal={"tdx/1": document.to_table()})
+        appraise(found, policy=terms, environment=environment, manifest_digest=MANIFEST, now_ms=now_ms)
+
+    accept(PRODUCTION)
+    accept(SIMULATION, registers=ANY)
+    with pytest.raises(PolicyMissingError, match="registers"):
+        accept(PRODUCTION, registers=ANY)

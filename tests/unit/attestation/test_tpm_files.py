@@ -180,6 +180,8 @@ def test_the_evidence_of_an_envelope_is_read_too():
     assert verified(bare, PEM_KEY).rooted_by == "pinned-key"
     assert verified(bare, NAMED_AUTHORITY, enrolment(), *CHAIN).rooted_by == "enrolment"
     assert verified(envelope_form(), INTERMEDIATE.der, anchors=ANCHORS).rooted_by == "enrolment"
+    with pytest.raises(EvidenceFormatError):
+        verified(envelope_form(ak_certificate=EK_CERTIFICATE), NAMED_AUTHORITY, INTERMEDIATE.der, ROOT.der)
 
 
 def test_anchors_that_are_given_are_the_only_ones():

@@ -3,7 +3,17 @@
 import dataclasses
 
 import pytest
-from gcp_world import GCP_ROOT, ak_certificate, attestation, instance, item, quote, security
+from gcp_world import (
+    GCP_INTERMEDIATE,
+    GCP_ROOT,
+    ak_certificate,
+    attestation,
+    instance,
+    item,
+    quote,
+    revocation_list,
+    security,
+)
 from tpm_world import AK, EK, NONCE, NOW, SHA256, attest, public_area, registers
 
 from confed import record
@@ -219,13 +229,13 @@ def test_a_policy_is_read_from_its_table():
 # Google's.
 
 
-def genuine(*, properties=None, nonce=NONCE, log=None):
+def genuine(*, properties=None, nonce=NONCE, log=None, lists=()):
     extension = instance() if properties is None else instance(properties=properties)
     made = attestation(ak_cert=item(6, ak_certificate(AK, extension=extension)))
     if log is not None:
         made = attestation(quote(PCRS), event_log=log)
     return gcp_tpm.verify_files(
-        made, (), expectation=Expectation(nonce=nonce, report_data=None), now=NOW, anchors=(GCP_ROOT.der,)
+        made, lists, expectation=Expectation(nonce=nonce, report_data=None), now=NOW, anchors=(GCP_ROOT.der,)
     )
 
 
@@ -248,6 +258,11 @@ def test_a_vtpm_of_googles_that_the_policy_names_is_accepted():
     appraise(genuine(), google(), now=NOW)
     registry.appraise("gcp-tpm/1", genuine(), google(), now=NOW)
     require_defaults(genuine())
+
+
+def test_a_certificate_that_was_looked_up_is_accepted():
+    lists = (revocation_list(GCP_INTERMEDIATE), revocation_list(GCP_ROOT))
+    appraise(genuine(lists=lists), google(revocation=True), now=NOW)
 
 
 def test_a_host_of_no_production_is_refused_even_without_a_policy():

@@ -203,6 +203,7 @@ WRONG = {
     "no certificate": (evidence(ek_certificate=None), MissingEndorsementError),
     "half a certificate": (evidence(ek_certificate=EK_CERTIFICATE[:-1]), EndorsementFormatError),
     "no enrolment": (evidence(enrolment=None), MissingEndorsementError),
+    "a certificate of its own, which nobody would read": (evidence(ak_certificate=EK_CERTIFICATE), EvidenceFormatError),
     "an enrolment of another key": (evidence(enrolment=enrolment(key=OTHER_AK)), KeyBindingError),
     "an enrolment of another TPM": (evidence(enrolment=enrolment(endorsement_key=OTHER_EK)), EndorsementMismatchError),
     "an enrolment by another authority": (evidence(enrolment=enrolment(authority=OTHER_AUTHORITY)), TrustAnchorError),

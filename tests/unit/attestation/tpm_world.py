@@ -95,7 +95,7 @@ class Authority:
             ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
              "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
             False,
-        ) | {usage: True}  # fmt: skip
+        ) | {"crl_sign": authority, usage: True}  # fmt: skip
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject or x509.Name([]))

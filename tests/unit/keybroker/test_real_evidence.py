@@ -248,6 +248,17 @@ def test_a_provider_is_not_asked_where_no_evidence_comes(world):
     assert provider.asked == 1
 
 
+def test_a_provider_is_not_asked_by_whoever_has_no_nonce_of_this_broker(world):
+    provider = Provider(*CERTIFICATES, CRL)
+    provided(world, SITE, provider)
+    nonce = world.nonce(SITE)
+    world.release(snp_client(world), SITE, nonce=nonce)
+    for stale in (nonce, b"x" * 32, world.nonce(MODEL_OWNER)):
+        with pytest.raises(ChallengeError):
+            world.release(snp_client(world), SITE, nonce=stale)
+    assert provider.asked == 1
+
+
 def test_evidence_bound_to_no_binding_that_parses_is_refused(world):
     client = snp_client(world)
     client._attester.attest = lambda binding: Envelope(profile=PROFILE, evidence=b"", binding=b"{}")
