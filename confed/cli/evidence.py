@@ -89,7 +89,7 @@ def policies(name: Annotated[str | None, typer.Argument(help="A ready policy to 
     console = Console(highlight=False, soft_wrap=True)
     for entry in ready.ready_names():
         found = document.load(ready.ready_policy(entry))
-        console.print(f"[bold]{escape(entry):<16}[/] {escape(found.profile):<16} valid to {found.expires}")
+        console.print(f"[bold]{escape(entry):<20}[/] {escape(found.profile):<16} valid to {found.expires}")
 
 
 @app.command()
