@@ -26,6 +26,7 @@ from confed import canonical, record
 from confed.errors import EncodingError
 from confed.journey import Purpose, Role, Use
 from confed.statement import Signed
+from confed.stopping import Ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +312,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """A run ends: its last version and how many rounds led there."""
+    """A run ends: its last version, how many rounds led there, and why there (``confed.stopping``)."""
 
     TYPE: ClassVar[str] = "confed/v1/closing"
     broker: bytes
@@ -320,6 +321,7 @@ class Closing:
     rounds: int
     version: int
     digest: str
+    ending: Ending
     time: int
 
 
