@@ -279,7 +279,7 @@ class Releaser:
     def close_run(self, final_record: bytes, *, history: Sequence[bytes]) -> bytes:
         """Have the run closed by the model owner's broker and countersigned by the others; return the documents.
 
-        ``history`` are all commit records in their order, where the manifest has a stop rule.
+        ``history`` are all commit records in their order, abridged, where the manifest has a stop rule.
 
         Raises:
             QuorumError: too few brokers agree that the run ended so.

@@ -12,8 +12,8 @@ from confed.journey import Purpose
 from confed.keybroker.decision import Decision
 from confed.keybroker.heads import HeadVersion, witness
 from confed.keybroker.history import History
-from confed.keybroker.lineage import verified
-from confed.keybroker.statements import Closing, ClosingCountersignature
+from confed.keybroker.lineage import parsed, read_record, verified
+from confed.keybroker.statements import Candidate, Closing, ClosingCountersignature
 from confed.record import to_json
 from confed.statement import Signed
 from confed.stopping import Ending
@@ -22,14 +22,15 @@ from confed.stopping import Ending
 def close(decision: Decision, *, final_record: bytes, closing: Signed | None, history: Sequence[bytes]) -> Signed:
     """Sign that the run ended (the model owner's broker), or agree with that by one's own head (the others).
 
-    ``history`` holds every commit record of the run in order, where the manifest has a stop rule.
+    ``history`` holds every commit record of the run in order, abridged, where the manifest has a stop rule.
 
     Raises:
         RoundError: the head is not the last round, and no stop rule fired in it.
         QuorumError: no closing from the model owner's broker, or not a data owner's broker.
         LineageError: a closing that is not equal to this broker's head or gives another reason than the records; or
             records that do not lead to this broker's head.
-        QuorumError, CohortError, TicketError, SignatureError, EncodingError: a record that does not hold.
+        ForkError: a second closing, or a record of another candidate than this broker signed.
+        QuorumError, CohortError, SignatureError, EncodingError: a record that does not hold.
     """
     kind = "closing" if closing is None else "closing-countersigned"
     about = "" if closing is None else closing.digest
@@ -61,9 +62,26 @@ def _ending(decision: Decision, head: HeadVersion, records: Sequence[bytes]) -> 
     if not manifest.stop.any:
         return History(manifest, version=head.version).require_ended()
     history = History.verified(decision.terms.lineage, records)
+    _require_own_word(decision, records)
     if (history.version, history.digest) != (head.version, head.digest):
         raise LineageError("closing history", expected=f"up to version {head.version}", got=history.version)
     return history.require_ended()
+
+
+def _require_own_word(decision: Decision, records: Sequence[bytes]) -> None:
+    """Refuse a record of another candidate than this broker countersigned or committed itself.
+
+    Records come abridged, so that those of a long run with many sites fit in one call: of a round that this broker
+    did not countersign it has the model owner's broker's word alone. ``confed verify`` has the whole records.
+    """
+    for record in map(read_record, records):
+        said = parsed(record.candidate, Candidate)
+        for kind in ("countersigned", "committed"):
+            issued = decision.issued_for(kind, said.purpose, said.round, said.attempt)
+            if issued is not None and issued.about != record.candidate.digest:
+                raise ForkError(
+                    f"{said.purpose} record of round {said.round}", expected=f"what was {kind}", got="another"
+                )
 
 
 def _closing(decision: Decision, head: HeadVersion, ending: Ending) -> Signed:

@@ -28,24 +28,22 @@ class History:
 
     @classmethod
     def verified(cls, lineage: Lineage, records: Iterable[bytes]) -> History:
-        """Return the history of commit records in the order in which they were committed, each verified.
+        """Return the history of abridged commit records in the order in which they were committed, each verified.
 
         Raises:
             RoundError: a record that is missing, twice there or out of order.
-            LineageError, QuorumError, CohortError, TicketError, SignatureError, EncodingError: one does not hold.
+            LineageError, QuorumError, CohortError, SignatureError, EncodingError: one does not hold.
         """
         history = cls(lineage.manifest)
         for data in records:
             record = read_record(data)
-            said = parsed(record.candidate, Candidate)
-            base = history.digest
-            lineage.verify(record, round_number=said.round, purpose=said.purpose, base=base)
+            lineage.verify_abridged(record, base=history.digest)
             history.add(record)
         return history
 
     @property
     def records(self) -> tuple[bytes, ...]:
-        """The records in their order; none where the manifest has no stop rule."""
+        """The records that stop rules read, in their order and abridged; none where the manifest has no rule."""
         return tuple(self._records)
 
     def add(self, record: CommitRecord) -> None:
@@ -62,9 +60,11 @@ class History:
             raise RoundError(f"committed round to {said.purpose}", expected=expected, got=said.round)
         if trains:
             self.version, self.digest = said.round, said.digest
-        if self._manifest.stop.any:
-            self._show(record, said)
-            self._records.append(record.to_bytes())
+        if not self._manifest.stop.any:
+            return
+        self._show(record, said)
+        if trains or self._manifest.stop.evaluates:
+            self._records.append(record.abridged().to_bytes())
 
     def _show(self, record: CommitRecord, said: Candidate) -> None:
         values = dict(record.metrics.values)

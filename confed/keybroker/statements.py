@@ -19,7 +19,7 @@ Times are Unix milliseconds. Digests are SHA-256 in hexadecimal; a statement's d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from confed import canonical, record
@@ -356,6 +356,10 @@ class CommitRecord:
     countersignatures: tuple[Signed, ...]
     commit: Signed
     metrics: ClearMetrics = field(default_factory=ClearMetrics.none)
+
+    def abridged(self) -> CommitRecord:
+        """Return the record without tickets and countersignatures: what was measured, and that it was committed."""
+        return replace(self, tickets=(), countersignatures=())
 
     def to_bytes(self) -> bytes:
         """Return the record as canonical JSON."""

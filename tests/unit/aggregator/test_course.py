@@ -194,12 +194,31 @@ def test_another_rounds_record_does_not_pass_for_one(tmp_path: Path) -> None:
         begun(world, at=3)
 
 
-def test_a_courier_that_is_down_is_no_missing_evaluation(tmp_path: Path) -> None:
+def test_an_evaluation_of_another_version_does_not_pass_for_one(tmp_path: Path) -> None:
+    world = make(tmp_path, target=TARGET)
+    run = begun(world)
+    train(world, run, 1, loss=0.5)
+    evaluate(world, run, 1, accuracy=0.5)
+    # A fork, which real brokers would not sign: another first version, and the evaluation of the first one.
+    world.courier.letters.pop("run-1/commit/train/1")
+    train(world, begun(world), 1, loss=0.5)
+    with pytest.raises(RoundError):
+        begun(world, at=2).open_round(round_number=2, attempt=1, purpose="train")
+
+
+def test_a_courier_that_is_down_is_no_missing_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make(tmp_path, target=TARGET)
     run = begun(world)
     train(world, run, 1, loss=0.5)
     evaluate(world, run, 1, accuracy=0.95)
-    world.courier.down = True
+    collect = world.courier.collect
+
+    def breaks(topic: str) -> list[bytes]:
+        if "/evaluate/" in topic:
+            raise UnreachableError("courier", expected="an answer", got="none")
+        return collect(topic)
+
+    monkeypatch.setattr(world.courier, "collect", breaks)
     with pytest.raises(UnreachableError):
         begun(world, at=2)
 

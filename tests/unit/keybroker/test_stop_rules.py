@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from broker_world import MODEL_OWNER, SITES, World
 
-from confed.errors import ConfedError, ForkError, LineageError, RoundError, SignatureError
+from confed.errors import ConfedError, ForkError, LineageError, QuorumError, RoundError, SignatureError
 from confed.keybroker.ledger import verify_ledger
-from confed.keybroker.statements import Closing, CommitRecord
+from confed.keybroker.lineage import lineage_of
+from confed.keybroker.statements import Candidate, ClearMetrics, Closing, Commit, CommitRecord
 from confed.manifest import Manifest
 from confed.record import to_json
 from confed.statement import Signed, sign, unverified
@@ -41,7 +42,7 @@ def close(
         manifest=world.manifest.digest,
         final_record=world.records[final],
         closing=closing,
-        history=[world.records[number] for number in history],
+        history=[CommitRecord.from_bytes(world.records[number]).abridged().to_bytes() for number in history],
     )
 
 
@@ -79,15 +80,45 @@ def one_twice(world: World) -> Signed:
 
 
 def other_metrics(world: World) -> Signed:
-    record = CommitRecord.from_bytes(world.records[2])
+    record = CommitRecord.from_bytes(world.records[1])
     better = dataclasses.replace(record, metrics=dataclasses.replace(record.metrics, values={"loss": 0.1}))
-    world.records[2] = better.to_bytes()
+    world.records[1] = better.to_bytes()
     return close(world, MODEL_OWNER)
 
 
 def another_signature(world: World) -> Signed:
     record = CommitRecord.from_bytes(world.records[1])
     commit = dataclasses.replace(record.commit, signature=bytes(64))
+    world.records[1] = dataclasses.replace(record, commit=commit).to_bytes()
+    return close(world, MODEL_OWNER)
+
+
+def a_plot_of_the_model_owner(world: World) -> Signed:
+    """Its broker commits, and shows, another candidate of its own making in place of the one that was countersigned."""
+    closing, key = close(world, MODEL_OWNER), world.homes[MODEL_OWNER].broker_key
+    metrics = ClearMetrics(salt=bytes(32), values={"loss": 0.4})
+    record = CommitRecord.from_bytes(world.records[1])
+    true = unverified(record.candidate, Candidate)
+    candidate = sign(dataclasses.replace(true, metrics=metrics.digest), key)
+    commit = sign(dataclasses.replace(unverified(record.commit, Commit), candidate=candidate.digest), key)
+    forged = dataclasses.replace(record, candidate=candidate, commit=commit, metrics=metrics)
+    lineage_of(world.manifest).verify_abridged(forged.abridged(), base=true.base)  # by itself it would do
+    world.records[1] = forged.to_bytes()
+    return close(world, "north", closing=closing)
+
+
+def a_commit_by_another(world: World) -> Signed:
+    record = CommitRecord.from_bytes(world.records[1])
+    commit = sign(unverified(record.commit, Commit), world.homes["south"].broker_key)
+    world.records[1] = dataclasses.replace(record, commit=commit).to_bytes()
+    return close(world, MODEL_OWNER)
+
+
+def too_few_named(world: World) -> Signed:
+    record = CommitRecord.from_bytes(world.records[1])
+    said = unverified(record.commit, Commit)
+    once = dataclasses.replace(said, countersignatures=said.countersignatures[:1] * 3)
+    commit = sign(once, world.homes[MODEL_OWNER].broker_key)
     world.records[1] = dataclasses.replace(record, commit=commit).to_bytes()
     return close(world, MODEL_OWNER)
 
@@ -120,6 +151,9 @@ REFUSED: dict[str, tuple[Callable[[World], Signed], type[ConfedError]]] = {
     "a round twice": (one_twice, LineageError),
     "metrics that were not committed": (other_metrics, LineageError),
     "a record that does not hold": (another_signature, SignatureError),
+    "a candidate that this broker did not countersign": (a_plot_of_the_model_owner, ForkError),
+    "a commit by another broker": (a_commit_by_another, LineageError),
+    "a commit that names one countersignature thrice": (too_few_named, QuorumError),
     "another reason than the records show": (another_reason, LineageError),
     "another value than the records show": (another_value, LineageError),
     "a run that went on after its rule fired": (gone_on, LineageError),

@@ -423,7 +423,7 @@ class RecordedRun:
             "run": self.manifest.run,
             "manifest": self.manifest.digest,
             "final_record": self.records[Purpose.TRAIN, 2].to_bytes(),
-            "history": tuple(record.to_bytes() for record in self.records.values()),
+            "history": tuple(record.abridged().to_bytes() for record in self.records.values()),
         }
         closing = self.brokers[OWNER].close(**terms)
         agreed = tuple(self.brokers[site].close(**terms, closing=closing) for site in SITES)
