@@ -73,7 +73,14 @@ class Brokers(Protocol):
         ...
 
     def close(
-        self, brokers: Sequence[bytes], *, run: str, manifest: str, final_record: bytes, closing: Signed | None = None
+        self,
+        brokers: Sequence[bytes],
+        *,
+        run: str,
+        manifest: str,
+        final_record: bytes,
+        closing: Signed | None = None,
+        history: Sequence[bytes] = (),
     ) -> list[Signed | ConfedError]:
         """Return closings, or countersignatures of one."""
         ...

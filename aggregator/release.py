@@ -276,15 +276,22 @@ class Releaser:
         self._letters.post(commit_topic(step.run, step.purpose, step.round), encoded)
         return encoded
 
-    def close_run(self, final_record: bytes) -> bytes:
+    def close_run(self, final_record: bytes, *, history: Sequence[bytes]) -> bytes:
         """Have the run closed by the model owner's broker and countersigned by the others; return the documents.
+
+        ``history`` are all commit records in their order, abridged, where the manifest has a stop rule.
 
         Raises:
             QuorumError: too few brokers agree that the run ended so.
             ConfedError: the model owner's broker refused or is down.
         """
         manifest, enclave = self._enclave.manifest, self._enclave
-        terms: dict[str, Any] = {"run": manifest.run, "manifest": enclave.manifest_digest, "final_record": final_record}
+        terms: dict[str, Any] = {
+            "run": manifest.run,
+            "manifest": enclave.manifest_digest,
+            "final_record": final_record,
+            "history": history,
+        }
         owner = manifest.model.owner.broker
         (closing,) = enclave.broker(owner).close([owner], **terms)
         if isinstance(closing, ConfedError):

@@ -18,9 +18,10 @@ import numpy as np
 
 from aggregator.combine.flower_strategy import ServerOptimizer
 from aggregator.combine.fold import Contribution, Weights, combine
+from aggregator.course import Course
 from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
-from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics, commit_topic
+from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics
 from aggregator.round import Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
 from confed import canonical
 from confed.errors import (
@@ -36,8 +37,8 @@ from confed.errors import (
     TicketError,
 )
 from confed.journey import Kind, Purpose, base_version
-from confed.keybroker.lineage import require_counted, verify_commit_record
-from confed.keybroker.statements import Candidate, CommitRecord, Ticket
+from confed.keybroker.lineage import require_counted
+from confed.keybroker.statements import CommitRecord, Ticket
 from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
 from confed.sealing.container import Container, OpenContainer
@@ -124,7 +125,7 @@ class Run:
         self._courier = courier
         self._folder = folder
         self._threads = threads
-        self._records = records
+        self._course = Course(self._manifest, courier, records=records)
         self._optimizer = ServerOptimizer(self._manifest.strategy)
         self._inbox = Inbox(courier, folder=folder)
         self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
@@ -172,6 +173,7 @@ class Run:
 
         Raises:
             PurposeError, RoundError, CohortError: as ``round.Rounds``.
+            RunEndedError, RoundError: as ``course.Course``: a stop rule fired, or needs an evaluation first.
             ConfedError: a broker refused, of the class that says why; or the base does not open.
         """
         with self._lock:
@@ -179,6 +181,8 @@ class Run:
             opened = self._rounds.reopened(round_number=round_number, attempt=attempt, purpose=purpose)
             if opened is None:
                 self._rounds.require_next(round_number=round_number, attempt=attempt, purpose=wanted)
+                if wanted is Purpose.TRAIN:
+                    self._course.require_next(round_number)
                 update_bytes = 0
                 self._renew(round_number, attempt, wanted)
                 if wanted is Purpose.TRAIN:
@@ -256,21 +260,24 @@ class Run:
         """End the run: closing and countersignatures as canonical JSON.
 
         Raises:
-            RoundError: nothing was committed yet.
+            RoundError: neither the last round was committed nor a stop rule fired, or an evaluation is missing.
             QuorumError: too few brokers agree.
             ConfedError: the model owner's broker refused or is down.
         """
         with self._lock:
             if not self._at.record:
                 raise RoundError("closing", expected="at least one committed version", got="none")
-            closing = self._releaser.close_run(self._at.record)
+            history = self._course.history
+            history.require_ended()
+            closing = self._releaser.close_run(self._at.record, history=history.records)
             # Like every record of the run it is readable by all: it shows by itself whether it holds.
             self._courier.post(f"{self._manifest.run}/closing", closing)
             return closing
 
     def _begin_at(self, version: int) -> None:
-        candidate, record = self._committed_version(version)
+        history, candidate, record = self._course.read(version)
         self._rounds.begin_at(version=version, base=candidate.digest)
+        self._course.history = history
         self._at = _Version(
             version=version,
             digest=candidate.digest,
@@ -279,19 +286,6 @@ class Run:
             signer=record.candidate.signer,
             state_digest=candidate.state,
         )
-
-    def _committed_version(self, version: int) -> tuple[Candidate, CommitRecord]:
-        failure: ConfedError = LineageError("commit record", expected=f"one of version {version}", got="none")
-        bodies = self._courier.collect(commit_topic(self._manifest.run, Purpose.TRAIN, version))
-        if self._records is not None:
-            bodies += [path.read_bytes() for path in sorted(self._records.glob("*.json"))]
-        for body in bodies:
-            try:
-                record = CommitRecord.from_bytes(body)
-                return verify_commit_record(record, manifest=self._manifest, round_number=version), record
-            except ConfedError as error:
-                failure = error
-        raise failure
 
     def _asked(self, round_number: int, attempt: int) -> Asked:
         return Asked(round=round_number, attempt=attempt, base=self._at.digest, base_record=self._at.record)
@@ -512,6 +506,7 @@ class Run:
     def _committed(self, pending: _Pending, record: bytes) -> None:
         tickets = tuple(unverified(entry.ticket, Ticket).ticket_id for entry in pending.cohort)
         self._rounds.commit(pending.round, digest=pending.sealed.digest, tickets=tickets)
+        self._course.history.add(CommitRecord.from_bytes(record))
         self._pending = None
         step = pending.round.step
         if step.purpose is Purpose.TRAIN:

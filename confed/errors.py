@@ -35,6 +35,7 @@
         │   ├── ChallengeError, NotApprovedError, PurposeError, RoundError, RollbackError, FloorError,
         │   │   UnknownKeyError, CredentialError, TicketError, ForkError, CohortError, QuorumError, BudgetError,
         │   │   RequestReplayError, InstanceError
+        │   │   └── RunEndedError       under RoundError: a stop rule of the manifest has fired
         ├── UpdateError             the aggregator refused an update
         │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, StaleUpdateError,
         │   │   DeclarationError
@@ -592,6 +593,12 @@ class RoundError(BrokerError):
     """A round or attempt that is not the next one."""
 
     code = "round"
+
+
+class RunEndedError(RoundError):
+    """A further round of a run that a stop rule of its manifest has ended."""
+
+    code = "run-ended"
 
 
 class RollbackError(BrokerError):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from confed import canonical, record
 from confed.errors import ConfigError, ManifestMismatchError
+from confed.stopping import StopTerms
 
 FORMAT = "confed-manifest/1"
 PRODUCTION = "production"
@@ -174,6 +175,7 @@ class Manifest:
 
     Attributes:
         run: unique name of this run, in every statement made for it.
+        rounds: the last round; ``stop`` may end the run in an earlier one.
         seed: seed of cohorts and clients; never of keys, nonces or noise.
         max_attempts: how often one round may be tried.
         settings: what the ClientApp gets as ``run_config``.
@@ -199,6 +201,7 @@ class Manifest:
     settings: Mapping[str, bool | int | float | str]
     update: UpdateTerms
     metrics: MetricTerms
+    stop: StopTerms
     client_tee: TeePolicy
     aggregator_tee: TeePolicy
     trust: TrustTerms
@@ -238,6 +241,13 @@ class Manifest:
             )
         drawn = len(self.draw(purpose="train", round_number=1))
         _require(drawn >= self.cohort.least, "cohort.fraction_train", f"a cohort of {self.cohort.least}", drawn)
+        self.stop.require(rounds=self.rounds, clear=self.metrics.clear)
+        _require(
+            self.cohort.fraction_evaluate > 0 or not self.stop.evaluates,
+            "cohort.fraction_evaluate",
+            "above 0, since a stop rule reads evaluations",
+            self.cohort.fraction_evaluate,
+        )
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
 
     @property

@@ -61,6 +61,7 @@ class RunProgress:
         self.current: RoundView | None = None
         self.attested = 0
         self.ended = ""
+        self.reason = ""
         self._evaluates = evaluates
         self._done: set[str] = set()
 
@@ -78,6 +79,7 @@ class RunProgress:
             self._start(event)
         elif event.event in (EventName.RUN_FINISHED, EventName.RUN_FAILED):
             self.ended = str(fields.get("code", "done"))
+            self.reason = str(fields.get("reason", ""))
             # The round that a run ends in is shown too, with who was missing.
             cut, self.current = self.current, None
             return cut
@@ -166,6 +168,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     """Print the end of a run: result, where the model is, where the time went, who was left out."""
     console = console or Console()
     console.print(_result(summary), highlight=False, soft_wrap=True)
+    if summary.get("ended"):
+        console.print(f"ended by  {escape(str(summary['ended']))}", highlight=False, soft_wrap=True)
     seconds: Mapping[str, float] = summary.get("seconds", {})
     if seconds:
         console.print(_stages(seconds))
@@ -207,6 +211,8 @@ def _stages(seconds: Mapping[str, float]) -> Table:
 def _headline(manifest: Manifest) -> Text:
     line = Text(manifest.name, style="bold")
     line.append(f"  {len(manifest.sites)} sites, {manifest.strategy.name}, {manifest.rounds} rounds", style="not bold")
+    if manifest.stop.any:
+        line.append(f", fewer if {manifest.stop.told}", style="not bold")
     if manifest.environment != PRODUCTION:
         line.append(f"  {manifest.environment.upper()}: its TEEs protect nothing", style="bold yellow")
     return line
@@ -229,6 +235,8 @@ def _board(manifest: Manifest, progress: RunProgress) -> RenderableType:
     if shown:
         parts.append(_rounds_table(shown))
     parts.extend(_failures(progress))
+    if progress.reason:
+        parts.append(Text(f"ended: {progress.reason}"))
     return Group(*parts)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from confed import record
 from confed.errors import ConfigError, MissingFileError
 from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
+from confed.stopping import BudgetTerms, PatienceTerms, StopTerms, TargetTerms
 
 _LARGEST_FILE_BYTES = 1 << 20
 _SETTINGS = dict[str, bool | int | float | str]
@@ -83,6 +84,25 @@ class MetricsTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopTable:
+    """Rules by which the run may end before ``run.rounds``; a rule that is left out is not there.
+
+    Attributes: see ``confed.stopping``; in a rule itself no key is optional. Such as
+    ``patience = { metric = "accuracy", purpose = "evaluate", mode = "max", rounds = 3, min_delta = 0.001 }``,
+    ``target = { metric = "loss", purpose = "train", mode = "min", value = 0.1 }``, ``budget = { seconds = 3600 }``.
+    """
+
+    target: TargetTerms | None = None
+    patience: PatienceTerms | None = None
+    budget: BudgetTerms | None = None
+
+    @property
+    def terms(self) -> StopTerms:
+        """What the manifest holds of it."""
+        return StopTerms(target=self.target, patience=self.patience, budget=self.budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttesterTable:
     """How TEEs on this machine make their evidence; changes no guarantee and is not in the manifest.
 
@@ -140,6 +160,7 @@ class Experiment:
     data: DataTable
     update: UpdateTable
     metrics: MetricsTable
+    stop: StopTable = field(default_factory=StopTable)
     tee: TeeTable = field(default_factory=TeeTable)
     settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)
 
@@ -167,6 +188,7 @@ class Experiment:
         # The manifest's own rules, before anything is made.
         UpdateTerms(norm_bound=self.update.norm_bound, weight_cap=self.update.weight_cap)
         MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)
+        self.stop.terms.require(rounds=self.run.rounds, clear=self.metrics.clear)
         rounds = self.settings.get("num-server-rounds", self.run.rounds)
         if rounds != self.run.rounds:
             raise ConfigError("settings.num-server-rounds", expected=f"run.rounds ({self.run.rounds})", got=rounds)

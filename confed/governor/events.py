@@ -149,7 +149,7 @@ FIELDS: Mapping[EventName, frozenset[str]] = {
     EventName.EVALUATED: _COHORT,
     EventName.VERSION_COMMITTED: _ROUND | {"version", "digest", "base", "record", "cohort", "size_bytes"},
     EventName.RUN_FINISHED: frozenset(
-        {"run", "engine", "rounds", "version", "digest", "manifest", "metrics", "seconds"}
+        {"run", "engine", "rounds", "version", "digest", "manifest", "metrics", "reason", "seconds"}
     ),
     EventName.RUN_FAILED: _ROUND | {"code", "reason", "service", "site", "seconds"},
 }

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from confed import canonical
 from confed.errors import DeploymentError, RefusedError
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.journey import Purpose
-from confed.keybroker.statements import Candidate, CommitRecord
+from confed.keybroker.history import History
+from confed.keybroker.statements import Candidate, Closing, CommitRecord
 from confed.manifest import Manifest
-from confed.statement import unverified
+from confed.statement import Signed, unverified
 
 RECORD = "confed"
 """Name of the one ConfigRecord that confed's messages carry."""
@@ -42,6 +44,13 @@ class Rounds:
         self._answered: dict[str, str] = {}
         self._purpose = ""
         self._round = 0
+        self._history = History(manifest)
+
+    def ended(self, round_number: int) -> bool:
+        """Return whether a stop rule ended the run before this round; the enclave would refuse it."""
+        if not self.manifest.stop.any or round_number <= self._history.version:
+            return False
+        return self._history.ending() is not None
 
     def open(self, round_number: int, kind: str, grid: Grid) -> list[Message]:
         """Open a round (``kind``: train or evaluate) and return the messages to the sites that the enclave drew.
@@ -124,7 +133,9 @@ class Rounds:
                     EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code
                 )
         # Read, not verified: whoever relies on a version checks the record; the governor only names it.
-        candidate = unverified(CommitRecord.from_bytes(closed.record).candidate, Candidate)
+        record = CommitRecord.from_bytes(closed.record)
+        candidate = unverified(record.candidate, Candidate)
+        self._history.add(record)
         self._events.write(
             event,
             round=self._round,
@@ -144,8 +155,9 @@ class Rounds:
         Raises:
             RefusedError: the enclave or the brokers refused.
         """
-        self._enclave.close_run()
-        self._events.write(EventName.RUN_FINISHED, rounds=self.manifest.rounds)
+        documents = canonical.decode(self._enclave.close_run())
+        closing = unverified(Signed.from_json(documents["closing"]), Closing)
+        self._events.write(EventName.RUN_FINISHED, rounds=closing.rounds, reason=closing.ending.told)
 
     def _learn_nodes(self, grid: Grid) -> None:
         """Ask every connected node which site it acts for; a lie can only make that site's update be refused."""

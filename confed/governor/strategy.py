@@ -35,6 +35,7 @@ class ConfidentialStrategy(Strategy):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
         self._rounds: Rounds | None = None
+        self._ended = False
 
     def start(
         self,
@@ -46,7 +47,9 @@ class ConfidentialStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the manifest's rounds. ``initial_arrays`` are not used: the start is the sealed version in the manifest.
+        """Run the manifest's rounds, up to the one in which a stop rule fires: of those after it, none is opened.
+
+        ``initial_arrays`` are not used: the start is the sealed version in the manifest.
 
         Raises:
             ManifestMismatchError: a parameter of the strategy, or of this call, differs from the manifest.
@@ -93,13 +96,16 @@ class ConfidentialStrategy(Strategy):
     ) -> Iterable[Message]:
         """Open the round in the enclave and address the sites that it drew."""
         del arrays, config
-        return self._running.open(server_round, MessageType.TRAIN, grid)
+        self._ended = self._running.ended(server_round)
+        return [] if self._ended else self._running.open(server_round, MessageType.TRAIN, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round in the enclave: fold, seal, countersign, commit; return a reference and clear metrics."""
         del server_round
+        if self._ended:
+            return None, None
         digest, metrics = self._running.close(replies)
         return _reference(digest), MetricRecord(dict(metrics))
 
@@ -108,14 +114,14 @@ class ConfidentialStrategy(Strategy):
     ) -> Iterable[Message]:
         """Open the evaluation of the round's own version."""
         del arrays, config
-        if self._running.manifest.cohort.fraction_evaluate == 0:
+        if self._ended or self._running.manifest.cohort.fraction_evaluate == 0:
             return []
         return self._running.open(server_round, MessageType.EVALUATE, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Close the evaluation: the cohort's weighted means, as the manifest allows."""
         del server_round
-        if self._running.manifest.cohort.fraction_evaluate == 0:
+        if self._ended or self._running.manifest.cohort.fraction_evaluate == 0:
             return None
         return MetricRecord(dict(self._running.close(replies)[1]))
 
@@ -153,8 +159,11 @@ class _WatchedGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        asked = list(messages)
+        if not asked:
+            return []
         replies: list[Message] = []
-        for reply in exchange(self._grid, list(messages), timeout_s=timeout):
+        for reply in exchange(self._grid, asked, timeout_s=timeout):
             self._rounds.receive(reply)
             replies.append(reply)
         return replies

@@ -252,7 +252,15 @@ class Broker:
         # Without a record nothing is written, so there is nothing to wait for.
         return self._decide("observe", manifest, "", decide, durable=bool(record))
 
-    def close(self, *, run: str, manifest: str, final_record: bytes = b"", closing: Signed | None = None) -> Signed:
+    def close(
+        self,
+        *,
+        run: str,
+        manifest: str,
+        final_record: bytes = b"",
+        closing: Signed | None = None,
+        history: Sequence[bytes] = (),
+    ) -> Signed:
         """Sign a ``Closing``, or countersign one that is given; see ``closing``.
 
         Raises:
@@ -261,7 +269,7 @@ class Broker:
 
         def decide(decision: Decision) -> Signed:
             _require_run(decision, run)
-            return close_run(decision, final_record=final_record, closing=closing)
+            return close_run(decision, final_record=final_record, closing=closing, history=history)
 
         return self._decide("close", manifest, closing.digest if closing else "", decide)
 

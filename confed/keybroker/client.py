@@ -251,14 +251,21 @@ class BrokerClient:
         return _outcomes(replies, read)
 
     def close(
-        self, brokers: Sequence[bytes], *, run: str, manifest: str, final_record: bytes, closing: Signed | None = None
+        self,
+        brokers: Sequence[bytes],
+        *,
+        run: str,
+        manifest: str,
+        final_record: bytes,
+        closing: Signed | None = None,
+        history: Sequence[bytes] = (),
     ) -> list[Signed | ConfedError]:
         """Return the model owner's broker's ``Closing`` (without ``closing``) or the others' countersignatures of it.
 
         Raises:
             UnreachableError: the server did not answer.
         """
-        call = pb.CloseCall(brokers=brokers, run=run, manifest=manifest, final_record=final_record)
+        call = pb.CloseCall(brokers=brokers, run=run, manifest=manifest, final_record=final_record, history=history)
         if closing is not None:
             call.closing.CopyFrom(pack(closing))
         replies = self._items(self._stub.Close, call, len(brokers))

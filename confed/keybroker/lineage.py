@@ -86,12 +86,33 @@ class Lineage:
             _equal("candidate base", base, candidate.base)
         self.verify_candidate(candidate, record.tickets)
         digests = self.verify_countersignatures(record.candidate.digest, candidate, record.countersignatures)
-        self._verify_commit(record, candidate, digests)
+        _equal("commit countersignatures", digests, self._verify_commit(record, candidate).countersignatures)
         self._verify_metrics(record.metrics, candidate)
         with self._lock:
             self._verified[key] = candidate
             if len(self._verified) > _KEPT_RECORDS:
                 self._verified.popitem(last=False)
+        return candidate
+
+    def verify_abridged(self, record: CommitRecord, *, base: str) -> Candidate:
+        """Return the candidate of a record without tickets and countersignatures (rules 1, 3 and 5 of this module).
+
+        Not promised: that any broker countersigned it. The model owner's broker says so by naming enough of them.
+
+        Raises:
+            LineageError, SignatureError, EncodingError: the commit or a field does not hold.
+            QuorumError: the commit names too few countersignatures.
+            CohortError: too few identities, one twice, or one that was not drawn.
+            ManifestMismatchError: a metric in clear that the manifest does not allow.
+        """
+        candidate = verified(record.candidate, Candidate, record.candidate.signer)
+        _equal("candidate base", base, candidate.base)
+        self._verify_fields(candidate)
+        self._verify_cohort(candidate)
+        named = len(set(self._verify_commit(record, candidate).countersignatures))
+        if named < self.manifest.quorum:
+            raise QuorumError("countersignatures named", expected=f"{self.manifest.quorum} identities", got=named)
+        self._verify_metrics(record.metrics, candidate)
         return candidate
 
     def verify_candidate(self, candidate: Candidate, tickets: Sequence[Signed]) -> None:
@@ -138,7 +159,7 @@ class Lineage:
             raise QuorumError("countersignatures", expected=f"{self.manifest.quorum} identities", got=len(seen))
         return tuple(signed.digest for signed in countersignatures)
 
-    def _verify_commit(self, record: CommitRecord, candidate: Candidate, digests: tuple[str, ...]) -> None:
+    def _verify_commit(self, record: CommitRecord, candidate: Candidate) -> Commit:
         owner = self.manifest.model.owner.broker
         if record.commit.signer != owner:
             raise LineageError(
@@ -147,9 +168,9 @@ class Lineage:
         commit = verified(record.commit, Commit, owner)
         _equal("commit broker", owner, commit.broker)
         _equal("commit candidate", record.candidate.digest, commit.candidate)
-        _equal("commit countersignatures", digests, commit.countersignatures)
         for name in ("run", "round", "attempt", "purpose", "version", "digest"):
             _equal(f"commit {name}", getattr(candidate, name), getattr(commit, name))
+        return commit
 
     def _verify_fields(self, candidate: Candidate) -> None:
         manifest = self.manifest

@@ -117,7 +117,11 @@ class BrokerService(KeyBrokerServicer):
 
         def close(broker: bytes) -> pb.CloseReply.Item:
             signed = self._broker(broker).close(
-                run=request.run, manifest=request.manifest, final_record=request.final_record, closing=closing
+                run=request.run,
+                manifest=request.manifest,
+                final_record=request.final_record,
+                closing=closing,
+                history=tuple(request.history),
             )
             return item(signed=pack(signed))
 

@@ -19,13 +19,14 @@ Times are Unix milliseconds. Digests are SHA-256 in hexadecimal; a statement's d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from confed import canonical, record
 from confed.errors import EncodingError
 from confed.journey import Purpose, Role, Use
 from confed.statement import Signed
+from confed.stopping import Ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +312,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """A run ends: its last version and how many rounds led there."""
+    """A run ends: its last version, how many rounds led there, and why there (``confed.stopping``)."""
 
     TYPE: ClassVar[str] = "confed/v1/closing"
     broker: bytes
@@ -320,6 +321,7 @@ class Closing:
     rounds: int
     version: int
     digest: str
+    ending: Ending
     time: int
 
 
@@ -354,6 +356,10 @@ class CommitRecord:
     countersignatures: tuple[Signed, ...]
     commit: Signed
     metrics: ClearMetrics = field(default_factory=ClearMetrics.none)
+
+    def abridged(self) -> CommitRecord:
+        """Return the record without tickets and countersignatures: what was measured, and that it was committed."""
+        return replace(self, tickets=(), countersignatures=())
 
     def to_bytes(self) -> bytes:
         """Return the record as canonical JSON."""

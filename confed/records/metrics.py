@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from confed.journey import Purpose
-from confed.keybroker.statements import Candidate, CommitRecord
+from confed.keybroker.statements import Candidate, Closing, CommitRecord
 from confed.records.run_directory import RunDirectory
 from confed.statement import unverified
 
@@ -81,6 +81,7 @@ def summarize(directory: RunDirectory, *, engine: str, total_s: float, model: st
         "engine": engine,
         "environment": manifest.environment,
         **results_of(lines),
+        "ended": ended(directory),
         "seconds": seconds,
         "total_s": round(total_s, 3),
         "confidentiality_share": confidentiality_share(seconds),
@@ -99,6 +100,16 @@ def results_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "loss": loss_of(final),
         "dropped": dropped(lines),
     }
+
+
+def ended(directory: RunDirectory) -> str | None:
+    """Return why the run ended, as its closing says (unverified), or ``None`` where there is no closing.
+
+    Raises:
+        EncodingError: a closing that is not in its one form.
+    """
+    closing = directory.closing()
+    return None if closing is None else unverified(closing.closing, Closing).ending.told
 
 
 def dropped(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

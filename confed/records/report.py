@@ -36,7 +36,7 @@ def write_report(directory: RunDirectory) -> Path:
     lines = directory.metrics() or tuple(metrics.collect(directory))
     summary = directory.summary()
     parts = [
-        _headline(manifest, summary, lines, complete=directory.closing() is not None),
+        _headline(manifest, summary, lines, ended=metrics.ended(directory)),
         _pictures(manifest, lines),
         _left_out(lines),
         _terms(manifest),
@@ -50,7 +50,7 @@ def write_report(directory: RunDirectory) -> Path:
 
 
 def _headline(
-    manifest: Manifest, summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, complete: bool
+    manifest: Manifest, summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, ended: str | None
 ) -> Html:
     results = metrics.results_of(lines)
     tiles = [
@@ -68,15 +68,16 @@ def _headline(
             f"<b>{escape(manifest.environment.upper())}.</b> The TEEs of this run are simulated: the protocol is the "
             "real one, but nothing protects keys, data or weights from whoever administers this machine."
         )
-    if not complete:
+    if ended is None:
         failed = summary.get("failed")
         why = f" It failed with <code>{escape(str(failed))}</code>." if failed else ""
         warnings.append(f"<b>INCOMPLETE.</b> No closing entry: this run did not end as its manifest says.{why}")
     banner = "".join(f"<p class=warning>{warning}</p>" for warning in warnings)
+    reason = f"<p>Ended by {escape(ended)}.</p>" if ended is not None else ""
     engine = f", engine {escape(str(summary['engine']))}" if summary.get("engine") else ""
     return Html(
         f"<h1>{escape(manifest.name)}</h1><p class=sub>run {code(manifest.run)}{engine} · "
-        f"manifest {short(manifest.digest)}</p>{banner}<div class=tiles>{shown}</div>"
+        f"manifest {short(manifest.digest)}</p>{banner}<div class=tiles>{shown}</div>{reason}"
     )
 
 
@@ -111,6 +112,7 @@ def _terms(manifest: Manifest) -> Html:
         "model": Html(f"of {escape(manifest.model.owner.name)}, start {short(manifest.model.start.digest)}"),
         "strategy": Html(f"{escape(manifest.strategy.name)} <span class=dim>{escape(strategy)}</span>"),
         "rounds": f"{manifest.rounds}, each tried at most {manifest.max_attempts} times, seed {manifest.seed}",
+        "ends before the last round": manifest.stop.told,
         "cohort": f"at least {manifest.cohort.least} distinct sites in any result; {manifest.quorum} of "
         f"{len(manifest.sites)} sites' brokers countersign every version",
         "updates": f"norm at most {manifest.update.norm_bound:g}, weight at most {manifest.update.weight_cap:g}; "

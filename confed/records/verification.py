@@ -9,7 +9,8 @@
 6. ledgers        every owner's ledger: chain, signatures, order, and nothing cut off before the closing
 7. evidence       behind every release; instances, credentials, tickets, countersignatures, commits (``witnesses``)
 8. links          commit records and ledgers name each other; no fork anywhere
-9. closing        signed, countersigned by a majority, naming the last version, in the ledgers of all who signed it
+9. closing        signed, countersigned by a majority, naming the last version, in the ledgers of all who signed it;
+                  the run ended where its stop rules end it, for the reason that the commit records show
 10. tables        ``metrics.jsonl`` and ``summary.json`` say what the commits say
 
 The first broken link is named in the error. Reading only; no clock, no network, no key.
@@ -21,27 +22,24 @@ of which only the digest is in the records.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from confed.attestation.verifier import Registry, default_registry
 from confed.errors import (
-    ContainerFormatError,
     LedgerError,
     LineageError,
     ManifestMismatchError,
     NotApprovedError,
-    QuorumError,
-    RefusedError,
 )
 from confed.journey import Kind, Purpose
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.lineage import Lineage
-from confed.keybroker.statements import Approval, Closing, ClosingCountersignature
+from confed.keybroker.statements import Approval, ClosingCountersignature
 from confed.manifest import Manifest, Party
+from confed.records.closing import verify_closing
+from confed.records.comparison import equal, same
 from confed.records.entries import Witness, entries_of_run, text
 from confed.records.metrics import line_of, results_of
 from confed.records.places import at
@@ -50,8 +48,7 @@ from confed.records.trust import Trust
 from confed.records.witnesses import Book, Chain, Committed, cross_check, read_books
 from confed.sealing.container import Container
 from confed.statement import Signed, unverified, verify
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+from confed.stopping import Ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +139,13 @@ class _Verification:
         commits = len(trained) + len(evaluated)
         self._note("links", f"{tickets} tickets, {countersignatures} countersignatures, {commits} commits; no fork")
         # 9.
-        self._closing(closing, trained, {witness.party.broker: witness for witness in witnesses})
+        by_broker = {witness.party.broker: witness for witness in witnesses}
+        ended = verify_closing(
+            closing, lineage=self._lineage, trained=trained, evaluated=evaluated, witnesses=by_broker
+        )
+        self._note("closing", f"{ended.told}; {ended.countersigned} countersigned")
         # 10.
-        self._tables(trained, evaluated)
+        self._tables(trained, evaluated, ended.ending)
         return Verified(
             run=manifest.run,
             manifest=self._digest,
@@ -199,14 +200,14 @@ class _Verification:
     def _start(self) -> None:
         owner, start = self._manifest.model.owner, self._manifest.model.start
         container = Container.map(self._directory.version_file(0))
-        _equal("file digest", start.digest, container.file_digest())
+        equal("file digest", start.digest, container.file_digest())
         container.verify_signer(owner.identity)
         header = container.header
-        _equal("kind", Kind.MODEL, header.kind)
-        _equal("version", 0, header.version)
-        _equal("container id", start.container_id, header.container_id)
-        _equal("size in bytes", start.size_bytes, container.size_bytes)
-        _equal("owner", owner.identity, header.owner)
+        equal("kind", Kind.MODEL, header.kind)
+        equal("version", 0, header.version)
+        equal("container id", start.container_id, header.container_id)
+        equal("size in bytes", start.size_bytes, container.size_bytes)
+        equal("owner", owner.identity, header.owner)
 
     def _committed(self, purpose: Purpose, number: int, base: str) -> Committed:
         record = self._directory.commit(purpose, number)
@@ -215,7 +216,7 @@ class _Verification:
 
     def _version(self, number: int, one: Committed) -> None:
         container = Container.map(self._directory.version_file(number))
-        _equal("file digest", one.candidate.digest, container.file_digest())
+        equal("file digest", one.candidate.digest, container.file_digest())
         container.verify_signer(one.record.candidate.signer)
         header = container.header
         for what, expected, got in (
@@ -225,7 +226,7 @@ class _Verification:
             ("manifest", self._digest, header.manifest),
             ("owner", self._manifest.model.owner.identity, header.owner),
         ):
-            _equal(what, expected, got)
+            equal(what, expected, got)
 
     def _evaluated(self, trained: list[Committed]) -> list[Committed]:
         evaluated: list[Committed] = []
@@ -281,64 +282,20 @@ class _Verification:
         self._note("evidence", f"{len(used)} genuine, each for its own broker, and acceptable when it was used")
         return len(used)
 
-    def _closing(
-        self, record: ClosingRecord | None, trained: list[Committed], witnesses: Mapping[bytes, Witness]
-    ) -> None:
-        if record is None:
-            raise LedgerError("closing", expected="a countersigned closing entry", got="none: the run is incomplete")
-        manifest, last = self._manifest, trained[-1].candidate if trained else None
-        with at("closing"):
-            closing = verify(record.closing, Closing, signer=manifest.model.owner.broker)
-            for what, expected, got in (
-                ("broker", manifest.model.owner.broker, closing.broker),
-                ("run", manifest.run, closing.run),
-                ("manifest", self._digest, closing.manifest),
-                ("rounds", manifest.rounds, closing.rounds),
-                ("rounds", len(trained), closing.rounds),
-                ("version", closing.rounds, closing.version),
-                ("digest", last.digest if last else None, closing.digest),
-            ):
-                _equal(what, expected, got)
-            _in_ledger(witnesses[manifest.model.owner.broker], "closing", record.closing)
-            agreed = self._closing_countersignatures(record, closing, witnesses)
-            if len(agreed) < manifest.quorum:
-                raise QuorumError("countersignatures", expected=f"at least {manifest.quorum}", got=len(agreed))
-        self._note("closing", f"version {closing.version} after {closing.rounds} rounds, {len(agreed)} countersigned")
-
-    def _closing_countersignatures(
-        self, record: ClosingRecord, closing: Closing, witnesses: Mapping[bytes, Witness]
-    ) -> set[bytes]:
-        sites = {site.owner.broker: site.owner for site in self._manifest.sites}
-        agreed: set[bytes] = set()
-        for signed in record.countersignatures:
-            party = sites.get(signed.signer)
-            if party is None:
-                raise QuorumError("countersignature", expected="a site's broker", got=signed.signer.hex()[:16])
-            with at(f"countersignature of {party.name}"):
-                found = verify(signed, ClosingCountersignature, signer=party.broker)
-                end = (record.closing.digest, closing.run, closing.version, closing.digest)
-                expected = (party.broker, party.identity, *end)
-                got = (found.broker, found.identity, found.closing, found.run, found.version, found.digest)
-                if expected != got:
-                    raise LedgerError("countersignature", expected="of this closing", got="of another")
-                previous = _in_ledger(witnesses[party.broker], "closing-countersigned", signed)
-                _equal("head", found.head, previous)
-            agreed.add(party.identity)
-        return agreed
-
-    def _tables(self, trained: list[Committed], evaluated: list[Committed]) -> None:
+    def _tables(self, trained: list[Committed], evaluated: list[Committed], ending: Ending) -> None:
         looked = {one.candidate.round: one.record for one in evaluated}
         expected = [line_of(one.record, looked.get(one.candidate.round)) for one in trained]
         if self._directory.metrics_file.exists():
             with at("metrics.jsonl"):
                 lines = self._directory.metrics()
-                _equal("lines", len(expected), len(lines))
+                equal("lines", len(expected), len(lines))
                 for wanted, line in zip(expected, lines, strict=True):
                     with at(f"round {wanted['round']}"):
-                        _same(wanted, line)
+                        same(wanted, line)
         if self._directory.summary_file.exists():
             with at("summary.json"):
-                _same({**results_of(expected), "run": self._manifest.run}, self._directory.summary())
+                said = {**results_of(expected), "run": self._manifest.run, "ended": ending.told}
+                same(said, self._directory.summary())
         self._note("tables", "metrics and summary say what the commits say")
 
 
@@ -348,14 +305,6 @@ def _heads(closing: ClosingRecord | None) -> Mapping[bytes, str]:
         return {}
     with at("closing"):
         return {signed.signer: unverified(signed, ClosingCountersignature).head for signed in closing.countersignatures}
-
-
-def _in_ledger(witness: Witness, event: str, signed: Signed) -> str:
-    """Return the digest of the entry before the one in which a statement is recorded."""
-    for entry in witness.of(event):
-        if entry.body.get("statement") == signed.digest:
-            return entry.previous
-    raise LedgerError(f"ledger of {witness.party.name}: {event}", expected=signed.digest[:16], got="none")
 
 
 def _parties(manifest: Manifest) -> tuple[Party, ...]:
@@ -369,24 +318,3 @@ def _parties(manifest: Manifest) -> tuple[Party, ...]:
         if len({getattr(party, what) for party in parties}) != len(parties):
             raise ManifestMismatchError(f"parties' {what}", expected="distinct values", got="the same one twice")
     return parties
-
-
-def _equal(what: str, expected: object, got: object) -> None:
-    if expected != got:
-        kind = ContainerFormatError if what in ("kind", "container id") else LineageError
-        raise kind(what, expected=_shown(expected), got=_shown(got))
-
-
-def _same(expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    for name, value in expected.items():
-        if got.get(name) != value:
-            raise RefusedError(name, expected=_shown(value), got=_shown(got.get(name)))
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.hex()[:16]
-    if isinstance(value, tuple):
-        return ", ".join(_shown(item) for item in value) or "none"  # pyright: ignore[reportUnknownVariableType]
-    shown = str(value)
-    return shown[:16] if _DIGEST.fullmatch(shown) else shown[:120]

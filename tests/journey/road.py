@@ -73,6 +73,7 @@ from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, version_key
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.statement import Signed, sign, unverified
+from confed.stopping import StopTerms
 from confed.wire.channel import Endpoint, RunningServer, open_channel, serve
 from confed.wire.courier_client import CourierClient
 
@@ -196,6 +197,7 @@ class Land:
             settings={},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("loss",), decimals=4),
+            stop=StopTerms.none(),
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

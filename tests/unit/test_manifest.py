@@ -19,6 +19,7 @@ from confed.manifest import (
     Unchecked,
     UpdateTerms,
 )
+from confed.stopping import BudgetTerms, StopTerms, TargetTerms
 
 DIGEST = "0" * 64
 TEE = TeePolicy(
@@ -61,6 +62,7 @@ def make(**changes):
         "settings": {"learning-rate": 0.5},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
+        "stop": StopTerms.none(),
         "client_tee": TEE,
         "aggregator_tee": TEE,
         "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),
@@ -236,3 +238,53 @@ def test_who_is_not_listed_is_refused():
     for look in (lambda: manifest.site_of(b"x"), lambda: manifest.site_named("x"), lambda: manifest.broker_key(b"x")):
         with pytest.raises(ManifestMismatchError):
             look()
+
+
+TARGET = TargetTerms(metric="loss", purpose="evaluate", mode="min", value=0.1)
+
+
+def test_a_manifest_says_by_which_rules_its_run_ends():
+    stop = StopTerms(target=TARGET, patience=None, budget=BudgetTerms(seconds=60))
+    manifest = make(stop=stop)
+    assert Manifest.decode(manifest.encoded) == manifest
+    assert manifest.digest != make().digest
+
+
+@pytest.mark.parametrize(
+    ("sentence", "change", "field"),
+    [
+        ("a manifest without the field", lambda stop: None, "stop"),
+        (
+            "one without a rule's explicit absence",
+            lambda stop: {k: v for k, v in stop.items() if k != "budget"},
+            "stop.budget",
+        ),
+        ("an unknown rule", lambda stop: {**stop, "mood": None}, "stop.mood"),
+        ("a rule that lacks a term", lambda stop: {**stop, "target": {"metric": "loss"}}, "stop.target.purpose"),
+        (
+            "a rule with a term too many",
+            lambda stop: {**stop, "budget": {"seconds": 1, "rounds": 2}},
+            "stop.budget.rounds",
+        ),
+        ("a time in words", lambda stop: {**stop, "budget": {"seconds": "1"}}, "stop.budget.seconds"),
+    ],
+)
+def test_stop_rules_are_read_strictly(sentence, change, field):
+    value = record.to_json(make())
+    changed = change(value.pop("stop"))
+    if changed is not None:
+        value["stop"] = changed
+    with pytest.raises(ConfigError) as refused:
+        Manifest.decode(canonical.encode(value))
+    assert refused.value.field == field
+
+
+def test_a_rule_reads_only_metrics_that_the_run_shows():
+    with pytest.raises(ConfigError) as refused:
+        make(stop=replace(StopTerms.none(), target=replace(TARGET, metric="accuracy")))
+    assert refused.value.field == "stop.target.metric"
+    assert "loss" in str(refused.value)
+    cohort = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0)
+    with pytest.raises(ConfigError) as refused:
+        make(stop=replace(StopTerms.none(), target=TARGET), cohort=cohort)
+    assert refused.value.field == "cohort.fraction_evaluate"

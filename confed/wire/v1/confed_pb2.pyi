@@ -187,18 +187,20 @@ class ObserveReplies(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[ObserveReplies.Item, _Mapping]]] = ...) -> None: ...
 
 class CloseCall(_message.Message):
-    __slots__ = ("brokers", "run", "manifest", "final_record", "closing")
+    __slots__ = ("brokers", "run", "manifest", "final_record", "closing", "history")
     BROKERS_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     FINAL_RECORD_FIELD_NUMBER: _ClassVar[int]
     CLOSING_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     brokers: _containers.RepeatedScalarFieldContainer[bytes]
     run: str
     manifest: str
     final_record: bytes
     closing: Signed
-    def __init__(self, brokers: _Optional[_Iterable[bytes]] = ..., run: _Optional[str] = ..., manifest: _Optional[str] = ..., final_record: _Optional[bytes] = ..., closing: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
+    history: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, brokers: _Optional[_Iterable[bytes]] = ..., run: _Optional[str] = ..., manifest: _Optional[str] = ..., final_record: _Optional[bytes] = ..., closing: _Optional[_Union[Signed, _Mapping]] = ..., history: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("items",)

@@ -59,6 +59,7 @@ from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.identities import HpkeIdentity
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.statement import Signed, public_bytes, sign, unverified
+from confed.stopping import Ending, StopTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -160,6 +161,7 @@ class SigningBrokers:
         self.grants: dict[bytes, str] = {}
         self.bindings: dict[bytes, Binding] = {}
         self.commits: list[Signed] = []
+        self.histories: list[tuple[bytes, ...]] = []
 
     def _said(self, name: str, statement: Any) -> Any:
         return self.tamper.get(name, lambda same: same)(statement)
@@ -296,16 +298,24 @@ class SigningBrokers:
         return signed
 
     def close(
-        self, brokers: Sequence[bytes], *, run: str, manifest: str, final_record: bytes, closing: Signed | None = None
+        self,
+        brokers: Sequence[bytes],
+        *,
+        run: str,
+        manifest: str,
+        final_record: bytes,
+        closing: Signed | None = None,
+        history: Sequence[bytes] = (),
     ) -> list[Any]:
         assert final_record
+        self.histories.append(tuple(history))
 
         def answer(_: int, keys: Keys) -> Signed:
             if closing is None:
                 return sign(
                     Closing(
                         broker=keys.party.broker, run=run, manifest=manifest, rounds=1, version=1, digest="4" * 64,
-                        time=self.time,
+                        ending=Ending(rule="rounds", round=1), time=self.time,
                     ),
                     keys.broker,
                 )  # fmt: skip
@@ -417,6 +427,7 @@ class World:
             "settings": {},
             "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0),
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
+            "stop": StopTerms.none(),
             "client_tee": policy,
             "aggregator_tee": policy,
             "trust": TrustTerms(anchors={}),

@@ -501,7 +501,8 @@ def test_a_code_that_the_governor_reports_must_be_one(world: World) -> None:
         run.close_round(absent={"site-2": "<b>not a code</b>"})
 
 
-def test_closing_the_run_needs_a_quorum(world: World) -> None:
+def test_closing_the_run_needs_a_quorum(tmp_path: Path) -> None:
+    world = World(tmp_path / "enclave", rounds=1)
     run = opened(world)
     one_round(world, run)
     documents = json.loads(run.close_run())

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path / "enclave")
+    return World(tmp_path / "enclave", rounds=1)
 
 
 def test_a_round_over_the_wire(world: World, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from confed.cli.display import RunDisplay, RunProgress, print_summary
 from confed.governor.events import Event, EventName
+from confed.stopping import BudgetTerms, StopTerms
 
 MANIFEST = SimpleNamespace(
     name="digits",
@@ -22,6 +23,7 @@ MANIFEST = SimpleNamespace(
     sites=("a", "b", "c"),
     strategy=SimpleNamespace(name="FedAvg"),
     cohort=SimpleNamespace(fraction_evaluate=1.0),
+    stop=StopTerms.none(),
 )
 
 
@@ -146,3 +148,17 @@ def test_a_summary_says_everything() -> None:
 def test_a_summary_without_a_part_is_still_printed(left_out: str) -> None:
     assert printed({key: value for key, value in SUMMARY.items() if key != left_out})
     assert printed({**SUMMARY, "accuracy": None, "loss": None, "seconds": {}, "dropped": []})
+
+
+def test_a_stop_rule_and_why_it_fired_are_shown() -> None:
+    MANIFEST.stop = StopTerms(target=None, patience=None, budget=BudgetTerms(seconds=60))
+    reason = "budget: 61 s of 60 s were spent by round 1"
+    events = [*round_events(1), event(EventName.RUN_FINISHED, 20_000, rounds=1, reason=reason)]
+    try:
+        assert shown(events).startswith("digits  3 sites, FedAvg, 2 rounds, fewer if 60 s since the first version")
+        assert reason in shown(events, terminal=True)
+    finally:
+        MANIFEST.stop = StopTerms.none()
+    sink = io.StringIO()
+    print_summary({"run": "r", "rounds": 1, "ended": reason}, Console(file=sink, width=100, color_system=None))
+    assert f"ended by  {reason}" in sink.getvalue()

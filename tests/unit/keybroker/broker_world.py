@@ -48,6 +48,7 @@ from confed.manifest import (
 )
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
+from confed.stopping import StopTerms
 
 START_MS = 1_800_000_000_000
 CLIENT_CODE = "c1" * 32
@@ -195,6 +196,7 @@ class World:
             settings={},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("loss",), decimals=4),
+            stop=StopTerms.none(),
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

@@ -51,6 +51,7 @@ from confed.records.trust import Trust
 from confed.sealing.container import Draft, seal_to_bytes
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
+from confed.stopping import StopTerms
 
 START_MS = 1_800_000_000_000
 CODE = {Role.CLIENT: "c1" * 32, Role.AGGREGATOR: "a9" * 32}
@@ -96,8 +97,16 @@ class RecordedRun:
     """Owners, brokers and enclaves of one run, and everything that they said."""
 
     def __init__(
-        self, home: Path, *, draft: dict[str, Any] | None = None, version_key: Ed25519PrivateKey | None = None
+        self,
+        home: Path,
+        *,
+        draft: dict[str, Any] | None = None,
+        version_key: Ed25519PrivateKey | None = None,
+        rounds: int = 2,
+        stop: StopTerms | None = None,
     ) -> None:
+        self._rounds = rounds
+        self._stop = stop or StopTerms.none()
         self._draft = draft or {}
         self._version_key = version_key
         self.now = START_MS
@@ -159,7 +168,7 @@ class RecordedRun:
             name="digits",
             run="digits-1",
             environment="simulation",
-            rounds=2,
+            rounds=self._rounds,
             seed=7,
             max_attempts=2,
             data_source="sealed",
@@ -176,6 +185,7 @@ class RecordedRun:
             settings={"local-epochs": 1},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("accuracy", "loss"), decimals=4),
+            stop=self._stop,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
             aggregator_tee=TeePolicy(measurements=(CODE[Role.AGGREGATOR],), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
@@ -413,6 +423,7 @@ class RecordedRun:
             "run": self.manifest.run,
             "manifest": self.manifest.digest,
             "final_record": self.records[Purpose.TRAIN, 2].to_bytes(),
+            "history": tuple(record.abridged().to_bytes() for record in self.records.values()),
         }
         closing = self.brokers[OWNER].close(**terms)
         agreed = tuple(self.brokers[site].close(**terms, closing=closing) for site in SITES)
@@ -440,9 +451,17 @@ class RecordedRun:
         return directory
 
     def forge_ledger(
-        self, directory: RunDirectory, name: str, change: Callable[[list[LedgerEntry]], list[LedgerEntry]]
+        self,
+        directory: RunDirectory,
+        name: str,
+        change: Callable[[list[LedgerEntry]], list[LedgerEntry]],
+        *,
+        closing: Mapping[str, Any] | None = None,
     ) -> None:
-        """Let a dishonest owner rewrite its whole ledger with its own key, its closing countersignature with it."""
+        """Let a dishonest owner rewrite its whole ledger with its own key, its closing countersignature with it.
+
+        ``closing`` are changes of the last entry, about that countersignature.
+        """
         key, broker = self.homes[name].broker_key, self.homes[name].party.broker
         entries = [unverified(signed, LedgerEntry) for signed in self.ledgers[name]]
         kept = [entry for entry in entries if entry.event != "closing-countersigned"]
@@ -456,7 +475,7 @@ class RecordedRun:
                 agreed = unverified(signed, ClosingCountersignature)
                 forged = sign(dataclasses.replace(agreed, head=chain[-1].digest), key)
                 last = next(entry for entry in entries if entry.event == "closing-countersigned")
-                chain.append(_chained(_with_body(last, statement=forged.digest), chain, key))
+                chain.append(_chained(_with_body(last, statement=forged.digest, **(closing or {})), chain, key))
                 others = record.countersignatures
                 directory.write_closing(
                     ClosingRecord(closing=record.closing, countersignatures=(*others[:at], forged, *others[at + 1 :]))
