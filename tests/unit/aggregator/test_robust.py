@@ -321,6 +321,7 @@ def test_equal_updates_are_nothing_apart_and_the_first_goes_first() -> None:
     assert squares[1, 2] == squares[0, 4] == 0.0
     assert (squares == squares.T).all()
     assert by_score(squares, faulty=1) == [1, 2, 3, 0, 4]
+    assert by_score(np.zeros((100, 100)), faulty=1) == list(range(100))
 
 
 def test_distances_are_the_same_bits_for_any_number_of_threads() -> None:
