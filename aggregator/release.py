@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aggregator.combine.flower_strategy import STATE_FORMAT
-from aggregator.combine.fold import Weights, factors
+from aggregator.combine.fold import factors
+from aggregator.combine.weights import Weights
 from aggregator.inbox import SMALL_BYTES, Store
 from confed import canonical
 from confed.errors import ConfedError, QuorumError, SessionError

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from aggregator.combine.flower_strategy import ServerOptimizer
-from aggregator.combine.fold import Contribution, Weights, combine
+from aggregator.combine.fold import combine
+from aggregator.combine.passes import Contribution
+from aggregator.combine.weights import Weights
 from aggregator.course import Course
 from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
@@ -486,13 +488,14 @@ class Run:
                 base=base,
                 least=self._manifest.cohort.least,
                 norm_bound=self._manifest.update.norm_bound,
+                rule=self._optimizer.rule,
                 excluded=failed,
                 threads=self._threads,
             )
             mean = combined.mean.arrays()
             applied = self._optimizer.apply(
                 round_number=current.step.round,
-                base=base.numbers().arrays() if self._optimizer.stateful else {},
+                base=base.numbers().arrays() if self._optimizer.optimizes else {},
                 mean=mean,
                 state=self._at.state or {},
             )

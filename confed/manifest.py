@@ -90,6 +90,45 @@ class StrategyTerms:
     name: str
     parameters: Mapping[str, bool | int | float | str | None]
 
+    @property
+    def least_cohort(self) -> int:
+        """Fewest updates on which the strategy keeps its promise: ``2 f + 3`` for Krum's, ``4 f + 3`` for Bulyan.
+
+        Raises:
+            ConfigError: a number of nodes that is none.
+
+        Source: Blanchard et al. (2017), proposition 2; El Mhamdi et al. (2018), section 4.
+        """
+        if self.name in ("Krum", "MultiKrum"):
+            return max(2 * self._faulty + 3, self._selected)
+        return 4 * self._faulty + 3 if self.name == "Bulyan" else 1
+
+    def mixed(self, cohort: int) -> int:
+        """Return how many identities' updates are in the result of a cohort of this size: Krum takes one alone.
+
+        Raises:
+            ConfigError: a number of nodes that is none.
+        """
+        if self.name in ("Krum", "MultiKrum"):
+            return min(cohort, self._selected)
+        return cohort - 2 * self._faulty if self.name == "Bulyan" else cohort
+
+    @property
+    def _faulty(self) -> int:
+        return self._count("num_malicious_nodes", default=0, least=0)
+
+    @property
+    def _selected(self) -> int:
+        return 1 if self.name == "Krum" else self._count("num_nodes_to_select", default=1, least=1)
+
+    def _count(self, name: str, *, default: int, least: int) -> int:
+        value = self.parameters.get(name)
+        if value is None:  # Flower's default
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"strategy.{name}", expected=f"a whole number from {least}", got=value)
+        return value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortTerms:
@@ -230,6 +269,13 @@ class Manifest:
             self.cohort.least <= len(self.sites),
             "cohort.least",
             f"at most the {len(self.sites)} sites",
+            self.cohort.least,
+        )
+        needed = self.strategy.least_cohort
+        _require(
+            self.cohort.least >= needed,
+            "cohort.least",
+            f"at least {needed} for {self.strategy.name}",
             self.cohort.least,
         )
         for site in self.sites:

@@ -1,14 +1,17 @@
-"""The one file that imports Flower here: server optimizers are Flower's own strategy classes.
+"""The one file that imports Flower here: its strategy classes, by name, and what the enclave makes of each.
 
-Flower's FedOpt family computes everything from the weighted mean and the base, so one message that carries the
-folded mean, with weight 1, gives the result that all the updates would give. Strategies that need every update
-(medians, Krum) are not in the table and are refused by name.
+A strategy is a rule that is folded over the sealed updates (``fold``, ``robust``) and, for some, an optimizer that is
+applied to the folded mean. FedAvgM and Flower's FedOpt family compute everything from the weighted mean and the base,
+so one message that carries the folded mean, with weight 1, gives the result that all the updates would give: their
+arithmetic is Flower's own. FedProx differs from FedAvg in what the clients are told (``confed/client/mod.py``).
+Every other name is refused, QFedAvg too: it needs each client's training loss beside its update.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,13 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
+from aggregator.combine import robust
+from aggregator.combine.fold import Rule, WeightedMean
 from confed.errors import ManifestMismatchError, NotFiniteError, ShapeError
+from confed.flower.geometric_median import GeometricMedian
 
 if TYPE_CHECKING:
     from confed.manifest import StrategyTerms
@@ -27,24 +33,53 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, NDArray[Any]]
 
 STATE_FORMAT = "confed-strategy-state/1"
-"""Names in a state are ``m_t/NAME`` and ``v_t/NAME``, in the order of the model's tensors."""
+"""Names in a state are ``ATTRIBUTE/NAME`` (``m_t/NAME``), attribute by attribute, in the order of the tensors."""
+
+
+def _mean(strategy: Any) -> Rule:
+    del strategy
+    return WeightedMean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Permitted:
-    """A strategy class, and the attributes of it that must survive from round to round."""
+    """A strategy class, its rule, and the attributes of it that must survive from round to round."""
 
-    make: type[FedAvg]
-    state: tuple[str, ...]
+    make: type[flower.FedAvg]
+    rule: Callable[[Any], Rule] = _mean
+    optimizes: bool = False
+    state: tuple[str, ...] = ()
+
+
+def _krum(strategy: Any) -> Rule:
+    return robust.Krum(faulty=strategy.num_malicious_nodes, select=strategy.num_nodes_to_select)
+
+
+def _geometric_median(strategy: Any) -> Rule:
+    return robust.GeometricMedian(
+        smoothing=strategy.smoothing, tolerance=strategy.tolerance, max_iterations=strategy.max_iterations
+    )
 
 
 PERMITTED: Mapping[str, _Permitted] = {
-    "FedAvg": _Permitted(make=FedAvg, state=()),
-    "FedAdam": _Permitted(make=FedAdam, state=("m_t", "v_t")),
+    "FedAvg": _Permitted(make=flower.FedAvg),
+    "FedProx": _Permitted(make=flower.FedProx),
+    "FedAvgM": _Permitted(make=flower.FedAvgM, optimizes=True, state=("momentum_vector",)),
+    "FedAdam": _Permitted(make=flower.FedAdam, optimizes=True, state=("m_t", "v_t")),
+    "FedYogi": _Permitted(make=flower.FedYogi, optimizes=True, state=("m_t", "v_t")),
+    # Its beta_1 is 0: m_t is the round's own difference, and only v_t goes on.
+    "FedAdagrad": _Permitted(make=flower.FedAdagrad, optimizes=True, state=("v_t",)),
+    "FedMedian": _Permitted(make=flower.FedMedian, rule=lambda _: robust.Median()),
+    "FedTrimmedAvg": _Permitted(make=flower.FedTrimmedAvg, rule=lambda made: robust.TrimmedMean(cut=made.beta)),
+    "Krum": _Permitted(make=flower.Krum, rule=_krum),
+    "MultiKrum": _Permitted(make=flower.MultiKrum, rule=_krum),
+    "Bulyan": _Permitted(make=flower.Bulyan, rule=lambda made: robust.Bulyan(faulty=made.num_malicious_nodes)),
+    "GeometricMedian": _Permitted(make=GeometricMedian, rule=_geometric_median),
 }
 """Every other name is refused."""
 
-_SCALARS = (bool, int, float, str)
+_FUNCTIONS = frozenset({"train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "selection_rule"})
+"""Parameters that take functions: a manifest names none, so Flower's defaults hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +91,7 @@ class Applied:
 
 
 class ServerOptimizer:
-    """Flower's strategy class of the manifest, applied to one folded mean at a time; it keeps nothing itself.
+    """Flower's strategy class of the manifest: its rule, and what it makes of a folded mean; it keeps nothing itself.
 
     Raises:
         ManifestMismatchError: a name that is not permitted, or a parameter that the class does not take.
@@ -69,42 +104,50 @@ class ServerOptimizer:
         self._permitted = permitted
         self._parameters = {name: value for name, value in terms.parameters.items() if value is not None}
         for name, value in self._parameters.items():
-            if not isinstance(value, _SCALARS):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ManifestMismatchError(f"strategy.{name}", expected="a scalar", got=type(value).__name__)
-        self._new()
+            _require_parameter(permitted.make, name, value)
+        made: Any = self._new()
+        self.rule = permitted.rule(made)
+        """How the updates become one model."""
+        # Flower's FedAvgM is FedAvg at its defaults, and keeps no momentum where it is 0.
+        self.optimizes = permitted.optimizes and bool(getattr(made, "server_opt", True))
+        """True where the rule's result is not the next version yet, and ``apply`` needs the base."""
+        kept = self.optimizes and getattr(made, "server_momentum", 1.0) > 0
+        self._state = permitted.state if kept else ()
 
     @property
     def stateful(self) -> bool:
         """True where a state travels, sealed, with every version."""
-        return bool(self._permitted.state)
+        return bool(self._state)
 
     def apply(self, *, round_number: int, base: Arrays, mean: Arrays, state: Arrays) -> Applied:
         """Return the next version and the next state, as numbers in the types that Flower computes in.
 
         Args:
             round_number: Flower's ``server_round``, from 1.
-            base: the version that the round started from, as numbers.
-            mean: the folded weighted mean, same names and shapes.
+            base: the version that the round started from, as numbers; not looked at unless it ``optimizes``.
+            mean: what the rule made of the updates, same names and shapes.
             state: what the last call returned, empty in the first round.
 
         Raises:
             ShapeError: a state that does not fit the base.
             NotFiniteError: a result with NaN or infinity.
         """
-        if not self.stateful:  # FedAvg: the mean is the version; Flower's own aggregation multiplies it by 1.0
+        if not self.optimizes:  # the rule's result is the version; Flower's own aggregation multiplies it by 1.0
             _require_finite(mean)
             return Applied(arrays=mean)
         strategy: Any = self._new()
-        strategy.current_arrays = dict(base)
-        for attribute in self._permitted.state:
-            setattr(strategy, attribute, self._restored(state, attribute, base))
+        listed = isinstance(strategy, flower.FedAvgM)  # the FedOpt family keeps dicts, FedAvgM lists in their order
+        strategy.current_arrays = _record(base) if listed else dict(base)
+        for attribute in self._state:
+            restored = self._restored(state, attribute, base)
+            setattr(strategy, attribute, list(restored.values()) if listed and restored is not None else restored)
         arrays, _ = strategy.aggregate_train(round_number, [_message(mean, strategy.weighted_by_key)])
         result = {name: np.asarray(arrays[name].numpy()) for name in base}
-        kept = {
-            f"{attribute}/{name}": np.asarray(getattr(strategy, attribute)[name])
-            for attribute in self._permitted.state
-            for name in base
-        }
+        kept: dict[str, NDArray[Any]] = {}
+        for attribute in self._state:
+            value = getattr(strategy, attribute)
+            named = dict(zip(base, value, strict=True)) if listed else value
+            kept |= {f"{attribute}/{name}": np.asarray(named[name]) for name in base}
         _require_finite(result)
         _require_finite(kept)
         return Applied(arrays=result, state=kept)
@@ -113,7 +156,7 @@ class ServerOptimizer:
         """Return one attribute of the state; ``None`` makes Flower begin with zeros."""
         if not state:
             return None
-        names = [f"{entry}/{name}" for entry in self._permitted.state for name in base]
+        names = [f"{entry}/{name}" for entry in self._state for name in base]
         if list(state) != names:
             raise ShapeError("strategy state", expected=f"{len(names)} tensors of {STATE_FORMAT}", got=len(state))
         found = {name: state[f"{attribute}/{name}"] for name in base}
@@ -122,10 +165,10 @@ class ServerOptimizer:
                 raise ShapeError(f"strategy state {attribute}/{name}", expected=base[name].shape, got=array.shape)
         return found
 
-    def _new(self) -> FedAvg:
+    def _new(self) -> flower.FedAvg:
         try:
             return self._permitted.make(**self._parameters)  # pyright: ignore[reportArgumentType]
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # Flower's FedTrimmedAvg refuses a value
             raise ManifestMismatchError(
                 "strategy.parameters",
                 expected=f"those of {self._permitted.make.__name__}",
@@ -133,11 +176,27 @@ class ServerOptimizer:
             ) from error
 
 
+def _require_parameter(make: type[flower.FedAvg], name: str, value: object) -> None:
+    """Require a parameter that the class takes, of the type of its default (a whole number serves as a float)."""
+    taken = inspect.signature(make).parameters.get(name)
+    if taken is None:
+        raise ManifestMismatchError(f"strategy.{name}", expected=f"a parameter of {make.__name__}", got="none")
+    if name in _FUNCTIONS:
+        raise ManifestMismatchError(f"strategy.{name}", expected="Flower's default", got="another")
+    kinds = (int, float) if isinstance(taken.default, float) else (type(taken.default),)
+    if type(value) not in kinds:
+        raise ManifestMismatchError(f"strategy.{name}", expected=kinds[-1].__name__, got=type(value).__name__)
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
 def _message(mean: Arrays, weighted_by_key: str) -> Message:
     """Return the one reply that stands for all: the mean, with weight 1."""
     content = RecordDict(
         {
-            "arrays": ArrayRecord({name: Array(np.asarray(array)) for name, array in mean.items()}),
+            "arrays": _record(mean),
             "metrics": MetricRecord({weighted_by_key: 1.0}),
         }
     )

@@ -111,7 +111,9 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
     """Put the opened base and the manifest's words in place of the governor's, and return the app's context."""
     manifest = session.manifest
     parameters = manifest.strategy.parameters
-    config = manifest.evaluate_config if step.purpose is Purpose.EVALUATE else manifest.train_config
+    config = dict(manifest.evaluate_config if step.purpose is Purpose.EVALUATE else manifest.train_config)
+    if step.purpose is Purpose.TRAIN and manifest.strategy.name == "FedProx":
+        config["proximal-mu"] = parameters.get("proximal_mu") or 0.0  # as Flower's configure_train sets it
     content = RecordDict(
         {
             str(parameters.get("arrayrecord_key", "arrays")): ArrayRecord(

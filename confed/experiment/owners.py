@@ -139,13 +139,14 @@ def _owner(name: str, home: Path, now: int) -> OwnerHome:
 
 def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
     experiment = prepared.experiment
+    mixed = prepared.strategy.mixed(experiment.cohort.least)
     return KeyFloors(
         environment=SIMULATION,
-        least_cohort=experiment.cohort.least,
+        least_cohort=mixed,
         purposes=tuple(purposes),
         measurements=_CODE,
         total_rounds=experiment.run.rounds,
-        discloses_to_model_owner=experiment.cohort.least == 1,
+        discloses_to_model_owner=mixed == 1,
         counted_identities=_COUNTED,
     )
 

@@ -44,7 +44,21 @@ from confed.manifest import (
 from confed.model.weights import layout_of
 
 Arrays = Mapping[str, np.ndarray]
-_AGGREGATED_BY = ("FedAvg", "FedAdam")
+AGGREGATED_BY = (
+    "FedAvg",
+    "FedProx",
+    "FedAvgM",
+    "FedAdam",
+    "FedYogi",
+    "FedAdagrad",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "Krum",
+    "MultiKrum",
+    "Bulyan",
+    "GeometricMedian",
+)
+"""What ``aggregator/combine/flower_strategy.py`` permits; the library does not import the enclave."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +77,11 @@ class Prepared:
         """Names of the sites that simulation makes."""
         digits = max(2, len(str(self.experiment.sites.count)))
         return tuple(f"site-{number:0{digits}d}" for number in range(1, self.experiment.sites.count + 1))
+
+    @property
+    def strategy(self) -> StrategyTerms:
+        """The strategy that the ServerApp started."""
+        return StrategyTerms(name=self.start.name, parameters=self.start.parameters)
 
     @property
     def images(self) -> tuple[str, str]:
@@ -92,9 +111,9 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
             run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config=dict(experiment.run_config)
         )
         start = catch_start(lambda: server_app(grid=_NoGrid(), context=context))
-    if start.name not in _AGGREGATED_BY:
+    if start.name not in AGGREGATED_BY:
         raise ConfigError(
-            "strategy", expected=f"one that the enclave runs ({', '.join(_AGGREGATED_BY)})", got=start.name
+            "strategy", expected=f"one that the enclave runs ({', '.join(AGGREGATED_BY)})", got=start.name
         )
     if start.rounds != experiment.run.rounds:
         raise ConfigError(
@@ -165,7 +184,7 @@ def resolve(
         code=CodeTerms(
             client_app=experiment.app.client, client_image=client, aggregator_image=aggregator, lock=prepared.lock
         ),
-        strategy=StrategyTerms(name=start.name, parameters=start.parameters),
+        strategy=prepared.strategy,
         cohort=CohortTerms(
             least=experiment.cohort.least,
             fraction_train=_fraction(start, "train"),

@@ -14,7 +14,12 @@ from flwr.serverapp.strategy import Strategy
 from confed.errors import ConfigError, ManifestMismatchError
 from confed.manifest import Manifest
 
-_CALLABLES = ("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn")
+_DEFAULTS = {
+    "train_metrics_aggr_fn": "flwr.serverapp.strategy.strategy_utils.aggregate_metricrecords",
+    "evaluate_metrics_aggr_fn": "flwr.serverapp.strategy.strategy_utils.aggregate_metricrecords",
+    "selection_rule": "flwr.serverapp.strategy.multikrum.select_multikrum",
+}
+"""Parameters that take a function, and the one of Flower's that stands where none is given."""
 Scalar = bool | int | float | str | None
 _resolving: ContextVar[bool] = ContextVar("confed_resolving", default=False)
 
@@ -48,16 +53,16 @@ def strategy_parameters(strategy: Strategy) -> dict[str, Scalar]:
     """Return every constructor parameter of a Flower strategy by name.
 
     Raises:
-        ConfigError: a parameter that is not a scalar, or a metric function of the app's own: the enclave runs only
-            what the manifest can name.
+        ConfigError: a parameter that is not a scalar, or a function of the app's own: the enclave runs only what the
+            manifest can name.
     """
     found: dict[str, Scalar] = {}
     for name, parameter in inspect.signature(type(strategy).__init__).parameters.items():
         if name == "self":
             continue
         value = getattr(strategy, name)
-        if name in _CALLABLES:
-            if getattr(value, "__module__", "") != "flwr.serverapp.strategy.strategy_utils":
+        if name in _DEFAULTS:
+            if f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}" != _DEFAULTS[name]:
                 raise ConfigError(f"strategy.{name}", expected="Flower's default", got="a function of the app")
             continue
         if not isinstance(value, bool | int | float | str | None):

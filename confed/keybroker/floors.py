@@ -31,17 +31,24 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
     """Refuse a manifest below what a key itself carries.
 
     Raises:
-        FloorError: another environment, too small a cohort, or too few organisations that count.
+        FloorError: another environment, too small a cohort, or too few organisations that count; in a result of a
+            strategy that selects, too few even if it leaves out those that count.
     """
     manifest = decision.terms.manifest
+    mixed = manifest.strategy.mixed(manifest.cohort.least)
     if floors.environment != manifest.environment:
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
     if floors.least_cohort > manifest.cohort.least:
         raise FloorError("cohort.least", expected=f"at least {floors.least_cohort}", got=manifest.cohort.least)
-    if is_data and manifest.cohort.least == 1 and not floors.discloses_to_model_owner:
+    if floors.least_cohort > mixed:
+        what = f"identities in a result of {manifest.strategy.name}"
+        raise FloorError(what, expected=f"at least {floors.least_cohort}", got=mixed)
+    if is_data and mixed == 1 and not floors.discloses_to_model_owner:
         raise FloorError("cohort of one", expected="discloses_to_model_owner on the data key", got="nothing")
     if not isinstance(floors.counted_identities, Unchecked):
         count = len({site.owner.identity for site in manifest.sites} & set(floors.counted_identities))
+        if mixed < manifest.cohort.least:
+            count = min(count, mixed - (len(manifest.sites) - count))
         if count < floors.least_cohort:
             raise FloorError("sites that count", expected=f"at least {floors.least_cohort}", got=count)
 

@@ -135,6 +135,26 @@ def test_a_quorum_is_more_than_half():
 
 
 SITES = make().sites
+FOUR = {"cohort": CohortTerms(least=4, fraction_train=1.0, fraction_evaluate=1.0)}
+
+
+def strategy(name, **parameters):
+    return StrategyTerms(name=name, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("terms", "mixed"),
+    [
+        (strategy("FedAvg"), 9),
+        (strategy("FedMedian"), 9),
+        (strategy("Krum", num_malicious_nodes=2), 1),
+        (strategy("MultiKrum"), 1),
+        (strategy("MultiKrum", num_nodes_to_select=4), 4),
+        (strategy("Bulyan", num_malicious_nodes=1), 7),
+    ],
+)
+def test_a_selection_mixes_fewer_identities_than_its_cohort(terms, mixed):
+    assert terms.mixed(9) == mixed
 
 
 @pytest.mark.parametrize(
@@ -167,6 +187,33 @@ SITES = make().sites
         ("data where the app brings its own is refused", {"data_source": "app"}, "sites.site-00.dataset"),
         ("another format is refused", {"format": "confed-manifest/2"}, "format"),
         ("attempts without end are refused", {"max_attempts": 1000}, "max_attempts"),
+        ("Krum over two is refused", {"strategy": strategy("Krum")}, "cohort.least"),
+        ("Krum over 2f + 2 is refused", {"strategy": strategy("Krum", num_malicious_nodes=1), **FOUR}, "cohort.least"),
+        (
+            "Bulyan over 4f + 2 is refused",
+            {"strategy": strategy("Bulyan", num_malicious_nodes=1), **FOUR},
+            "cohort.least",
+        ),
+        (
+            "MultiKrum that selects more than there are is refused",
+            {"strategy": strategy("MultiKrum", num_nodes_to_select=5), **FOUR},
+            "cohort.least",
+        ),
+        (
+            "less than no faulty node is refused",
+            {"strategy": strategy("Krum", num_malicious_nodes=-1), **FOUR},
+            "strategy.num_malicious_nodes",
+        ),
+        (
+            "half a faulty node is refused",
+            {"strategy": strategy("Bulyan", num_malicious_nodes=0.5), **FOUR},
+            "strategy.num_malicious_nodes",
+        ),
+        (
+            "a selection of nobody is refused",
+            {"strategy": strategy("MultiKrum", num_nodes_to_select=0), **FOUR},
+            "strategy.num_nodes_to_select",
+        ),
     ],
 )
 def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):

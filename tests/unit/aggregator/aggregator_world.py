@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator.combine.fold import Weights
+from aggregator.combine.weights import Weights
 from aggregator.enclave import Enclave
 from aggregator.run import Run
 from confed import canonical

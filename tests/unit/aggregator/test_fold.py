@@ -13,8 +13,10 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.combine.fold import Combined, Contribution, Weights, combine
+from aggregator.combine.fold import Combined, combine
+from aggregator.combine.passes import Contribution
 from aggregator.combine.tensor_types import number_type
+from aggregator.combine.weights import Weights
 from confed.errors import CohortError, ConfedError, NormError, NotFiniteError, ShapeError, TamperedError
 from confed.model.weights import BFLOAT16, layout_of, pack
 

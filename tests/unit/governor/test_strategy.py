@@ -5,9 +5,24 @@ from dataclasses import replace
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+)
+from flwr.serverapp.strategy.multikrum import compute_distances
 
+from aggregator.combine.flower_strategy import ServerOptimizer
 from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
+from confed.flower.geometric_median import GeometricMedian
 from confed.governor.agreement import catch_start, require_same, strategy_parameters
 from confed.governor.strategy import ConfidentialStrategy, _reference, sealed_digest
 from confed.manifest import StrategyTerms
@@ -75,6 +90,26 @@ def test_a_function_of_the_app_s_own_cannot_run_in_the_enclave():
     with pytest.raises(ConfigError) as refused:
         strategy_parameters(FedAvg(evaluate_metrics_aggr_fn=lambda records, key: MetricRecord()))
     assert refused.value.field == "strategy.evaluate_metrics_aggr_fn"
+
+
+def test_bulyans_own_selection_is_named_by_nothing_and_another_cannot_run_in_the_enclave():
+    parameters = strategy_parameters(Bulyan(num_malicious_nodes=1))
+    assert parameters["num_malicious_nodes"] == 1
+    assert "selection_rule" not in parameters
+    for other in (lambda contents, faulty, select: contents, compute_distances):
+        with pytest.raises(ConfigError) as refused:
+            strategy_parameters(Bulyan(selection_rule=other))
+        assert refused.value.field == "strategy.selection_rule"
+
+
+@pytest.mark.parametrize(
+    "strategy", [FedAvgM(), FedProx(), FedYogi(), FedAdagrad(), FedMedian(), FedTrimmedAvg(), Krum(), MultiKrum(),
+                 Bulyan(), GeometricMedian()], ids=lambda strategy: type(strategy).__name__
+)  # fmt: skip
+def test_every_strategy_s_parameters_can_be_named(strategy):
+    start = caught(strategy, num_rounds=3)
+    assert start.name == type(strategy).__name__
+    assert ServerOptimizer(StrategyTerms(name=start.name, parameters=start.parameters))
 
 
 def test_an_app_that_starts_nothing_confidential_is_refused():

@@ -43,7 +43,7 @@ from confed.journey import Purpose, Role, Use
 from confed.keybroker.decision import Decision, Terms
 from confed.keybroker.floors import require_manifest_floors
 from confed.keybroker.ledger import Ledger, verify_ledger
-from confed.manifest import Manifest
+from confed.manifest import Manifest, StrategyTerms
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import sign
 
@@ -362,10 +362,24 @@ def _cohort(least: int) -> Callable[[Manifest], Manifest]:
     return lambda manifest: dataclasses.replace(manifest, cohort=dataclasses.replace(manifest.cohort, least=least))
 
 
+def _strategy(select: int) -> Callable[[Manifest], Manifest]:
+    terms = StrategyTerms(name="MultiKrum", parameters={"num_nodes_to_select": select})
+    return lambda manifest: dataclasses.replace(_cohort(3)(manifest), strategy=terms)
+
+
 FLOORS: dict[str, tuple[dict[str, Any], type[ConfedError]]] = {
     "a cohort smaller than the key's": ({"data_floors": {"least_cohort": 3}}, FloorError),
     "a cohort of one that the key does not allow": (
         {"data_floors": {"least_cohort": 1}, "change": _cohort(1)},
+        FloorError,
+    ),
+    "a strategy that takes one update alone": ({"change": _strategy(1)}, FloorError),
+    "a strategy that takes one, and a key that shows it to nobody": (
+        {"data_floors": {"least_cohort": 1}, "change": _strategy(1)},
+        FloorError,
+    ),
+    "a strategy that takes two, of which the key counts one": (
+        {"change": _strategy(2), "counted": lambda homes: [homes[name].party.identity for name in ("north", "south")]},
         FloorError,
     ),
     "a purpose that the key does not serve": ({"data_floors": {"purposes": (Purpose.EVALUATE,)}}, PurposeError),
@@ -389,6 +403,15 @@ def test_a_key_with_its_own_measurement_list_serves_that_code(make_world: Make) 
 
 def test_a_cohort_of_one_needs_the_owners_word(make_world: Make) -> None:
     world = make_world(data_floors={"least_cohort": 1, "discloses_to_model_owner": True}, change=_cohort(1))
+    world.release(client(world), "north")
+
+
+@pytest.mark.parametrize(("select", "least", "shown"), [(2, 2, False), (3, 3, False), (1, 1, True)])
+def test_a_selection_of_enough_updates_is_no_less_than_a_mean_of_them(
+    make_world: Make, select: int, least: int, shown: bool
+) -> None:
+    floors = {"least_cohort": least, "discloses_to_model_owner": shown}
+    world = make_world(data_floors=floors, model_floors={"least_cohort": least}, change=_strategy(select))
     world.release(client(world), "north")
 
 
