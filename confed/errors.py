@@ -11,6 +11,7 @@
     └── RefusedError                a check refused: exit code 3
         ├── EncodingError           bytes that are not the one canonical form of what they claim to be
         ├── SizeError               something is larger than its bound
+        │   └── QuotaError              a store, or one site's share of it, is spent
         ├── SignatureError          a signature does not verify, or the signer is not the expected one
         ├── SealError               a sealed container that cannot be opened
         │   ├── ContainerFormatError, TruncatedError, TamperedError, WrongKeyError, RecipientError
@@ -45,7 +46,8 @@
         ├── LedgerError             a ledger whose chain, signatures or order do not hold
         ├── UnreachableError        a service that must answer did not: fails closed
         ├── MissingObjectError      the courier holds no complete object of this digest
-        ├── StorageError            a disk that is full, or that failed while something was stored
+        ├── StorageError            a disk that failed while something was stored
+        │   └── DiskFullError           a disk that is full
         ├── EvidenceUnavailableError  a TEE, TPM or device that gives no evidence here
         ├── EndorsementFetchError   an endorsement that could not be fetched
         └── SessionError            confidential code used outside an attested session
@@ -149,6 +151,12 @@ class SizeError(RefusedError):
     """Something is larger than its bound."""
 
     code = "size"
+
+
+class QuotaError(SizeError):
+    """The courier's quota, or the caller's share of it, is spent."""
+
+    code = "quota"
 
 
 class SignatureError(RefusedError):
@@ -752,9 +760,15 @@ class MissingObjectError(RefusedError):
 
 
 class StorageError(RefusedError):
-    """A disk that is full, or that failed while something was stored."""
+    """A disk that failed while something was stored."""
 
     code = "storage"
+
+
+class DiskFullError(StorageError):
+    """The courier's disk is full."""
+
+    code = "disk-full"
 
 
 class SessionError(RefusedError):

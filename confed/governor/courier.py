@@ -15,9 +15,11 @@ from typing import TypeVar
 
 import grpc
 
-from confed.errors import ConfedError, EncodingError, RefusedError, StorageError
+from confed.errors import ConfedError, DiskFullError, EncodingError, QuotaError, RefusedError, StorageError
+from confed.governor.incoming import TakenOverError
 from confed.governor.letter_box import LetterBox
-from confed.governor.object_store import ObjectStore, Progress, Quota
+from confed.governor.object_store import DISK_FULL, ObjectStore, Progress
+from confed.governor.quota import Quota
 from confed.wire.channel import RunningServer, TlsIdentity, refusal, serve
 from confed.wire.upload import Buffer
 from confed.wire.v1 import confed_pb2 as pb
@@ -121,7 +123,7 @@ class Courier:
 
 
 def serve_courier(
-    directory: Path | Courier, *, listen: str, tls: TlsIdentity | None, limits: Limits | None = None, threads: int = 32
+    directory: Path | Courier, *, listen: str, tls: TlsIdentity | None, limits: Limits | None = None, threads: int = 256
 ) -> RunningServer:
     """Serve the courier of a directory, or one that this process uses too, and return the running server.
 
@@ -149,16 +151,18 @@ class _CourierService(services.CourierServicer):
 
     def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:
         """Store one object, or one part more of it."""
-        del context
         try:
             return pb.PutReply(stored_bytes=_at_edge(lambda: self._receive(request_iterator)))
         except ConfedError as error:
             return pb.PutReply(refusal=refusal(error))
+        except TakenOverError:
+            # As a cut: who comes back asks how far it is now.
+            context.abort(grpc.StatusCode.UNAVAILABLE, "taken-over")
 
     def Progress(self, request: pb.ProgressCall, context: grpc.ServicerContext) -> pb.ProgressReply:
         """Say where an upload may go on."""
         try:
-            found = _at_edge(lambda: self._courier.progress(request.digest))
+            found = _at_edge(lambda: self._courier.objects.settled_progress(request.digest))
         except ConfedError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
         return pb.ProgressReply(stored_bytes=found.stored_bytes, complete=found.complete)
@@ -212,15 +216,17 @@ def _on_disk(work: Callable[[], T]) -> T:
     try:
         return work()
     except OSError as error:
-        raise StorageError("courier storage", expected="room and a working disk", got=error.strerror) from error
+        if error.errno in DISK_FULL:
+            raise DiskFullError("courier storage", expected="room on the disk", got=error.strerror) from error
+        raise StorageError("courier storage", expected="a working disk", got=error.strerror) from error
 
 
 def _at_edge(work: Callable[[], T]) -> T:
     """Do the work of a call, every failure but a cut connection turned into an error with a code."""
     try:
         return _on_disk(work)
-    except (ConfedError, grpc.RpcError) as error:
-        if isinstance(error, StorageError):
+    except (ConfedError, grpc.RpcError, TakenOverError) as error:
+        if isinstance(error, StorageError | QuotaError):
             _logger.warning("%s", error)
         raise
     except Exception as error:  # The service's edge: what is not foreseen must not end the service or travel in clear.

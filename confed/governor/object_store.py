@@ -2,13 +2,14 @@
 
 Layout: ``objects/<first 2 digits>/<digest>`` complete and verified; ``partial/<digest>`` what an upload that was cut
 left behind; ``partial/<digest>.<token>`` an upload in progress. An upload writes to a file of its own, which it holds
-locked, and takes over what an earlier one left by renaming it: two uploads of one digest never share a file.
+locked, and takes over what an earlier one left, or has stopped writing, by renaming it: two uploads of one digest never
+share a file.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import hashlib
 import io
 import os
 import secrets
@@ -18,10 +19,13 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confed.errors import EncodingError, MissingObjectError, SizeError, TamperedError
+from confed.errors import MissingObjectError, SizeError
+from confed.governor.incoming import Running, Upload
+from confed.governor.quota import Quota
 from confed.wire.addresses import PART_BYTES, check_digest
 from confed.wire.upload import Buffer, BufferSource, FileSource
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NAME_DIGITS = 64
 _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -32,82 +36,6 @@ class Progress:
 
     stored_bytes: int
     complete: bool
-
-
-class Quota:
-    """The bytes that a store may hold, counted across objects, uploads and letters; safe between threads."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._used = 0
-        self._lock = threading.Lock()
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes held or promised to uploads in progress."""
-        return self._used
-
-    def take(self, size_bytes: int) -> None:
-        """Count ``size_bytes`` more.
-
-        Raises:
-            SizeError: they do not fit; nothing is counted.
-        """
-        with self._lock:
-            if self._used + size_bytes > self._limit:
-                free = max(0, self._limit - self._used)
-                raise SizeError("courier quota in bytes", expected=f"at most {free} more", got=size_bytes)
-            self._used += size_bytes
-
-    def count(self, size_bytes: int) -> None:
-        """Count what is there already, even beyond the limit; a negative number gives back."""
-        with self._lock:
-            self._used += size_bytes
-
-
-class _Upload:
-    """One upload in progress: its own locked file and the hash of what is in it."""
-
-    def __init__(self, path: Path, file: io.FileIO, *, digest: str, size_bytes: int, stored_bytes: int) -> None:
-        self.path, self.file, self.digest, self.size_bytes = path, file, digest, size_bytes
-        self.written = 0
-        self.worthless = False
-        self._hash = hashlib.sha256()
-        while self.written < stored_bytes:
-            self._count(file.read(min(PART_BYTES, stored_bytes - self.written)))
-
-    def append(self, offset: int, data: bytes) -> None:
-        """Write one part.
-
-        Raises:
-            EncodingError: it does not start where the last one ended.
-            SizeError: it is too large, or goes beyond the end that was announced.
-        """
-        if offset != self.written:
-            raise EncodingError("part offset", expected=self.written, got=offset)
-        if len(data) > min(PART_BYTES, self.size_bytes - self.written):
-            raise SizeError("part size in bytes", expected=f"at most {PART_BYTES}, up to the end", got=len(data))
-        view = memoryview(data)
-        while view:
-            view = view[self.file.write(view) :]
-        self._count(data)
-
-    def check_digest_of_bytes(self) -> None:
-        """Refuse bytes that are not those of the address; the upload is then worthless.
-
-        Raises:
-            TamperedError: another digest.
-        """
-        found = self._hash.hexdigest()
-        if found != self.digest:
-            self.worthless = True
-            raise TamperedError("object digest", expected=self.digest, got=found)
-
-    def _count(self, data: bytes) -> None:
-        if not data:
-            raise EncodingError("partial upload", expected="the bytes that were there", got="fewer")
-        self._hash.update(data)
-        self.written += len(data)
 
 
 class ObjectStore:
@@ -122,6 +50,7 @@ class ObjectStore:
         self._objects, self._partial = directory / "objects", directory / "partial"
         self._object_bytes, self._quota, self._durable = object_bytes, quota, durable
         self._lock = threading.Lock()
+        self._running = Running()
         for folder in (self._objects, self._partial):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._keep_what_a_crash_left()
@@ -129,7 +58,7 @@ class ObjectStore:
         quota.count(sum(size_of(path) for path in self._partial.iterdir()))
 
     def progress(self, digest: str) -> Progress:
-        """Return how much of an object is stored; 0 bytes while another upload of it is in progress.
+        """Return how much of an object is stored; what an upload that moves has written does not count.
 
         Raises:
             EncodingError: not a digest.
@@ -138,7 +67,18 @@ class ObjectStore:
         path = self._path(digest)
         if path.exists():
             return Progress(stored_bytes=size_of(path), complete=True)
-        return Progress(stored_bytes=size_of(self._partial / digest), complete=False)
+        stored = max(size_of(self._partial / digest), self._running.idle_bytes(digest))
+        return Progress(stored_bytes=stored, complete=False)
+
+    def settled_progress(self, digest: str) -> Progress:
+        """Return ``progress``, waiting about a second for an upload whose connection may just have been cut.
+
+        Raises:
+            EncodingError: not a digest.
+        """
+        check_digest(digest)
+        self._running.wait(digest)
+        return self.progress(digest)
 
     def receive(self, digest: str, *, size_bytes: int, offset: int, parts: Iterable[tuple[int, bytes]]) -> int:
         """Store the parts ``(offset, data)`` of an object and return how many bytes of it are stored afterwards.
@@ -230,7 +170,7 @@ class ObjectStore:
             self._unlink(self._path(digest))
 
     @contextmanager
-    def _upload(self, digest: str, *, size_bytes: int, offset: int) -> Generator[_Upload | None, None, None]:
+    def _upload(self, digest: str, *, size_bytes: int, offset: int) -> Generator[Upload | None, None, None]:
         self._make_room(size_bytes - offset, sparing=digest if offset else "")
         try:
             upload = self._begin(digest, size_bytes=size_bytes, offset=offset)
@@ -241,12 +181,20 @@ class ObjectStore:
             self._quota.count(offset - size_bytes)
             yield None
             return
+        self._running.add(upload)
         try:
             yield upload
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                # Its sender is refused and does not come back: nobody is served by what it filled the disk with.
+                upload.worthless = True
+                self._drop_idle()
+            raise
         finally:
             self._settle(upload)
+            self._running.remove(upload)
 
-    def _begin(self, digest: str, *, size_bytes: int, offset: int) -> _Upload | None:
+    def _begin(self, digest: str, *, size_bytes: int, offset: int) -> Upload | None:
         path = self._partial / f"{digest}.{secrets.token_hex(8)}"
         if not offset:
             file = io.FileIO(path, "x+", opener=_open_private)
@@ -255,10 +203,19 @@ class ObjectStore:
             with self._lock:
                 file = _take_over(self._partial / digest, path, size_bytes=offset)
             if file is None:
-                return None
-        return _Upload(path, file, digest=digest, size_bytes=size_bytes, stored_bytes=offset)
+                return self._going_on(digest, path, size_bytes=size_bytes, offset=offset)
+        return Upload(path, file, digest=digest, size_bytes=size_bytes, stored_bytes=offset)
 
-    def _publish(self, upload: _Upload) -> None:
+    def _going_on(self, digest: str, path: Path, *, size_bytes: int, offset: int) -> Upload | None:
+        """Go on with an upload in progress that has stopped moving, if one is just there."""
+        found = self._running.taken_over(
+            digest, lambda entry: entry.successor(path, size_bytes=size_bytes, offset=offset)
+        )
+        if found is not None:
+            self._quota.count(offset - size_bytes)  # What the old one was promised and did not get.
+        return found
+
+    def _publish(self, upload: Upload) -> None:
         upload.check_digest_of_bytes()
         if self._durable:
             os.fsync(upload.file.fileno())
@@ -273,9 +230,11 @@ class ObjectStore:
             sync_folder(target.parent)
             sync_folder(self._objects)
 
-    def _settle(self, upload: _Upload) -> None:
+    def _settle(self, upload: Upload) -> None:
         """Close an upload's file and keep it for the next one, unless it is published, worthless or not the longest."""
         kept = self._partial / upload.digest
+        if upload.taken_over:
+            return
         with upload.file, self._lock:
             if not upload.path.exists():
                 return
@@ -295,14 +254,23 @@ class ObjectStore:
             self._quota.take(size_bytes)
         except SizeError:
             with self._lock:
-                idle = [path for path in self._partial.iterdir() if len(path.name) == _NAME_DIGITS]
-                for path in sorted(idle, key=lambda path: path.stat().st_mtime_ns):
+                for path in self._idle():
                     if path.name != sparing:
                         self._unlink(path)
                     with suppress(SizeError):
                         self._quota.take(size_bytes)
                         return
             raise
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            for path in self._idle():
+                self._unlink(path)
+
+    def _idle(self) -> list[Path]:
+        """Return what cut uploads left, oldest first."""
+        idle = [path for path in self._partial.iterdir() if len(path.name) == _NAME_DIGITS]
+        return sorted(idle, key=lambda path: path.stat().st_mtime_ns)
 
     def _keep_what_a_crash_left(self) -> None:
         for path in list(self._partial.iterdir()):

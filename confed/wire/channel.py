@@ -31,6 +31,15 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
     ("grpc.so_reuseport", 0),
     ("grpc.enable_http_proxy", 0),
+    # A peer that is gone without a word (a cable, a NAT's table) is found while a call waits, from both ends.
+    # Its answer may stand behind megabytes in a slow link's queue, so it has a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A service that was restarted is found within its client's patience: gRPC's own pauses begin at 1 s and reach 120.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
 
 

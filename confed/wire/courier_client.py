@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from io import FileIO
@@ -22,7 +21,7 @@ import grpc
 from confed.errors import MissingFileError, SizeError, TamperedError, TruncatedError
 from confed.wire.addresses import LETTERS_PER_TOPIC, PART_BYTES, check_digest, check_letter, check_topic
 from confed.wire.channel import Endpoint, open_channel, raise_if_refused
-from confed.wire.patience import Patience
+from confed.wire.patience import Patience, Progress, Stalls, spread_sleep
 from confed.wire.upload import Buffer, BufferSource, FileSource, PutParts, Source
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1 import confed_pb2_grpc as services
@@ -30,18 +29,21 @@ from confed.wire.v1 import confed_pb2_grpc as services
 _SERVICE = "courier"
 _NO_LIMIT = 2**63
 _FILE_BYTES = 64 * 1024**3
+STALL_S = 120.0
+"""Time for one part at 0.1 Mbit/s."""
 
 
 class CourierClient:
     """A client of one courier; safe between threads, not across a fork: make it in the process that uses it.
 
     Guarantees: a transfer that is cut goes on where it stopped, after pauses that double, until several in a row
-    brought nothing; a courier that is down, or that holds a call for ``timeout_s``, is ``UnreachableError``.
+    brought nothing; it has no deadline while it moves. A courier that is down, or that lets a call stand still for
+    ``stall_s`` twice in a row, is ``UnreachableError``.
 
     Args:
         endpoint: where the courier listens.
         limit_bytes: largest object that ``get`` takes into memory.
-        timeout_s: longest single call.
+        stall_s: how long a call may move nothing: no part (1 MiB) of a transfer, no answer to anything smaller.
         sleep: waits between attempts; injectable for tests.
     """
 
@@ -50,12 +52,13 @@ class CourierClient:
         endpoint: Endpoint,
         *,
         limit_bytes: int = 16 * 1024**3,
-        timeout_s: float = 600.0,
-        sleep: Callable[[float], None] = time.sleep,
+        stall_s: float = STALL_S,
+        sleep: Callable[[float], None] = spread_sleep,
     ) -> None:
         self._channel = open_channel(endpoint)
         self._stub = services.CourierStub(self._channel)
-        self._limit_bytes, self._timeout_s, self._sleep = limit_bytes, timeout_s, sleep
+        self._limit_bytes, self._stall_s, self._sleep = limit_bytes, stall_s, sleep
+        self._stalls = Stalls(stall_s)
 
     def close(self) -> None:
         """Close the channel; running calls end."""
@@ -177,39 +180,57 @@ class CourierClient:
         return bodies
 
     def _send(self, source: Source, digest: str) -> None:
-        patience, offset, start_over = Patience(_SERVICE, self._sleep), 0, False
+        patience, start_over = Patience(_SERVICE, self._sleep), False
         while True:
+            progress = Progress()
             try:
-                # A small object is sent at once; for a large one it pays to ask what is there.
-                if source.size_bytes > PART_BYTES and not start_over:
-                    progress = self._stub.Progress(pb.ProgressCall(digest=digest), timeout=self._timeout_s)
-                    if progress.complete:
-                        return
-                    patience.note(progress.stored_bytes)
-                    offset = progress.stored_bytes if progress.stored_bytes <= source.size_bytes else 0
-                parts = PutParts(source, digest, offset)
-                reply = self._stub.Put(iter(parts), timeout=self._timeout_s)
-                parts.raise_if_failed()
+                offset = 0 if start_over else self._stored(source, digest, patience)
+                if offset is None:
+                    return
+                reply = self._put(PutParts(source, digest, offset, moved=progress.note), progress)
                 if reply.HasField("refusal") and reply.refusal.code == TamperedError.code and offset:
                     # What somebody had left there was not part of this object: once more from the start.
-                    offset, start_over = 0, True
+                    start_over = True
                     continue
                 raise_if_refused(reply, who=_SERVICE)
                 if reply.stored_bytes == source.size_bytes:
                     return
+                start_over = False
                 patience.pause(None)
             except grpc.RpcError as error:
-                patience.pause(error)
+                start_over = False
+                patience.pause(error, stalled=progress.stalled)
+
+    def _stored(self, source: Source, digest: str, patience: Patience) -> int | None:
+        """Return where an upload goes on, or nothing where it is complete."""
+        # A small object is sent at once; for a large one it pays to ask what is there.
+        if source.size_bytes <= PART_BYTES:
+            return 0
+        found = self._stub.Progress(pb.ProgressCall(digest=digest), timeout=self._stall_s)
+        if found.complete:
+            return None
+        patience.note(found.stored_bytes)
+        return found.stored_bytes if found.stored_bytes <= source.size_bytes else 0
+
+    def _put(self, parts: PutParts, progress: Progress) -> pb.PutReply:
+        call = self._stub.Put.future(iter(parts))
+        with self._stalls.watching(call, progress):
+            try:
+                reply = call.result()
+            except grpc.FutureCancelledError:
+                raise call from None  # One that stood still, as the error that every other end is.
+        parts.raise_if_failed()
+        return reply
 
     def _receive(self, digest: str, *, limit_bytes: int, offset: int = 0) -> Generator[tuple[int, bytes], None, None]:
         """Yield (size of the whole, data) from an offset on, going on after cuts; sizes are checked, bytes are not."""
         check_digest(digest)
         patience, size = Patience(_SERVICE, self._sleep), None
         while True:
-            call = self._stub.Get(pb.GetCall(digest=digest, offset=offset), timeout=self._timeout_s)
+            call, progress = self._stub.Get(pb.GetCall(digest=digest, offset=offset)), Progress()
             try:
                 first = True
-                for part in call:
+                for part in self._watched(call, progress):
                     raise_if_refused(part, who=_SERVICE)
                     if first:
                         size, first = _agreed_size(part.size_bytes, size, limit_bytes), False
@@ -222,9 +243,19 @@ class CourierClient:
                 return  # noqa: TRY300 (an else would stand after the retry it belongs before)
             except grpc.RpcError as error:
                 patience.note(offset)
-                patience.pause(error)
+                patience.pause(error, stalled=progress.stalled)
             finally:
                 call.cancel()
+
+    def _watched(self, call: Any, progress: Progress) -> Generator[pb.GetPart, None, None]:
+        """Yield the parts of a download; only the wait for one counts as standing still, not its use."""
+        parts = iter(call)
+        while True:
+            with self._stalls.watching(call, progress):
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _continue_file(self, digest: str, file: FileIO, limit_bytes: int) -> bool:
         """Download the rest of a file; False if it had a beginning and does not match in the end.
@@ -255,7 +286,7 @@ class CourierClient:
         patience = Patience(_SERVICE, self._sleep)
         while True:
             try:
-                return method(call, timeout=self._timeout_s)
+                return method(call, timeout=self._stall_s)
             except grpc.RpcError as error:
                 patience.pause(error)
 

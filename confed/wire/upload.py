@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -87,11 +87,11 @@ class PutParts:
     """The messages of one upload from an offset on.
 
     gRPC takes them in a thread of its own and would swallow what goes wrong with the source there, so it is kept for
-    ``raise_if_failed``.
+    ``raise_if_failed``. ``moved`` is called whenever it takes one, which it does when there is room for it.
     """
 
-    def __init__(self, source: Source, digest: str, offset: int) -> None:
-        self._source, self._digest, self._offset = source, digest, offset
+    def __init__(self, source: Source, digest: str, offset: int, *, moved: Callable[[], None] = lambda: None) -> None:
+        self._source, self._digest, self._offset, self._moved = source, digest, offset, moved
         self._failure: OSError | None = None
         self._short = False
 
@@ -115,6 +115,7 @@ class PutParts:
             raise error from self._failure
 
     def _read(self, offset: int) -> bytes:
+        self._moved()
         wanted = min(PART_BYTES, self._source.size_bytes - offset)
         try:
             data = self._source.read(offset)[:wanted]

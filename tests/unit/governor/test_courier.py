@@ -31,7 +31,7 @@ from confed.errors import (
     TruncatedError,
     UnreachableError,
 )
-from confed.governor import object_store
+from confed.governor import incoming
 from confed.governor.courier import Courier, Limits, serve_courier
 from confed.wire import courier_client
 from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel, serve
@@ -352,7 +352,7 @@ def test_a_full_or_failing_disk_is_a_code_and_the_service_goes_on(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(object_store._Upload, "append", full)  # pyright: ignore[reportPrivateUsage]
+        patched.setattr(incoming.Upload, "append", full)  # pyright: ignore[reportPrivateUsage]
         with pytest.raises(StorageError):
             client.put(MIB)
         with pytest.raises(StorageError):
