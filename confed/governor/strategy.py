@@ -70,22 +70,22 @@ class ConfidentialStrategy(Strategy):
         launch = GovernorLaunch.from_environment()
         manifest = launch.manifest_decoded()
         require_same(asked, manifest)
-        events = EventLog(launch.events)
-        self._rounds = Rounds(manifest, EnclaveClient(launch.aggregator), events)
-        try:
-            result = super().start(
-                grid=_WatchedGrid(_prompt(grid), self._rounds),
-                initial_arrays=_reference(manifest.model.start.digest),
-                num_rounds=num_rounds,
-                timeout=min(timeout, launch.round_timeout_s),
-                train_config=train_config,
-                evaluate_config=evaluate_config,
-            )
-            self._rounds.finish()
-        except ConfedError as error:
-            events.write(EventName.RUN_FAILED, code=error.code, reason=str(error))
-            raise
-        return result
+        with EventLog(launch.events) as events:
+            self._rounds = Rounds(manifest, EnclaveClient(launch.aggregator), events)
+            try:
+                result = super().start(
+                    grid=_WatchedGrid(_prompt(grid), self._rounds),
+                    initial_arrays=_reference(manifest.model.start.digest),
+                    num_rounds=num_rounds,
+                    timeout=min(timeout, launch.round_timeout_s),
+                    train_config=train_config,
+                    evaluate_config=evaluate_config,
+                )
+                self._rounds.finish()
+            except ConfedError as error:
+                events.write(EventName.RUN_FAILED, code=error.code, reason=str(error))
+                raise
+            return result
 
     def summary(self) -> None:
         """Log the wrapped strategy's settings."""

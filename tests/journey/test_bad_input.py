@@ -97,7 +97,7 @@ def test_a_mistake_in_the_experiment_file(sentence, before, after, told, tmp_pat
 @pytest.mark.parametrize(
     ("sentence", "before", "after", "told"),
     [
-        ("a strategy that the enclave does not run is told", "FedAvg(", "FedMedian(", ["strategy", "FedAvg, FedAdam"]),
+        ("a strategy that the enclave does not run is told", "FedAvg(", "FedXgbBagging(", ["strategy", "FedAvg, FedProx"]),
         (
             "a server-side evaluation is told: the governor has no model",
             "num_rounds=",
@@ -124,7 +124,7 @@ def test_a_server_app_that_the_enclave_cannot_serve(sentence, before, after, tol
     text = (folder / "server_app.py").read_text()
     assert before in text
     (folder / "server_app.py").write_text(
-        text.replace(before, after, 1).replace("import FedAvg", "import FedAvg, FedMedian")
+        text.replace(before, after, 1).replace("import FedAvg", "import FedAvg, FedXgbBagging")
     )
     code, _, err = call("run", config)
     assert code == 2
