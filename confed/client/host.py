@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from confed.attestation.attesters.launch import attester_of
 from confed.client.current import install, installed
-from confed.client.launch import ClientLaunch
+from confed.client.launch import BehindSuperNode, ClientLaunch, FlowerNode
 from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import connect_brokers
@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.clientapp import ClientApp
 
+    from confed.flower.fleet import FleetAccess
+    from confed.flower.runtime import RuntimeAccess
+
 _LENGTH = struct.Struct(">Q")
 _LARGEST_FRAME_BYTES = 1 << 30
-_POLL_S = 0.05
+_POLL_S = 0.03
+_POLL_S_A_SITE = 0.01
+"""A poll costs the SuperLink milliseconds of CPU, so many sites ask less often each."""
 
 
 def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
@@ -110,27 +115,46 @@ def serve_socket(launch: ClientLaunch, channel_fd: int, *, layers: Sequence[str]
 
 
 def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
-    """Answer the messages that this site's SuperNode has, in this one process, until SIGTERM.
+    """Answer the messages that Flower has for this site, in this one process, until SIGTERM.
+
+    A SuperLink (or SuperNode) that is away is asked again after pauses that double, for ten minutes.
 
     Raises:
-        SessionError: the launch document names no SuperNode.
-        UnreachableError: the SuperNode does not answer any more.
+        SessionError: the launch document says nothing of Flower.
+        UnreachableError: it stayed away.
+        DeploymentError: it does not know this node (any more).
     """
-    from confed.flower.runtime import RuntimeAccess  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.flower.reconnecting import Reconnecting  # noqa: PLC0415 (imports Flower: after confinement)
     from confed.flower.serving import serve_client_app  # noqa: PLC0415
 
     if launch.flower is None:
-        raise SessionError("launch flower", expected="a SuperNode to serve", got="none")
+        raise SessionError("launch flower", expected="a SuperLink or SuperNode to serve", got="none")
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
-    access = RuntimeAccess(
-        address=launch.flower.address,
-        root_certificates=launch.flower.root_certificates,
-        superexec_secret=launch.flower.superexec_secret,
+    with Reconnecting(_access(launch.flower).connect, stop) as connection:
+        poll_interval_s = max(_POLL_S, _POLL_S_A_SITE * len(session.manifest.sites))
+        serve_client_app(app, connection, stop, poll_interval_s=poll_interval_s)
+
+
+def _access(flower: FlowerNode | BehindSuperNode) -> FleetAccess | RuntimeAccess:
+    from confed.flower.fleet import FleetAccess  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.flower.runtime import RuntimeAccess  # noqa: PLC0415
+
+    if isinstance(flower, BehindSuperNode):
+        return RuntimeAccess(
+            address=flower.address,
+            root_certificates=flower.root_certificates,
+            superexec_secret=flower.superexec_secret,
+        )
+    return FleetAccess(
+        address=flower.address,
+        root_certificates=flower.root_certificates,
+        private_key=flower.private_key,
+        node_id=int(flower.node_id),
+        node_config=flower.node_config,
     )
-    serve_client_app(app, access.connect(), stop, poll_interval_s=_POLL_S)
 
 
 def send_frame(channel: socket.socket, data: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,36 @@ LAUNCH_FILE = "CONFED_CLIENT_LAUNCH"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowerNode:
-    """How a host of its own gets Flower's messages: its SuperNode's runtime API, and the secret that opens it."""
+    """How a host gets Flower's messages as a node of its own: the SuperLink, and the key that this node joins with.
+
+    Attributes:
+        address: host and port of the SuperLink.
+        root_certificates: PEM.
+        private_key: PEM of an elliptic-curve key whose public half the SuperLink has registered.
+        node_id: what the SuperLink called the node then; text, since it is larger than JSON's whole numbers.
+        node_config: what the app finds in ``Context.node_config``.
+    """
+
+    address: str
+    root_certificates: bytes
+    private_key: bytes
+    node_id: str
+    node_config: Mapping[str, bool | int | float | str]
+
+    def __repr__(self) -> str:
+        return f"FlowerNode(address={self.address!r}, …)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BehindSuperNode:
+    """How a host gets Flower's messages behind a stock SuperNode: its runtime API, and the secret that opens it."""
 
     address: str
     root_certificates: bytes
     superexec_secret: bytes
 
     def __repr__(self) -> str:
-        return f"FlowerNode(address={self.address!r}, …)"
+        return f"BehindSuperNode(address={self.address!r}, …)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +69,7 @@ class ClientLaunch:
         app_directory: directory that the entry point's module is found in; empty if it is installed.
         readable: what the TEE may read beside the interpreter and its libraries.
         network: whether it needs the network (``deployment``) or only Unix sockets.
-        flower: its SuperNode, where Flower's deployment brings the messages.
+        flower: where Flower's deployment brings the messages, the SuperLink itself or this site's SuperNode.
     """
 
     manifest: str
@@ -58,7 +81,7 @@ class ClientLaunch:
     app_directory: str
     readable: tuple[str, ...]
     network: bool
-    flower: FlowerNode | None = None
+    flower: FlowerNode | BehindSuperNode | None = None
 
     def __repr__(self) -> str:
         return f"ClientLaunch(sites={self.sites!r}, …)"

@@ -1,8 +1,9 @@
 """The ``deployment`` engine: real processes on loopback, as partner sites would run them on machines of their own.
 
-SuperLink and SuperNodes with TLS, node authentication and process isolation; each site's client TEE is a long-lived
-process behind its SuperNode that runs the installed ClientApp, never a FAB's code. The ServerApp is a process of its
-own too, and tells how far it is through the run's events.
+A SuperLink with TLS, node authentication and process isolation; each site's client TEE is a long-lived process that
+runs the installed ClientApp, never a FAB's code. It is a node of the SuperLink itself, or stands behind a stock
+SuperNode where a site runs one. The ServerApp is a process of its own too, and tells how far it is through the run's
+events.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from confed.client.launch import FlowerNode
+from confed.client.launch import BehindSuperNode, FlowerNode
 from confed.errors import DeploymentError, error_for
 from confed.experiment.services import Process, Services
 from confed.flower.runtime import RuntimeAccess
@@ -26,7 +27,7 @@ _RUN_S = 24 * 3600.0
 _RESTARTS = 3
 
 
-def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
+def run_deployment(services: Services, *, node_kind: NodeKind, watch: Callable[[], None]) -> None:
     """Start Flower's processes and one client host a site, run the ServerApp, and end everything.
 
     Raises:
@@ -39,10 +40,10 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
     with FlowerProcesses(
         work_folder=services.log_directory / "flower",
         node_configs=configs,
-        node_kind=NodeKind.SUPERNODE,
+        node_kind=node_kind,
         start_timeout_s=_HOST_START_S,
     ) as flower:
-        hosts = [_Host(services, site, node) for node, site in zip(flower.nodes, sites, strict=True)]
+        hosts = [_Host(services, site, _flower(node)) for node, site in zip(flower.nodes, sites, strict=True)]
         run = flower.start_run(
             services.prepared.directory,
             server_app=services.prepared.experiment.app.server,
@@ -74,16 +75,31 @@ def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
                 host.stop()
 
 
+def _flower(node: NodeHandle) -> FlowerNode | BehindSuperNode:
+    access = node.access
+    if isinstance(access, RuntimeAccess):
+        return BehindSuperNode(
+            address=access.address,
+            root_certificates=access.root_certificates,
+            superexec_secret=access.superexec_secret,
+        )
+    return FlowerNode(
+        address=access.address,
+        root_certificates=access.root_certificates,
+        private_key=access.private_key,
+        node_id=str(access.node_id),
+        node_config=access.node_config,
+    )
+
+
 class _Host:
-    """A site's client TEE behind its SuperNode; started again when it dies, as a new instance that attests anew.
+    """A site's client TEE; started again when it dies, as a new instance that attests anew.
 
     What it was working on is lost: the round goes on without the site if the cohort rule holds.
     """
 
-    def __init__(self, services: Services, site: str, node: NodeHandle) -> None:
-        if not isinstance(node.access, RuntimeAccess):
-            raise DeploymentError(site, expected="a SuperNode", got=type(node.access).__name__)
-        self._services, self._site, self._access = services, site, node.access
+    def __init__(self, services: Services, site: str, flower: FlowerNode | BehindSuperNode) -> None:
+        self._services, self._site, self._flower = services, site, flower
         self._starts = 0
         self._process = self._start()
 
@@ -106,20 +122,15 @@ class _Host:
 
     def _start(self) -> Process:
         self._starts += 1
-        services, access = self._services, self._access
+        services = self._services
         launch = services.client_launch(
             sites=(self._site,), measurement=services.manifest.code.client_image, shared=False
-        )
-        node = FlowerNode(
-            address=access.address,
-            root_certificates=access.root_certificates,
-            superexec_secret=access.superexec_secret,
         )
         return Process(
             f"client host of {self._site}",
             [sys.executable, "-m", "clients", "--launch-fd", "{fd}"],
             log=services.log_directory / f"client-{self._site}.log",
-            secret=replace(launch, flower=node).encode(),
+            secret=replace(launch, flower=self._flower).encode(),
         )
 
 

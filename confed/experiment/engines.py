@@ -1,4 +1,4 @@
-"""Three ways to run the same apps under the same protocol: ``local``, ``ray`` and ``deployment``.
+"""Ways to run the same apps under the same protocol: ``local``, ``ray``, ``deployment`` and ``supernodes``.
 
 What differs is who carries messages and in which processes client TEEs live. Manifest, brokers, courier and aggregator
 are the same; so are the final weights.
@@ -25,7 +25,8 @@ from confed.simulation.workers import WorkerPool, workers_for
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
-ENGINES = ("local", "ray", "deployment")
+ENGINES = ("local", "ray", "deployment", "supernodes")
+_APART = ("deployment", "supernodes")
 _WATCH_S = 0.1
 
 
@@ -39,6 +40,7 @@ def run_engine(engine: str, services: Services, *, watch: Callable[[], None]) ->
         "local": _run_local,
         "ray": _run_ray,
         "deployment": _run_deployment,
+        "supernodes": _run_behind_supernodes,
     }
     require_engine(engine)
     with _governor_file(services):
@@ -73,7 +75,7 @@ def early_pool(engine: str, *, sites: int) -> Generator[WorkerPool | None]:
 
 def uses_separate_brokers(engine: str) -> bool:
     """Whether each owner's broker is a process of its own."""
-    return engine == "deployment"
+    return engine in _APART
 
 
 @contextlib.contextmanager
@@ -150,8 +152,17 @@ def _run_ray(services: Services, watch: Callable[[], None]) -> None:
 def _run_deployment(services: Services, watch: Callable[[], None]) -> None:
     """SuperLink, ServerApp and one client host a site are processes of their own on loopback, with TLS."""
     from confed.experiment.deployment import run_deployment  # noqa: PLC0415 (Flower is slow to import)
+    from confed.simulation.flower_processes import NodeKind  # noqa: PLC0415
 
-    run_deployment(services, watch=watch)
+    run_deployment(services, node_kind=NodeKind.HOST, watch=watch)
+
+
+def _run_behind_supernodes(services: Services, watch: Callable[[], None]) -> None:
+    """The same with a stock SuperNode before each client host, which asks the SuperLink every 3 s."""
+    from confed.experiment.deployment import run_deployment  # noqa: PLC0415 (Flower is slow to import)
+    from confed.simulation.flower_processes import NodeKind  # noqa: PLC0415
+
+    run_deployment(services, node_kind=NodeKind.SUPERNODE, watch=watch)
 
 
 def _server_app(services: Services) -> ServerApp:

@@ -25,13 +25,16 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from confed.errors import DeploymentError
 from confed.flower.assignment import Assignment, KeptStates, forget_oldest
-from confed.flower.calls import DirectFleetClient, call, heartbeats
+from confed.flower.calls import DirectFleetClient, FlowerRefusedError, call, heartbeats
 from confed.flower.objects import dropping_what_is_gone, identified, pull_content, push_content
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flwr.app import Message, UserConfig
+
+# Flower's answer to a node that it holds to be online (and, without node authentication, to an unknown key).
+_ACTIVE_ALREADY = 412
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +45,14 @@ class FleetAccess:
         address: host and port of the SuperLink.
         root_certificates: PEM.
         private_key: PEM of the node's elliptic-curve key, whose public half the SuperLink has registered.
+        node_id: what the SuperLink called the node when it registered that key.
         node_config: what a SuperNode would be given as ``--node-config``.
     """
 
     address: str
     root_certificates: bytes = field(repr=False)
     private_key: bytes = field(repr=False)
+    node_id: int
     node_config: Mapping[str, bool | int | float | str] = field(default_factory=dict[str, "bool | int | float | str"])
 
     def connect(self) -> FleetConnection:
@@ -80,12 +85,9 @@ class FleetConnection:
             root_certificates=access.root_certificates,
             interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
         )
-        request = ActivateNodeRequest(
-            public_key=public_key_bytes(key.public_key()), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
         with contextlib.ExitStack() as opened:
             opened.callback(self._client.close)
-            self._node = Node(node_id=call(self._client.ActivateNode, request).node_id)
+            self._node = Node(node_id=self._activate(key.public_key(), access.node_id))
             opened.enter_context(heartbeats(self._beat))
             self._open = opened.pop_all()
 
@@ -155,6 +157,18 @@ class FleetConnection:
         with contextlib.suppress(httpx.HTTPError, RuntimeError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
         self._open.close()
+
+    def _activate(self, key: ec.EllipticCurvePublicKey, node_id: int) -> int:
+        request = ActivateNodeRequest(public_key=public_key_bytes(key), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        try:
+            return call(self._client.ActivateNode, request).node_id
+        except FlowerRefusedError as error:
+            if error.status != _ACTIVE_ALREADY:
+                raise
+        # For the SuperLink a host that was killed, or whose connection was cut, is online for another minute.
+        with contextlib.suppress(FlowerRefusedError):
+            call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=node_id))
+        return call(self._client.ActivateNode, request).node_id
 
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)

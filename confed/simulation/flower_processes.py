@@ -253,6 +253,7 @@ class FlowerProcesses:
                 address=self.superlink_address,
                 root_certificates=root,
                 private_key=private_pem(key, PrivateFormat.PKCS8),
+                node_id=node_id,
                 node_config=dict(self.node_configs[index]),
             )
         else:

@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from flwr.clientapp import ClientApp
 import confed
 from confed.errors import DeploymentError
 from confed.flower.calls import FlowerRefusedError
-from confed.flower.fleet import FleetAccess
+from confed.flower.fleet import FleetAccess, FleetConnection
+from confed.flower.reconnecting import Reconnecting
 from confed.flower.runtime import RuntimeAccess
 from confed.flower.serving import serve_client_app
 from confed.simulation.flower_processes import FlowerProcesses, NodeHandle, NodeKind
@@ -145,6 +147,62 @@ def test_two_nodes_train_two_rounds_and_no_process_is_left(
     assert time.monotonic() - started < 60
 
 
+class CuttableProxy:
+    """A TCP relay on loopback that can be cut: connections end, and new ones are refused, until it is mended."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._whole = threading.Event()
+        self._whole.set()
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._listener.close()
+
+    def cut(self) -> None:
+        """End every connection, and every new one at once."""
+        self._whole.clear()
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """Relay again."""
+        self._whole.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._whole.is_set():
+                near.close()
+                continue
+            far = socket.create_connection(self._target, timeout=60)
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _relay(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+
 def assert_strangers_are_refused(federation: FlowerProcesses) -> None:
     """Try to join with a key that is not registered, and to take a ServerApp's task with a wrong secret."""
     [node] = federation.nodes
@@ -160,6 +218,16 @@ def assert_strangers_are_refused(federation: FlowerProcesses) -> None:
     assert refused.value.status == 401
 
 
+def assert_a_host_takes_the_place_of_one_that_was_killed(federation: FlowerProcesses) -> None:
+    """Connect twice with one key, as a host does that is started again before the SuperLink misses the first."""
+    [node] = federation.nodes
+    with node.access.connect() as first, node.access.connect() as second:
+        assert isinstance(first, FleetConnection)
+        assert isinstance(second, FleetConnection)
+        assert first.node_id == second.node_id == node.node_id
+        assert second.pull() is None
+
+
 def test_what_fails_or_dies_is_named_and_strangers_are_refused(app: Path, tmp_path: Path) -> None:
     with FlowerProcesses(work_folder=tmp_path / "work", node_configs=[{"index": 0}]) as federation:
         groups = federation.process_ids
@@ -168,7 +236,42 @@ def test_what_fails_or_dies_is_named_and_strangers_are_refused(app: Path, tmp_pa
             with pytest.raises(DeploymentError, match=f"{run.process}.*finished:failed"):
                 federation.wait_for_run(run, timeout_s=30)
         assert_strangers_are_refused(federation)
+        assert_a_host_takes_the_place_of_one_that_was_killed(federation)
         os.killpg(groups[0], 9)
         with pytest.raises(DeploymentError, match="superlink"):
             federation.wait_until_online(timeout_s=10)
     assert not any(lives(group) for group in federation.process_ids)
+
+
+def test_a_host_outlives_a_superlink_that_is_gone_for_a_while(
+    app: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, seen = threading.Event(), tmp_path / "seen.json"
+    environment = {"SEEN": str(seen), "PYTHONPATH": str(Path(confed.__path__[0]).parent)}
+    with (
+        FlowerProcesses(work_folder=tmp_path / "work", node_configs=[{"index": 0}, {"index": 1}]) as federation,
+        CuttableProxy(federation.superlink_address) as proxy,
+    ):
+        accesses = [dataclasses.replace(node.access, address=proxy.address) for node in federation.nodes]
+
+        def serve(access: FleetAccess) -> None:
+            with Reconnecting(access.connect, stop) as connection:
+                serve_client_app(CLIENT_APP, connection, stop, poll_interval_s=0.05)
+
+        threads = [threading.Thread(target=serve, args=(access,)) for access in accesses]
+        for thread in threads:
+            thread.start()
+        try:
+            federation.wait_until_online(timeout_s=30)
+            proxy.cut()
+            run = federation.start_run(app, run_config={"rounds": 1, "fail": False}, environment=environment)
+            while sum("connecting again" in record.message for record in caplog.records) < len(threads):
+                time.sleep(0.05)
+            proxy.mend()
+            status = federation.wait_for_run(run, timeout_s=60)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert status.completed
+    assert json.loads(seen.read_text())["model"] == [1.5, 1.5, 1.5]
