@@ -97,7 +97,12 @@ def test_a_mistake_in_the_experiment_file(sentence, before, after, told, tmp_pat
 @pytest.mark.parametrize(
     ("sentence", "before", "after", "told"),
     [
-        ("a strategy that the enclave does not run is told", "FedAvg(", "FedXgbBagging(", ["strategy", "FedAvg, FedProx"]),
+        (
+            "a strategy that the enclave does not run is told",
+            "FedAvg(",
+            "FedXgbBagging(",
+            ["strategy", "FedAvg, FedProx"],
+        ),
         (
             "a server-side evaluation is told: the governor has no model",
             "num_rounds=",
