@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from aggregator.combine.flower_strategy import ServerOptimizer
-from aggregator.combine.fold import combine
 from aggregator.combine.passes import Contribution
+from aggregator.combine.successor import Base, successor
 from aggregator.combine.weights import Weights
 from aggregator.course import Course
 from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
@@ -31,7 +29,6 @@ from confed.errors import (
     ConfedError,
     CredentialError,
     LineageError,
-    NotFiniteError,
     QuorumError,
     RoundError,
     ShapeError,
@@ -188,7 +185,7 @@ class Run:
                 update_bytes = 0
                 self._renew(round_number, attempt, wanted)
                 if wanted is Purpose.TRAIN:
-                    update_bytes = self._prepare(round_number, attempt).layout.total_bytes
+                    update_bytes = self._prepare(round_number, attempt).trained.part.total_bytes
                 opened = self._rounds.open(
                     round_number=round_number, attempt=attempt, purpose=wanted, update_bytes=update_bytes
                 )
@@ -326,7 +323,7 @@ class Run:
                     asked = replace(asked, purpose=Purpose.EVALUATE)
                 self._credential(lacking, asked)
 
-    def _prepare(self, round_number: int, attempt: int) -> Weights:
+    def _prepare(self, round_number: int, attempt: int) -> Base:
         """Have a training round's keys, and its base open."""
         keys = self._keys.get((round_number, attempt))
         if keys is None:
@@ -344,7 +341,7 @@ class Run:
                 digest = self._at.state_digest
                 stored = bool(digest) and self._optimizer.stateful
                 self._at.state = unpack(self._open(Kind.STRATEGY_STATE, digest, keys.base_state)) if stored else {}
-        return self._at.weights
+        return Base.of(self._at.weights, self._at.state, manifest=self._manifest)
 
     def _open(self, kind: Kind, digest: str, key: bytes | None) -> bytearray:
         """Fetch and open a container of the base version."""
@@ -476,35 +473,21 @@ class Run:
         failed: dict[str, ConfedError],
     ) -> tuple[Weights, Mapping[str, NDArray[Any]]]:
         """Fold, and apply the server optimizer; note in ``failed`` who is excluded."""
-        base = self._at.weights
-        if base is None:
+        if self._at.weights is None:
             raise RoundError("base", expected="an open one", got="none")
         with self._timed("combine"):
-            combined = combine(
+            return successor(
+                Base.of(self._at.weights, self._at.state or {}, manifest=self._manifest),
                 [
                     Contribution(site=site, chunks=chunks, weight=declaration.weight, norm=declaration.norm)
                     for site, (chunks, declaration) in opened.items()
                 ],
-                base=base,
-                least=self._manifest.cohort.least,
-                norm_bound=self._manifest.update.norm_bound,
-                rule=self._optimizer.rule,
+                manifest=self._manifest,
+                optimizer=self._optimizer,
+                round_number=current.step.round,
                 excluded=failed,
                 threads=self._threads,
             )
-            mean = combined.mean.arrays()
-            applied = self._optimizer.apply(
-                round_number=current.step.round,
-                base=base.numbers().arrays() if self._optimizer.optimizes else {},
-                mean=mean,
-                state=self._at.state or {},
-            )
-            numbers = combined.mean if applied.arrays is mean else Weights.of(applied.arrays, base.layout)
-            weights = numbers.restored()
-            for dtype, flat in weights.numbers().flats.items():
-                if flat.dtype.kind == "f" and not np.isfinite(flat).all():
-                    raise NotFiniteError(f"next version {dtype}", expected="finite values", got="NaN or infinity")
-        return weights, applied.state
 
     def _committed(self, pending: _Pending, record: bytes) -> None:
         tickets = tuple(unverified(entry.ticket, Ticket).ticket_id for entry in pending.cohort)

@@ -58,11 +58,27 @@ class SealedReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTerms:
-    """The model: whose it is, the version it starts from and the digest of its tensors' names, types and shapes."""
+    """The model, and what of it is trained.
+
+    Attributes:
+        owner, start: whose it is, and the version it starts from.
+        layout: digest of all its tensors' names, types and shapes.
+        trained: names of the tensors that travel in an update; every version has the others as the start has them.
+        tied: names of tensors that are always equal to another, by that other's name (see ``confed.model.trained``).
+    """
 
     owner: Party
     start: SealedReference
     layout: str
+    trained: tuple[str, ...]
+    tied: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.trained), "model.trained", "at least one tensor", "none")
+        _require(len(set(self.trained)) == len(self.trained), "model.trained", "each tensor once", "one twice")
+        for name, source in self.tied.items():
+            free = name not in self.trained and source not in self.tied
+            _require(free, f"model.tied.{name}", "a name that does not travel, tied to one that is not tied", source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ holds.
 
 The weighted mean is the rule of FedAvg and of every server optimizer; those that need every update at once stand in
 ``robust``. The arithmetic is that of Flower's ``aggregate_arrayrecords``: ``mean += x * (w / W)`` in each tensor's own
-floating type, so the result is Flower's to the bit. Whole numbers and truth values are averaged too, in float64 as
-there, and rounded to their own type (see ``tensor_types``).
+floating type, so the result is Flower's to the bit; but float16 is summed in float32 (see ``tensor_types``). Only
+floating tensors are folded: nothing else travels.
 
 Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017),
 algorithm 1; DESIGN §6.

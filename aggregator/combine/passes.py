@@ -2,8 +2,7 @@
 
 What a sender declared is verified by every pass: sizes, the layout's header, finite values, the declared norm and the
 bound on it. A tag that does not match, a value that is not finite, another layout or a false norm voids the pass,
-which then goes on only to find every other sender that is wrong. The norm is over floating tensors, as clients
-declare it: counters that only count are not in it, so what a sender does to whole numbers is NOT bounded.
+which then goes on only to find every other sender that is wrong. The norm is over all that travels.
 
 What is made of the opened chunks is a ``Work``'s affair. One that takes each update for itself needs one chunk of
 memory a thread; one that needs the same chunk of every update at once needs a chunk for each update and thread, and
@@ -295,17 +294,14 @@ class _Worker(Generic[AnyWork]):
         """Return a segment as numbers; the squares of their differences from the base go to the sender's norm."""
         kind = segment.kind
         numbers = kind.numbers(plaintext.view(kind.stored))
-        if kind.floating:
-            reference = kind.numbers(self._updates.base.flats[segment.dtype][segment.part])
-            square = scratch.square_of_difference(numbers, reference)
-            if not math.isfinite(square):
-                # Finite values have squares that are not only in float64.
-                if not np.isfinite(numbers).all():
-                    raise NotFiniteError(
-                        f"{entry.site} {segment.dtype}", expected="finite values", got="NaN or infinity"
-                    )
-                raise NormError(f"{entry.site} {segment.dtype}", expected="a finite norm", got="infinity")
-            self.squares[entry.site] += square
+        reference = kind.numbers(self._updates.base.flats[segment.dtype][segment.part])
+        square = scratch.square_of_difference(numbers, reference)
+        if not math.isfinite(square):
+            # Finite values have squares that are not only in float64.
+            if not np.isfinite(numbers).all():
+                raise NotFiniteError(f"{entry.site} {segment.dtype}", expected="finite values", got="NaN or infinity")
+            raise NormError(f"{entry.site} {segment.dtype}", expected="a finite norm", got="infinity")
+        self.squares[entry.site] += square
         return numbers
 
 

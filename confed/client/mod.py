@@ -23,6 +23,7 @@ from confed.client.step import Step, no_seconds
 from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
+from confed.model.bfloat16 import widened
 
 RECORD = "confed"
 """Name of the one ConfigRecord that confed's messages carry."""
@@ -117,7 +118,7 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
     content = RecordDict(
         {
             str(parameters.get("arrayrecord_key", "arrays")): ArrayRecord(
-                {name: Array(np.array(array)) for name, array in step.arrays.items()}
+                {name: Array(_for_numpy(array)) for name, array in step.arrays.items()}
             ),
             str(parameters.get("configrecord_key", "config")): ConfigRecord(
                 {**config, "server-round": step.round_number}
@@ -132,6 +133,12 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
         state=session.states.get(site.owner.name, RecordDict()),
         run_config=dict(manifest.settings),
     )
+
+
+def _for_numpy(array: np.ndarray) -> np.ndarray:
+    """Return a private copy; bfloat16, which neither NumPy nor Flower has, as float32."""
+    is_brain = (array.dtype.metadata or {}).get("safetensors") == "BF16"
+    return widened(array) if is_brain else np.array(array)
 
 
 def _keep_state(session: ClientSession, site: Site, context: Context) -> None:

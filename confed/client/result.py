@@ -9,11 +9,11 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed.client.step import Arrays, Grants, Step
-from confed.errors import ShapeError
 from confed.journey import Kind
 from confed.manifest import Manifest, Site
+from confed.model.trained import Trained, as_numbers
 from confed.model.update import Declaration, UpdateDetail, update_key_info
-from confed.model.weights import pack
+from confed.model.weights import layout_of, pack
 from confed.sealing.derivation import new_data_key
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.sealing.sealer import Draft, Sealed, seal_to_bytes
@@ -37,14 +37,18 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
     header says in clear only for which step it is.
 
     Raises:
-        ShapeError: tensors other than the base's.
+        ShapeError: tensors other than the manifest's, or tied ones that are not equal.
         DeclarationError, NotFiniteError: a weight or metric that cannot be declared.
     """
+    parts: list[memoryview] = []
+    norm = 0.0
     if arrays is not None:
-        arrays = _in_base_order(arrays, step.arrays)
+        trained = trained_of(manifest, step)
+        taken = trained.taken(arrays)
+        parts, norm = pack(taken, like=trained.part), _norm(trained, taken, step.arrays)
     declaration = Declaration(
         weight=weight,
-        norm=_norm(arrays, step.arrays) if arrays is not None else 0.0,
+        norm=norm,
         metrics=metrics,
         dataset=site.dataset.digest if site.dataset else "",
     )
@@ -71,7 +75,6 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         ),
         declaration_plaintext=declaration.to_bytes(),
     )
-    parts = pack(arrays) if arrays is not None else []
     return seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
 
 
@@ -91,23 +94,21 @@ def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Gra
     )
 
 
-def _in_base_order(arrays: Arrays, base: Arrays) -> Arrays:
-    """Return the trained arrays in the base's order, their names, types and shapes checked against it."""
-    if set(arrays) != set(base):
-        raise ShapeError("trained tensors", expected=f"the base's {len(base)} names", got=f"{len(arrays)} others")
-    for name, array in arrays.items():
-        if array.shape != base[name].shape or array.dtype != base[name].dtype:
-            expected, got = f"{base[name].dtype}{base[name].shape}", f"{array.dtype}{array.shape}"
-            raise ShapeError(f"tensor {name}", expected=expected, got=got)
-    # Not ascontiguousarray: it gives an array without dimensions one.
-    return {name: np.asarray(arrays[name], order="C") for name in base}
+def trained_of(manifest: Manifest, step: Step) -> Trained:
+    """Return what travels of the base that a step opened.
+
+    Raises:
+        ShapeError: the base lacks a tensor that the manifest names.
+    """
+    return Trained.of(layout_of(step.arrays), names=manifest.model.trained, tied=manifest.model.tied)
 
 
-def _norm(arrays: Arrays, base: Arrays) -> float:
-    """L2 norm of the difference from the base over all floating tensors, in float64."""
+def _norm(trained: Trained, taken: Arrays, base: Arrays) -> float:
+    """L2 norm of the difference from the base over what travels, in float64."""
     total = 0.0
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating):
-            difference = array.astype(np.float64).ravel() - base[name].astype(np.float64).ravel()
-            total += float(np.dot(difference, difference))
+    for tensor in trained.part.tensors:
+        numbers, reference = (as_numbers(tensor, arrays[tensor.name]) for arrays in (taken, base))
+        with np.errstate(invalid="ignore"):  # infinity less infinity: the declaration refuses what is not finite
+            difference = numbers.astype(np.float64).ravel() - reference.astype(np.float64).ravel()
+        total += float(np.dot(difference, difference))
     return float(np.sqrt(total))

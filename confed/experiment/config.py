@@ -68,6 +68,21 @@ class DataTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTable:
+    """What of the model is trained, and what Flower's arrays cannot say about it.
+
+    Attributes:
+        trained: patterns of names as shells know them (``head.*``): what travels. Only floating tensors ever do.
+        tied: groups of names of one and the same tensor, which travels once.
+        bfloat16: patterns of names of tensors that are bfloat16; apps get them, and give them back, as float32.
+    """
+
+    trained: tuple[str, ...] = ("*",)
+    tied: tuple[tuple[str, ...], ...] = ()
+    bfloat16: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTable:
     """L2 norm bound of an update and the largest weight (number of examples) of one client."""
 
@@ -160,6 +175,7 @@ class Experiment:
     data: DataTable
     update: UpdateTable
     metrics: MetricsTable
+    model: ModelTable = field(default_factory=ModelTable)
     stop: StopTable = field(default_factory=StopTable)
     tee: TeeTable = field(default_factory=TeeTable)
     settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)

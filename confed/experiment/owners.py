@@ -99,7 +99,7 @@ def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tupl
     folder.mkdir(parents=True, exist_ok=True)
     start = _seal(
         owners.model,
-        prepared.arrays,
+        prepared.model.arrays,
         kind=Kind.MODEL,
         floors=_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE)),
         path=folder / "start.sealed",

@@ -24,6 +24,7 @@ from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
 from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
+from confed.experiment.starting import StartingModel, starting_model
 from confed.experiment.tees import tee_policy
 from confed.governor.agreement import Start, catch_start
 from confed.journey import Role
@@ -41,7 +42,6 @@ from confed.manifest import (
     TrustTerms,
     UpdateTerms,
 )
-from confed.model.weights import layout_of
 
 Arrays = Mapping[str, np.ndarray]
 AGGREGATED_BY = (
@@ -69,7 +69,7 @@ class Prepared:
     config_directory: Path
     directory: Path
     start: Start
-    arrays: Arrays
+    model: StartingModel
     lock: str
 
     @property
@@ -119,15 +119,12 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         raise ConfigError(
             "run.rounds", expected=f"what the ServerApp asks for ({start.rounds})", got=experiment.run.rounds
         )
-    arrays = {name: array.numpy() for name, array in start.arrays.items()}
-    if not arrays:
-        raise ConfigError("initial_arrays", expected="at least one tensor", got="none")
     return Prepared(
         experiment=experiment,
         config_directory=config_file.resolve().parent,
         directory=directory,
         start=start,
-        arrays=arrays,
+        model=starting_model(experiment.model, {name: array.numpy() for name, array in start.arrays.items()}),
         lock=lock_digest(config_file),
     )
 
@@ -179,7 +176,13 @@ def resolve(
         seed=experiment.run.seed,
         max_attempts=experiment.run.max_attempts,
         data_source=experiment.data.source,
-        model=ModelTerms(owner=model_owner, start=sealed.start, layout=layout_of(prepared.arrays).digest),
+        model=ModelTerms(
+            owner=model_owner,
+            start=sealed.start,
+            layout=prepared.model.layout.digest,
+            trained=prepared.model.trained,
+            tied=prepared.model.tied,
+        ),
         sites=tuple(Site(owner=owner, dataset=sealed.datasets.get(owner.name)) for owner in site_owners),
         code=CodeTerms(
             client_app=experiment.app.client, client_image=client, aggregator_image=aggregator, lock=prepared.lock

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -56,6 +56,9 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     }
 )
 """Every type that a tensor may have, by its safetensors name."""
+
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""The types that are trained; all others count or choose."""
 
 _NAMES = {dtype.str: name for name, dtype in NUMPY_DTYPES.items() if name != "BF16"}
 _ALIGNMENT = 8
@@ -129,6 +132,10 @@ class Layout:
         packed = _layout([(tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors])
         if self != packed:
             raise EncodingError("safetensors file", expected="confed's order of tensors", got="another")
+
+    def part(self, names: Collection[str]) -> Layout:
+        """Return the packed layout of some of the tensors, in this one's order; other names are left out."""
+        return _layout([(tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors if tensor.name in names])
 
     def runs(self, start: int, end: int) -> Iterator[tuple[str, int, int]]:
         """Yield (type, start, end) of the data in a range of the file, in order, neighbours of one type joined.

@@ -187,7 +187,13 @@ class Land:
             seed=7,
             max_attempts=MAX_ATTEMPTS,
             data_source="sealed",
-            model=ModelTerms(owner=homes[OWNER].party, start=references[OWNER], layout=layout_of(self.model).digest),
+            model=ModelTerms(
+                owner=homes[OWNER].party,
+                start=references[OWNER],
+                layout=layout_of(self.model).digest,
+                trained=tuple(name for name, array in self.model.items() if array.dtype.kind == "f"),
+                tied={},
+            ),
             sites=tuple(Site(owner=homes[name].party, dataset=references[name]) for name in self.sites),
             code=CodeTerms(
                 client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32
@@ -669,7 +675,7 @@ def crafted(road: Road, held: Held, **changes: Any) -> bytes:
     """
     site, step, grants = held.site, held.step, held.grants
     name = site.owner.name
-    arrays = changes.pop("arrays", None) or road.trained(name, step.arrays)
+    arrays = changes.pop("arrays", None) or traveling(road, road.trained(name, step.arrays))
     run, digest = road.manifest.run, road.manifest.digest
     detail = UpdateDetail(
         run=run,
@@ -720,6 +726,11 @@ def crafted(road: Road, held: Held, **changes: Any) -> bytes:
     key = changes.pop("key", held.session._signing)
     assert not changes, changes
     return seal_to_bytes([plaintext], draft, data_key=data_key, signing_key=key)[0]
+
+
+def traveling(road: Road, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Return the tensors that the manifest trains."""
+    return {name: array for name, array in arrays.items() if name in road.manifest.model.trained}
 
 
 def norm_of(arrays: Arrays, base: Arrays) -> float:

@@ -54,7 +54,9 @@ def make(**changes):
         "seed": 7,
         "max_attempts": 2,
         "data_source": "sealed",
-        "model": ModelTerms(owner=party("model-owner"), start=reference("start"), layout=DIGEST),
+        "model": ModelTerms(
+            owner=party("model-owner"), start=reference("start"), layout=DIGEST, trained=("weight",), tied={}
+        ),
         "sites": tuple(Site(owner=party(f"site-{n:02d}"), dataset=reference(f"data-{n}")) for n in range(6)),
         "code": CodeTerms(client_app="a:b", client_image=DIGEST, aggregator_image=DIGEST, lock=DIGEST),
         "strategy": StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),

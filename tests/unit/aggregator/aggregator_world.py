@@ -52,6 +52,7 @@ from confed.manifest import (
     TrustTerms,
     UpdateTerms,
 )
+from confed.model.bfloat16 import widened
 from confed.model.update import Declaration, UpdateDetail, update_key_info
 from confed.model.weights import layout_of, pack, unpack
 from confed.sealing.container import Container, Draft, seal_to_bytes
@@ -362,6 +363,8 @@ class World:
         strategy: StrategyTerms | None = None,
         rounds: int = 5,
         model: Mapping[str, np.ndarray] | None = None,
+        trained: tuple[str, ...] | None = None,
+        tied: Mapping[str, str] | None = None,
         **terms: Any,
     ) -> None:
         self.folder = folder
@@ -408,6 +411,8 @@ class World:
                     container_id=start_id, digest=told.digest, key_id="model-key", size_bytes=told.size_bytes
                 ),
                 layout=layout.digest,
+                trained=trained or tuple(name for name, array in self.model.items() if is_floating(array)),
+                tied=tied or {},
             ),
             "sites": tuple(
                 Site(
@@ -462,6 +467,10 @@ class World:
             for name, array in base.items()
         }
 
+    def traveling(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tensors that the manifest trains."""
+        return {name: array for name, array in arrays.items() if name in self.manifest.model.trained}
+
     def open_version(self, digest: str, *, version: int, attempt: int = 0) -> dict[str, np.ndarray]:
         """Open a version as its owner does."""
         key = version_key(MODEL_KEY, run=self.manifest.run, version=version, attempt=attempt)
@@ -479,10 +488,15 @@ class World:
         weight: float | None = None,
         metrics: Mapping[str, float] | None = None,
         changes: Changes | None = None,
+        whole: bool = False,
     ) -> str:
-        """Seal and send a site's result as an honest client would, but for ``changes``; return its digest."""
+        """Seal and send a site's result as an honest client would, but for ``changes``; return its digest.
+
+        ``whole`` sends every tensor given, also those that the manifest does not train.
+        """
         changes = changes or Changes()
         keys, base = self.sites[number], base if base is not None else self.model
+        sent = None if arrays is None else arrays if whole else self.traveling(arrays)
         purpose = Purpose.TRAIN if arrays is not None else Purpose.EVALUATE
         signing_key = changes.signing_key or Ed25519PrivateKey.generate()
         base_digest = base_digest or self.manifest.model.start.digest
@@ -527,7 +541,7 @@ class World:
         ).to_detail()
         declared: dict[str, Any] = {
             "weight": float(10 * (number + 1)) if weight is None else weight,
-            "norm": norm_of(arrays, base) if arrays is not None else 0.0,
+            "norm": norm_of(sent, base) if sent is not None else 0.0,
             "metrics": metrics or {},
             "dataset": canonical.digest(keys.name.encode()),
             **changes.declared,
@@ -559,7 +573,7 @@ class World:
             ),
             declaration_plaintext=declaration,
         )
-        plaintext = b"".join(bytes(part) for part in pack(arrays)) if arrays is not None else b""
+        plaintext = b"".join(bytes(part) for part in pack(sent)) if sent is not None else b""
         sealed, _ = seal_to_bytes(
             [changes.plaintext(plaintext)],
             replace(draft, **changes.header),
@@ -573,10 +587,20 @@ def norm_of(arrays: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) ->
     """Return the L2 norm of the difference over floating tensors."""
     total = 0.0
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and name in base and array.shape == base[name].shape:
-            difference = array.astype(np.float64).ravel() - base[name].astype(np.float64).ravel()
+        if is_floating(array) and name in base and array.shape == base[name].shape:
+            difference = as_floats(array).ravel() - as_floats(base[name]).ravel()
             total += float(difference @ difference)
     return float(np.sqrt(total))
+
+
+def is_floating(array: np.ndarray) -> bool:
+    """Return whether an array is of a type that is trained; bfloat16 is."""
+    return array.dtype.kind == "f" or (array.dtype.metadata or {}).get("safetensors") == "BF16"
+
+
+def as_floats(array: np.ndarray) -> np.ndarray:
+    """Return a floating array's numbers in float64."""
+    return (array if array.dtype.kind == "f" else widened(array)).astype(np.float64)
 
 
 def weights_of(arrays: Mapping[str, np.ndarray]) -> Weights:

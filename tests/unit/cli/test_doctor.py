@@ -87,7 +87,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "format": Manifest.FORMAT, "name": "test", "run": "test-1", "environment": "simulation", "rounds": 1, "seed": 7,
         "max_attempts": 1, "data_source": "app",
         "model": ModelTerms(
-            owner=party("model-owner"), layout="00" * 32,
+            owner=party("model-owner"), layout="00" * 32, trained=("weight",), tied={},
             start=SealedReference(container_id="start", digest="00" * 32, key_id="key", size_bytes=10),
         ),
         "sites": tuple(Site(owner=party(f"site-{number}"), dataset=None) for number in range(2)),

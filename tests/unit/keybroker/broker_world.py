@@ -186,7 +186,13 @@ class World:
             seed=7,
             max_attempts=3,
             data_source="sealed",
-            model=ModelTerms(owner=self.homes[MODEL_OWNER].party, start=self.reference(MODEL_OWNER), layout="00" * 32),
+            model=ModelTerms(
+                owner=self.homes[MODEL_OWNER].party,
+                start=self.reference(MODEL_OWNER),
+                layout="00" * 32,
+                trained=("weight",),
+                tied={},
+            ),
             sites=tuple(Site(owner=self.homes[name].party, dataset=self.reference(name)) for name in SITES),
             code=CodeTerms(
                 client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32

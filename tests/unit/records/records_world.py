@@ -172,7 +172,9 @@ class RecordedRun:
             seed=7,
             max_attempts=2,
             data_source="sealed",
-            model=ModelTerms(owner=self.homes[OWNER].party, start=start, layout="00" * 32),
+            model=ModelTerms(
+                owner=self.homes[OWNER].party, start=start, layout="00" * 32, trained=("weight",), tied={}
+            ),
             sites=sites,
             code=CodeTerms(
                 client_app="app:app",

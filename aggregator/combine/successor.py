@@ -1,0 +1,91 @@
+"""From a base and its cohort's updates to the next version: fold, server optimizer, types, and what is not trained.
+
+1. The trained part of the base is what the updates are held against; nothing else is combined.
+2. The strategy's rule is folded over the updates, and its optimizer applied, in numbers at least as wide as float32.
+3. The result is rounded once, to each tensor's own type, and must be finite there.
+4. Tensors that are not trained come from the base, bit for bit; tied ones are copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.combine.fold import combine
+from aggregator.combine.partial import part_of, whole_of
+from aggregator.combine.weights import Weights
+from confed.errors import NotFiniteError
+from confed.model.trained import Trained
+
+if TYPE_CHECKING:
+    from aggregator.combine.flower_strategy import ServerOptimizer
+    from aggregator.combine.passes import Contribution
+    from confed.errors import ConfedError
+    from confed.manifest import Manifest
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The version that a round starts from, open: its weights, what of them is trained, and the strategy's state."""
+
+    weights: Weights = field(repr=False)
+    trained: Trained
+    state: Arrays = field(repr=False)
+
+    @classmethod
+    def of(cls, weights: Weights, state: Arrays, *, manifest: Manifest) -> Base:
+        """Return a base as a manifest sees it.
+
+        Raises:
+            ShapeError: it lacks a tensor that the manifest names, or has it in a type that is not trained.
+        """
+        terms = manifest.model
+        trained = Trained.of(weights.layout, names=terms.trained, tied=terms.tied)
+        return cls(weights=weights, trained=trained, state=state)
+
+
+def successor(
+    base: Base,
+    contributions: Sequence[Contribution],
+    *,
+    manifest: Manifest,
+    optimizer: ServerOptimizer,
+    round_number: int,
+    excluded: dict[str, ConfedError],
+    threads: int,
+) -> tuple[Weights, Arrays]:
+    """Return the next version and the strategy's next state; fill ``excluded`` with who is not in it, and why.
+
+    Raises:
+        CohortError: too few updates are what they declare.
+        NotFiniteError: the strategy's result is not finite, or not in the model's own types.
+    """
+    part = part_of(base.weights, base.trained)
+    combined = combine(
+        contributions,
+        base=part,
+        least=manifest.cohort.least,
+        norm_bound=manifest.update.norm_bound,
+        rule=optimizer.rule,
+        excluded=excluded,
+        threads=threads,
+    )
+    mean = combined.mean.arrays()
+    applied = optimizer.apply(
+        round_number=round_number,
+        base=part.numbers().arrays() if optimizer.optimizes else {},
+        mean=mean,
+        state=base.state,
+    )
+    numbers = combined.mean if applied.arrays is mean else Weights.of(applied.arrays, part.layout)
+    rounded = numbers.restored()
+    for dtype, flat in rounded.numbers().flats.items():
+        if not np.isfinite(flat).all():
+            raise NotFiniteError(f"next version {dtype}", expected="finite values", got="NaN or infinity")
+    return whole_of(rounded, base.weights, base.trained), applied.state
