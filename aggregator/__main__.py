@@ -94,6 +94,7 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
             folder=folder,
             threads=min(_MOST_THREADS, os.cpu_count() or 1),
             records=Path(launch.base_records_dir) if launch.base_records_dir else None,
+            strategy=launch.strategy,
         )
         with serve(AggregatorService(run).register, listen=launch.listen, tls=launch.tls) as server:
             told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}

@@ -6,7 +6,8 @@ Brokers are known by the keys in the manifest, the manifest by its digest, which
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from confed import canonical, record
@@ -26,6 +27,7 @@ class AggregatorLaunch:
         attester: how this TEE makes its evidence; holds the secret of a simulated one.
         listen: ``unix:PATH``, or ``127.0.0.1:0`` with ``tls``.
         endpoint_file: where to say that the service listens; its folder is the only one that is written to.
+        strategy: files of a strategy class of one's own, path -> text; run only if their digest is the manifest's.
         base_records_dir: folder with commit records of an earlier instance, beside those in the courier; or empty.
     """
 
@@ -39,6 +41,7 @@ class AggregatorLaunch:
     readable: tuple[str, ...]
     network: bool
     base_records_dir: str = ""
+    strategy: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __repr__(self) -> str:
         return f"AggregatorLaunch(listen={self.listen!r}, …)"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aggregator.combine.flower_strategy import ServerOptimizer
+from aggregator.combine.choose import strategy_of
 from aggregator.combine.passes import Contribution
 from aggregator.combine.successor import Base, successor
 from aggregator.combine.weights import Weights
@@ -114,10 +114,18 @@ class Run:
         folder: the enclave's own folder, for ciphertext only.
         threads: how many open, fold and seal.
         records: a folder with commit records of an earlier instance, beside those in the courier.
+        strategy: files of a strategy class of somebody's own; run only if they are the manifest's.
     """
 
     def __init__(
-        self, enclave: Enclave, courier: Courier, *, folder: Path, threads: int = 1, records: Path | None = None
+        self,
+        enclave: Enclave,
+        courier: Courier,
+        *,
+        folder: Path,
+        threads: int = 1,
+        records: Path | None = None,
+        strategy: Mapping[str, str] | None = None,
     ) -> None:
         self._enclave = enclave
         self._manifest = enclave.manifest
@@ -125,7 +133,7 @@ class Run:
         self._folder = folder
         self._threads = threads
         self._course = Course(self._manifest, courier, records=records)
-        self._optimizer = ServerOptimizer(self._manifest.strategy)
+        self._optimizer = strategy_of(self._manifest, strategy or {})
         self._inbox = Inbox(courier, folder=folder)
         self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
@@ -485,6 +493,7 @@ class Run:
                 manifest=self._manifest,
                 optimizer=self._optimizer,
                 round_number=current.step.round,
+                metrics={site: declaration.metrics for site, (_, declaration) in opened.items()},
                 excluded=failed,
                 threads=self._threads,
             )

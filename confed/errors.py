@@ -41,6 +41,7 @@
         │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, StaleUpdateError,
         │   │   DeclarationError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
+        │   └── StrategyError           a strategy class of one's own failed, or gave no model
         ├── ManifestMismatchError   something differs from what the manifest says
         ├── LineageError            a model version without the commit and countersignatures that it needs
         ├── LedgerError             a ledger whose chain, signatures or order do not hold
@@ -727,6 +728,12 @@ class AggregatorError(RefusedError):
     """The aggregator failed, for a reason that it does not tell."""
 
     code = "aggregator"
+
+
+class StrategyError(AggregatorError):
+    """A strategy class of one's own that failed, or whose result or state is not one."""
+
+    code = "strategy"
 
 
 class ManifestMismatchError(RefusedError):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from confed import canonical, record
 from confed.errors import ConfigError, ManifestMismatchError
 from confed.stopping import StopTerms
+from confed.strategy import StrategyCode, StrategyTerms
 
 FORMAT = "confed-manifest/1"
 PRODUCTION = "production"
@@ -91,59 +92,16 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTerms:
-    """The code that may run: the ClientApp's entry point, the image digests and the lock file's digest."""
+    """The code that may run: the ClientApp's entry point, the image digests and the lock file's digest.
+
+    ``strategy`` is the code of a strategy class of one's own (null for Flower's, which are in the aggregator's image).
+    """
 
     client_app: str
     client_image: str
     aggregator_image: str
     lock: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrategyTerms:
-    """The strategy: Flower's class name and every parameter of its constructor by name."""
-
-    name: str
-    parameters: Mapping[str, bool | int | float | str | None]
-
-    @property
-    def least_cohort(self) -> int:
-        """Fewest updates on which the strategy keeps its promise: ``2 f + 3`` for Krum's, ``4 f + 3`` for Bulyan.
-
-        Raises:
-            ConfigError: a number of nodes that is none.
-
-        Source: Blanchard et al. (2017), proposition 2; El Mhamdi et al. (2018), section 4.
-        """
-        if self.name in ("Krum", "MultiKrum"):
-            return max(2 * self._faulty + 3, self._selected)
-        return 4 * self._faulty + 3 if self.name == "Bulyan" else 1
-
-    def mixed(self, cohort: int) -> int:
-        """Return how many identities' updates are in the result of a cohort of this size: Krum takes one alone.
-
-        Raises:
-            ConfigError: a number of nodes that is none.
-        """
-        if self.name in ("Krum", "MultiKrum"):
-            return min(cohort, self._selected)
-        return cohort - 2 * self._faulty if self.name == "Bulyan" else cohort
-
-    @property
-    def _faulty(self) -> int:
-        return self._count("num_malicious_nodes", default=0, least=0)
-
-    @property
-    def _selected(self) -> int:
-        return 1 if self.name == "Krum" else self._count("num_nodes_to_select", default=1, least=1)
-
-    def _count(self, name: str, *, default: int, least: int) -> int:
-        value = self.parameters.get(name)
-        if value is None:  # Flower's default
-            return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"strategy.{name}", expected=f"a whole number from {least}", got=value)
-        return value
+    strategy: StrategyCode | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +261,7 @@ class Manifest:
             )
         drawn = len(self.draw(purpose="train", round_number=1))
         _require(drawn >= self.cohort.least, "cohort.fraction_train", f"a cohort of {self.cohort.least}", drawn)
+        self.strategy.require_code(self.code.strategy, updates=drawn, size_bytes=self.model.start.size_bytes)
         self.stop.require(rounds=self.rounds, clear=self.metrics.clear)
         _require(
             self.cohort.fraction_evaluate > 0 or not self.stop.evaluates,

@@ -1,4 +1,4 @@
-"""The one file that imports Flower here: its strategy classes, by name, and what the enclave makes of each.
+"""Flower's strategy classes, by name, and what the enclave makes of each.
 
 A strategy is a rule that is folded over the sealed updates (``fold``, ``robust``) and, for some, an optimizer that is
 applied to the folded mean. FedAvgM and Flower's FedOpt family compute everything from the weighted mean and the base,
@@ -83,6 +83,16 @@ _FUNCTIONS = frozenset({"train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "se
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a strategy is given of a round before its updates: the state of the last, and what senders declared."""
+
+    round_number: int
+    state: Arrays
+    metrics: Mapping[str, Mapping[str, float]] = field(repr=False)
+    """By site name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """What an optimizer made of a mean: the next version as numbers, and its state (empty without one)."""
 
@@ -118,6 +128,11 @@ class ServerOptimizer:
     def stateful(self) -> bool:
         """True where a state travels, sealed, with every version."""
         return bool(self._state)
+
+    def rule_for(self, given: Given) -> Rule:
+        """Return the rule of one round."""
+        del given
+        return self.rule
 
     def apply(self, *, round_number: int, base: Arrays, mean: Arrays, state: Arrays) -> Applied:
         """Return the next version and the next state, as numbers in the types that Flower computes in.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.combine.flower_strategy import Given
 from aggregator.combine.fold import combine
 from aggregator.combine.partial import part_of, whole_of
 from aggregator.combine.weights import Weights
@@ -22,7 +23,7 @@ from confed.errors import NotFiniteError
 from confed.model.trained import Trained
 
 if TYPE_CHECKING:
-    from aggregator.combine.flower_strategy import ServerOptimizer
+    from aggregator.combine.choose import ServerStrategy
     from aggregator.combine.passes import Contribution
     from confed.errors import ConfedError
     from confed.manifest import Manifest
@@ -55,12 +56,15 @@ def successor(
     contributions: Sequence[Contribution],
     *,
     manifest: Manifest,
-    optimizer: ServerOptimizer,
+    optimizer: ServerStrategy,
     round_number: int,
+    metrics: Mapping[str, Mapping[str, float]],
     excluded: dict[str, ConfedError],
     threads: int,
 ) -> tuple[Weights, Arrays]:
     """Return the next version and the strategy's next state; fill ``excluded`` with who is not in it, and why.
+
+    ``metrics`` are what senders declared, by site name.
 
     Raises:
         CohortError: too few updates are what they declare.
@@ -72,7 +76,7 @@ def successor(
         base=part,
         least=manifest.cohort.least,
         norm_bound=manifest.update.norm_bound,
-        rule=optimizer.rule,
+        rule=optimizer.rule_for(Given(round_number=round_number, state=base.state, metrics=metrics)),
         excluded=excluded,
         threads=threads,
     )

@@ -16,6 +16,7 @@ from confed.attestation.reference_values import ReferenceValues, SnpGuest
 from confed.cli.files import read_file
 from confed.errors import UsageError
 from confed.journey import Role
+from confed.strategy import StrategySource
 
 app = typer.Typer(help="Compute the measurements that an owner pins for a TEE.", no_args_is_help=True)
 
@@ -86,6 +87,16 @@ def snp(  # noqa: PLR0913 (every input of the measurement is an option)
         vmm=vmm,
     )
     _show(reference_values.snp(guest, role=role), json_line=json_line)
+
+
+@app.command()
+def strategy(
+    entry: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="A strategy class of one's own.")],
+    *,
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where its module is.")] = Path(),
+) -> None:
+    """Print the digest of a strategy class's code: what a manifest holds and `confed model seal --strategy` takes."""
+    typer.echo(StrategySource.read(directory, entry).digest)
 
 
 @app.command()

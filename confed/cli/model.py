@@ -57,6 +57,10 @@ def seal_command(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: FILE.sealed.")] = None,
     least_cohort: Annotated[int, typer.Option(min=1, help="Fewest distinct sites in any result, for ever.")] = 2,
     total_rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runs with this key.")] = 1000,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIGEST", help="Code of a strategy class that you read: it mixes every update."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Seal a safetensors FILE as a starting model under a new key of its owner."""
@@ -69,6 +73,7 @@ def seal_command(
         force=force,
         least_cohort=least_cohort,
         total_rounds=total_rounds,
+        strategies=tuple(strategy or ()),
     )
     Console(stderr=True, highlight=False).print(f"sealed {tensors} tensors, {sealed.size_bytes} bytes: {target}")
     typer.echo(sealed.digest)
@@ -119,6 +124,7 @@ def seal_model(
     force: bool,
     least_cohort: int,
     total_rounds: int,
+    strategies: tuple[str, ...] = (),
 ) -> tuple[Sealed, int]:
     """Seal a safetensors file as a starting model; return what was written and how many tensors it holds.
 
@@ -134,7 +140,7 @@ def seal_model(
     layout = weights.layout_of(arrays)
     container_id = "model-" + secrets.token_hex(16)
     with closing(OwnerHome.load(owner)) as home:
-        floors = _floors(home.environment, least_cohort=least_cohort, total_rounds=total_rounds)
+        floors = _floors(home.environment, least_cohort=least_cohort, total_rounds=total_rounds, strategies=strategies)
         key_id, key = home.new_key(floors=floors)
         data_key = derivation.container_key(key, container_id=container_id)
         wrapped = [
@@ -205,7 +211,7 @@ def public_facts(container: Container) -> dict[str, Any]:
     }
 
 
-def _floors(environment: str, *, least_cohort: int, total_rounds: int) -> KeyFloors:
+def _floors(environment: str, *, least_cohort: int, total_rounds: int, strategies: tuple[str, ...]) -> KeyFloors:
     any_of_manifest = Unchecked(unchecked="each manifest lists its own, and its owner approves it")
     return KeyFloors(
         environment=environment,
@@ -215,6 +221,7 @@ def _floors(environment: str, *, least_cohort: int, total_rounds: int) -> KeyFlo
         total_rounds=total_rounds,
         discloses_to_model_owner=False,
         counted_identities=any_of_manifest,
+        strategies=strategies,
     )
 
 

@@ -24,11 +24,15 @@ class AppTable:
     """Entry points ``module:attribute`` of the ClientApp and the ServerApp, and the directory they are found in.
 
     ``directory`` is relative to the experiment file; the code under it is measured as the client's image.
+    ``strategy`` names a strategy class of one's own in it (``module:Class``), which the enclave is to run, and
+    ``strategy_memory_bytes`` the most that the opened updates of a round may take there.
     """
 
     client: str
     server: str
     directory: str = "."
+    strategy: str = ""
+    strategy_memory_bytes: int = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,8 +138,9 @@ def _owner(name: str, home: Path, now: int) -> OwnerHome:
 
 
 def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
-    experiment = prepared.experiment
-    mixed = prepared.strategy.mixed(experiment.cohort.least)
+    experiment, code = prepared.experiment, prepared.strategy_code
+    # Owners made here approve by themselves: of a strategy class of one's own, that it mixes every update.
+    mixed = experiment.cohort.least if code else prepared.strategy.mixed(experiment.cohort.least)
     return KeyFloors(
         environment=SIMULATION,
         least_cohort=mixed,
@@ -148,6 +149,7 @@ def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
         total_rounds=experiment.run.rounds,
         discloses_to_model_owner=mixed == 1,
         counted_identities=_COUNTED,
+        strategies=(code.digest,) if code else (),
     )
 
 

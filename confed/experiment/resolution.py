@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Context, RecordDict
 
 from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
@@ -26,6 +25,7 @@ from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
 from confed.experiment.starting import StartingModel, starting_model
 from confed.experiment.tees import tee_policy
+from confed.flower.no_grid import NoGrid
 from confed.governor.agreement import Start, catch_start
 from confed.journey import Role
 from confed.manifest import (
@@ -42,6 +42,7 @@ from confed.manifest import (
     TrustTerms,
     UpdateTerms,
 )
+from confed.strategy import StrategyCode, StrategySource
 
 Arrays = Mapping[str, np.ndarray]
 AGGREGATED_BY = (
@@ -71,6 +72,7 @@ class Prepared:
     start: Start
     model: StartingModel
     lock: str
+    strategy_source: StrategySource | None
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -82,6 +84,14 @@ class Prepared:
     def strategy(self) -> StrategyTerms:
         """The strategy that the ServerApp started."""
         return StrategyTerms(name=self.start.name, parameters=self.start.parameters)
+
+    @property
+    def strategy_code(self) -> StrategyCode | None:
+        """The code of a strategy class of one's own, and what it may take."""
+        if self.strategy_source is None:
+            return None
+        memory_bytes = self.experiment.app.strategy_memory_bytes
+        return StrategyCode(digest=self.strategy_source.digest, memory_bytes=memory_bytes)
 
     @property
     def images(self) -> tuple[str, str]:
@@ -110,11 +120,8 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         context = Context(
             run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config=dict(experiment.run_config)
         )
-        start = catch_start(lambda: server_app(grid=_NoGrid(), context=context))
-    if start.name not in AGGREGATED_BY:
-        raise ConfigError(
-            "strategy", expected=f"one that the enclave runs ({', '.join(AGGREGATED_BY)})", got=start.name
-        )
+        start = catch_start(lambda: server_app(grid=NoGrid(_too_early), context=context))
+    _require_strategy(start.name, experiment.app.strategy)
     if start.rounds != experiment.run.rounds:
         raise ConfigError(
             "run.rounds", expected=f"what the ServerApp asks for ({start.rounds})", got=experiment.run.rounds
@@ -126,6 +133,7 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         start=start,
         model=starting_model(experiment.model, {name: array.numpy() for name, array in start.arrays.items()}),
         lock=lock_digest(config_file),
+        strategy_source=StrategySource.read(directory, start.name) if experiment.app.strategy else None,
     )
 
 
@@ -185,7 +193,11 @@ def resolve(
         ),
         sites=tuple(Site(owner=owner, dataset=sealed.datasets.get(owner.name)) for owner in site_owners),
         code=CodeTerms(
-            client_app=experiment.app.client, client_image=client, aggregator_image=aggregator, lock=prepared.lock
+            client_app=experiment.app.client,
+            client_image=client,
+            aggregator_image=aggregator,
+            lock=prepared.lock,
+            strategy=prepared.strategy_code,
         ),
         strategy=prepared.strategy,
         cohort=CohortTerms(
@@ -231,6 +243,15 @@ def entry_point(key: str, value: str) -> Callable[..., Any]:
     return found
 
 
+def _require_strategy(name: str, own: str) -> None:
+    """Require a strategy that the enclave runs: one of its own, or the experiment's own class."""
+    if own and name != own:
+        raise ConfigError("app.strategy", expected=f"the strategy that the ServerApp starts ({name})", got=own)
+    if not own and name not in AGGREGATED_BY:
+        expected = f"one that the enclave runs ({', '.join(AGGREGATED_BY)}), or app.strategy = {name!r}"
+        raise ConfigError("strategy", expected=expected, got=name)
+
+
 def _fraction(start: Start, which: str) -> float:
     value = start.parameters.get(f"fraction_{which}", 1.0)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -251,36 +272,6 @@ def _importing(directory: Path) -> Generator[None]:
             origin = getattr(sys.modules[name], "__file__", None)
             if origin and Path(origin).parent == directory:
                 del sys.modules[name]
-
-
-class _NoGrid(Grid):
-    """Stands in for Flower's Grid while a ServerApp runs up to ``start``: nothing may be sent yet."""
-
-    def set_run(self, run: Any) -> None:
-        del run
-
-    @property
-    def run(self) -> Any:
-        raise _too_early()
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        del args, kwargs
-        raise _too_early()
-
-    def get_node_ids(self) -> Iterable[int]:
-        raise _too_early()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        del messages
-        raise _too_early()
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        del message_ids
-        raise _too_early()
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        del messages, timeout
-        raise _too_early()
 
 
 def _too_early() -> ConfigError:

@@ -171,6 +171,8 @@ class Services:
             "readable": list(_code_directories()),
             "network": self.network,
         }
+        if self.prepared.strategy_source is not None:
+            document["strategy"] = dict(self.prepared.strategy_source.files)
         return canonical.encode(document)
 
     def _attester(self, measurement: str, *, shared: bool) -> AttesterTerms:

@@ -20,6 +20,15 @@ _DEFAULTS = {
     "selection_rule": "flwr.serverapp.strategy.multikrum.select_multikrum",
 }
 """Parameters that take a function, and the one of Flower's that stands where none is given."""
+_READ: Mapping[str, object] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "weighted_by_key": "num-examples",
+    "arrayrecord_key": "arrays",
+    "configrecord_key": "config",
+}
+"""Attributes that cohorts and clients go by, and Flower's defaults: what is not a parameter must be as these."""
+_MISSING = object()
 Scalar = bool | int | float | str | None
 _resolving: ContextVar[bool] = ContextVar("confed_resolving", default=False)
 
@@ -57,10 +66,10 @@ def strategy_parameters(strategy: Strategy) -> dict[str, Scalar]:
             manifest can name.
     """
     found: dict[str, Scalar] = {}
-    for name, parameter in inspect.signature(type(strategy).__init__).parameters.items():
-        if name == "self":
-            continue
-        value = getattr(strategy, name)
+    for name, parameter in _constructor(type(strategy)).items():
+        value = getattr(strategy, name, _MISSING)
+        if value is _MISSING:
+            raise ConfigError(f"strategy.{name}", expected="an attribute of the parameter's name", got="none")
         if name in _DEFAULTS:
             if f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}" != _DEFAULTS[name]:
                 raise ConfigError(f"strategy.{name}", expected="Flower's default", got="a function of the app")
@@ -68,6 +77,33 @@ def strategy_parameters(strategy: Strategy) -> dict[str, Scalar]:
         if not isinstance(value, bool | int | float | str | None):
             raise ConfigError(f"strategy.{name}", expected="a scalar", got=type(value).__name__)
         found[name] = float(value) if isinstance(parameter.default, float) and isinstance(value, int) else value
+    for name, default in _READ.items():
+        if name not in found and getattr(strategy, name, default) != default:
+            raise ConfigError(f"strategy.{name}", expected=f"{default!r}, or a parameter", got="set in the constructor")
+    return found
+
+
+def strategy_name(strategy: Strategy) -> str:
+    """Return the name of a strategy's class: ``module:Class`` unless it is Flower's or confed's."""
+    kind = type(strategy)
+    if kind.__module__.split(".")[0] in ("flwr", "confed"):
+        return kind.__name__
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _constructor(kind: type) -> dict[str, inspect.Parameter]:
+    """Return a class's constructor parameters, and those of the class above where it hands on ``**keywords``."""
+    found: dict[str, inspect.Parameter] = {}
+    for above in kind.__mro__:
+        if "__init__" not in vars(above):
+            continue
+        parameters = list(inspect.signature(above.__init__).parameters.values())[1:]
+        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        for parameter in parameters:
+            if parameter.kind not in variable:
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
     return found
 
 

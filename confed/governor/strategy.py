@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from confed.errors import ConfedError, ConfigError, RefusedError
-from confed.governor.agreement import Start, StartCaught, require_same, resolving, strategy_parameters
+from confed.governor.agreement import Start, StartCaught, require_same, resolving, strategy_name, strategy_parameters
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.governor.launch import GovernorLaunch
@@ -58,7 +58,7 @@ class ConfidentialStrategy(Strategy):
         if evaluate_fn is not None:
             raise ConfigError("evaluate_fn", expected="none: the governor holds no model to evaluate", got="a function")
         asked = Start(
-            name=type(self._strategy).__name__,
+            name=strategy_name(self._strategy),
             parameters=strategy_parameters(self._strategy),
             rounds=num_rounds,
             arrays=initial_arrays,

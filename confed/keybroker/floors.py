@@ -7,7 +7,7 @@ from confed.journey import Purpose, Use
 from confed.keybroker.decision import Decision
 from confed.keybroker.statements import ReleaseRequest
 from confed.keybroker.vault import KeyFloors
-from confed.manifest import Unchecked
+from confed.manifest import Manifest, Unchecked
 
 
 def require_key_floors(decision: Decision, request: ReleaseRequest, *, measurement: str) -> None:
@@ -23,6 +23,8 @@ def require_key_floors(decision: Decision, request: ReleaseRequest, *, measureme
             raise PurposeError("key purpose", expected=", ".join(floors.purposes), got=request.purpose)
         if not isinstance(floors.measurements, Unchecked) and measurement not in floors.measurements:
             raise MeasurementError("key measurement", expected="one of the key's own", got=measurement[:16])
+        if request.purpose is Purpose.AGGREGATE:
+            _require_strategy_code(decision.terms.manifest, floors)
         if request.purpose in (Purpose.TRAIN, Purpose.AGGREGATE):
             charge_round(decision, key_id, floors, request.round, spend=request.purpose is Purpose.AGGREGATE)
 
@@ -35,7 +37,7 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
             strategy that selects, too few even if it leaves out those that count.
     """
     manifest = decision.terms.manifest
-    mixed = manifest.strategy.mixed(manifest.cohort.least)
+    mixed = _mixed(manifest, floors)
     if floors.environment != manifest.environment:
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
     if floors.least_cohort > manifest.cohort.least:
@@ -51,6 +53,22 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
             count = min(count, mixed - (len(manifest.sites) - count))
         if count < floors.least_cohort:
             raise FloorError("sites that count", expected=f"at least {floors.least_cohort}", got=count)
+
+
+def _mixed(manifest: Manifest, floors: KeyFloors) -> int:
+    """Return how many updates are in a result: of a class of one's own one, unless the key's owner read its code."""
+    code = manifest.code.strategy
+    if code is not None and code.digest in floors.strategies:
+        return manifest.cohort.least
+    return manifest.strategy.mixed(manifest.cohort.least)
+
+
+def _require_strategy_code(manifest: Manifest, floors: KeyFloors) -> None:
+    """Where a key pins the code that may have it, a strategy's own code is pinned too: it runs in the same enclave."""
+    code = manifest.code.strategy
+    if code is None or isinstance(floors.measurements, Unchecked) or code.digest in floors.strategies:
+        return
+    raise MeasurementError("strategy code", expected="one of the key's own", got=code.digest[:16])
 
 
 def charge_round(decision: Decision, key_id: str, floors: KeyFloors, round_number: int, *, spend: bool) -> None:

@@ -6,6 +6,7 @@ Keys carry floors of their own, sealed with them: whatever manifest is approved 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from confed.journey import Purpose
 from confed.keybroker.store import Transaction
 from confed.manifest import PRODUCTION, SIMULATION, Unchecked
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _DOMAIN = b"confed/v1/vault\x00"
@@ -35,6 +37,8 @@ class KeyFloors:
         total_rounds: rounds over all manifests.
         discloses_to_model_owner: a cohort of one is allowed, which shows the model owner what this data did.
         counted_identities: the organisations that count towards ``least_cohort``.
+        strategies: digests of code of strategy classes that this owner has read, and found to mix every update; any
+            other class counts as one that selects a single update. A key from before there was such a list names none.
 
     Raises:
         ConfigError: floors that would accept nothing or anything.
@@ -47,6 +51,7 @@ class KeyFloors:
     total_rounds: int
     discloses_to_model_owner: bool
     counted_identities: tuple[bytes, ...] | Unchecked
+    strategies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.environment not in (PRODUCTION, SIMULATION):
@@ -54,6 +59,9 @@ class KeyFloors:
         for name in ("least_cohort", "total_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"floors.{name}", expected="at least 1", got=getattr(self, name))
+        for digest in self.strategies:
+            if not _DIGEST.fullmatch(digest):
+                raise ConfigError("floors.strategies", expected="digests", got=digest[:64])
         for name in ("purposes", "measurements", "counted_identities"):
             if not getattr(self, name):
                 raise ConfigError(f"floors.{name}", expected="at least one", got="none")

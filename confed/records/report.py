@@ -120,6 +120,7 @@ def _terms(manifest: Manifest) -> Html:
         "leaves in clear": f"{clear}: means over a cohort, {manifest.metrics.decimals} decimals",
         "client code": Html(f"{code(manifest.code.client_app)} {short(manifest.code.client_image)}"),
         "aggregator code": short(manifest.code.aggregator_image),
+        "strategy code": short(manifest.code.strategy.digest) if manifest.code.strategy else "in the aggregator's",
         "client TEE": _policy(manifest.client_tee),
         "aggregator TEE": _policy(manifest.aggregator_tee),
     }

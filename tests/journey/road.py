@@ -196,7 +196,11 @@ class Land:
             ),
             sites=tuple(Site(owner=homes[name].party, dataset=references[name]) for name in self.sites),
             code=CodeTerms(
-                client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32
+                client_app="app:app",
+                client_image=CLIENT_CODE,
+                aggregator_image=AGGREGATOR_CODE,
+                lock="11" * 32,
+                strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={}),
             cohort=CohortTerms(least=self.least, fraction_train=1.0, fraction_evaluate=1.0),

@@ -34,28 +34,86 @@ def test_a_run_ends_as_in_plain_flower(name, tmp_path, monkeypatch):
     summary = runs.run(config, home=tmp_path / "home", runs=tmp_path / "runs")
     weights, manifest = runs.final_weights(summary, home=tmp_path / "home")
     assert manifest.strategy.name == name
-    plain = plainly(name, manifest, tmp_path / "plain", monkeypatch)
+    changes = [(GIVEN, STRATEGIES[name]), ("FedAdam", name)]
+    plain = plainly(changes, manifest, tmp_path / "plain", monkeypatch)
     assert set(plain) == set(weights)
     for tensor, array in weights.items():
         assert np.abs(array - plain[tensor]).max() <= 1e-6, tensor
 
 
-def plainly(name: str, manifest: Manifest, folder, monkeypatch):
+FAIR = """
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+
+
+class Fair(FedAvg):
+    def __init__(self, pull=0.5, **others):
+        super().__init__(**others)
+        self.pull = pull
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        held = getattr(self, "held", None) or {name: array.numpy() for name, array in arrays.items()}
+        self.held = {name: (1 - self.pull) * held[name] + self.pull * arrays[name].numpy() for name in held}
+        return ArrayRecord({name: Array(np.asarray(array)) for name, array in self.held.items()}), metrics
+"""
+
+
+def test_a_strategy_class_beside_the_experiment_runs_in_the_enclave(tmp_path, monkeypatch):
+    folder = tmp_path / "experiment"
+    config = runs.confidential_ordinary(folder, rounds=2)
+    (folder / "fair.py").write_text(FAIR)
+    changes = [(GIVEN, "Fair(pull=0.25, "), ("from flwr.serverapp.strategy import FedAdam", "from fair import Fair")]
+    for old, new in changes:
+        server = folder / "server_app.py"
+        server.write_text(server.read_text().replace(old, new))
+    config.write_text(config.read_text().replace("[app]", '[app]\nstrategy = "fair:Fair"'))
+    summary = runs.run(config, home=tmp_path / "home", runs=tmp_path / "runs")
+    weights, manifest = runs.final_weights(summary, home=tmp_path / "home")
+    assert manifest.strategy.name == "fair:Fair"
+    measured = runs.confed("measure", "strategy", "fair:Fair", "--directory", folder, home=tmp_path / "home")
+    assert measured.stdout.strip() == manifest.code.strategy.digest
+    plain = plainly(changes, manifest, tmp_path / "plain", monkeypatch, {"fair.py": FAIR})
+    for tensor, array in weights.items():
+        assert np.abs(array - plain[tensor]).max() <= 1e-6, tensor
+    verified = runs.confed("verify", summary["run_dir"], home=tmp_path / "home")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_class_that_the_experiment_does_not_name_is_refused(tmp_path):
+    folder = tmp_path / "experiment"
+    config = runs.confidential_ordinary(folder, rounds=1)
+    (folder / "fair.py").write_text(FAIR)
+    server = folder / "server_app.py"
+    server.write_text(
+        server.read_text().replace("from flwr.serverapp.strategy import FedAdam", "from fair import Fair")
+    )
+    server.write_text(server.read_text().replace(GIVEN, "Fair("))
+    done = runs.confed("run", config, "--json", "--runs", tmp_path / "runs", home=tmp_path / "home")
+    assert done.returncode == 2
+    assert "app.strategy" in done.stderr
+
+
+def plainly(changes, manifest: Manifest, folder, monkeypatch, files=None):
     """Run the same app without confed and return its last weights."""
     folder.mkdir()
     for file in ("task.py", "client_app.py", "server_app.py"):
-        text = (runs.ORDINARY / file).read_text().replace(GIVEN, STRATEGIES[name]).replace("FedAdam", name)
+        text = (runs.ORDINARY / file).read_text()
+        for old, new in changes:
+            text = text.replace(old, new)
+        (folder / file).write_text(text)
+    for file, text in (files or {}).items():
         (folder / file).write_text(text)
     monkeypatch.syspath_prepend(str(folder))
     captured = {}
-    made = getattr(flower, name)
-    start = made.start
+    start = flower.Strategy.start
 
     def keep(self, **arguments):
         captured["result"] = start(self, **arguments)
         return captured["result"]
 
-    monkeypatch.setattr(made, "start", keep)
+    monkeypatch.setattr(flower.Strategy, "start", keep)
     names = [site.owner.name for site in manifest.sites]
     settings = dict(manifest.settings)
     try:
@@ -64,6 +122,6 @@ def plainly(name: str, manifest: Manifest, folder, monkeypatch):
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings)
         importlib.import_module("server_app").app(grid=grid, context=context)
     finally:
-        for module in ("task", "client_app", "server_app"):
+        for module in ("task", "client_app", "server_app", "fair"):
             sys.modules.pop(module, None)
     return {tensor: array.numpy() for tensor, array in captured["result"].arrays.items()}

@@ -58,7 +58,7 @@ def make(**changes):
             owner=party("model-owner"), start=reference("start"), layout=DIGEST, trained=("weight",), tied={}
         ),
         "sites": tuple(Site(owner=party(f"site-{n:02d}"), dataset=reference(f"data-{n}")) for n in range(6)),
-        "code": CodeTerms(client_app="a:b", client_image=DIGEST, aggregator_image=DIGEST, lock=DIGEST),
+        "code": CodeTerms(client_app="a:b", client_image=DIGEST, aggregator_image=DIGEST, lock=DIGEST, strategy=None),
         "strategy": StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
         "cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0),
         "settings": {"learning-rate": 0.5},

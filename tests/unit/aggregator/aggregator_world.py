@@ -426,7 +426,9 @@ class World:
                 )
                 for keys in self.sites
             ),
-            "code": CodeTerms(client_app="app:app", client_image="0" * 64, aggregator_image="0" * 64, lock="0" * 64),
+            "code": CodeTerms(
+                client_app="app:app", client_image="0" * 64, aggregator_image="0" * 64, lock="0" * 64, strategy=None
+            ),
             "strategy": strategy or StrategyTerms(name="FedAvg", parameters={}),
             "cohort": CohortTerms(least=least, fraction_train=1.0, fraction_evaluate=1.0),
             "settings": {},
@@ -439,6 +441,7 @@ class World:
         }
         self.manifest = Manifest(**{**chosen, **terms})
         self.brokers = SigningBrokers(self)
+        self.code_files: dict[str, str] = {}
 
     def keys_of(self, broker: bytes) -> Keys:
         return next(keys for keys in (self.owner, *self.sites) if keys.party.broker == broker)
@@ -455,7 +458,7 @@ class World:
         enclave = Enclave(manifest=self.manifest, attester=PaperAttester(), brokers=brokers, letters=self.courier)
         self.enclave = enclave
         self.folder.mkdir(exist_ok=True)
-        return Run(enclave, self.courier, folder=self.folder, threads=threads)
+        return Run(enclave, self.courier, folder=self.folder, threads=threads, strategy=self.code_files)
 
     def trained(self, number: int, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what site ``number`` makes of a base."""

@@ -91,7 +91,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
             start=SealedReference(container_id="start", digest="00" * 32, key_id="key", size_bytes=10),
         ),
         "sites": tuple(Site(owner=party(f"site-{number}"), dataset=None) for number in range(2)),
-        "code": CodeTerms(client_app="a:b", client_image="11" * 32, aggregator_image="22" * 32, lock=LOCK),
+        "code": CodeTerms(client_app="a:b", client_image="11" * 32, aggregator_image="22" * 32, lock=LOCK, strategy=None),
         "strategy": StrategyTerms(name="FedAvg", parameters={}),
         "cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0), "settings": {},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0), "metrics": MetricTerms(clear=("loss",), decimals=4),

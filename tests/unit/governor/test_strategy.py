@@ -112,6 +112,50 @@ def test_every_strategy_s_parameters_can_be_named(strategy):
     assert ServerOptimizer(StrategyTerms(name=start.name, parameters=start.parameters))
 
 
+class Own(FedAvg):
+    def __init__(self, power=1.0, **others):
+        super().__init__(**others)
+        self.power = power
+
+
+class OwnAverage(FedAvg):
+    def __init__(self, power):
+        super().__init__(fraction_train=0.5)
+        self.power = power
+
+
+class Nameless(FedAvg):
+    def __init__(self, power):
+        super().__init__()
+        self._power = power
+
+
+def test_a_class_of_one_s_own_is_named_by_its_module_and_all_its_parameters_by_name():
+    start = caught(Own(power=2.0, min_train_nodes=3), num_rounds=3)
+    assert start.name == f"{__name__}:Own"
+    assert start.parameters["power"] == 2.0
+    assert start.parameters["min_train_nodes"] == 3
+    assert start.parameters["fraction_train"] == 1.0
+    manifest = make(rounds=3, strategy=StrategyTerms(name="FedAvg", parameters=start.parameters))
+    with pytest.raises(ManifestMismatchError) as refused:
+        require_same(start, manifest)
+    assert refused.value.field == "strategy"
+
+
+def test_a_class_of_one_s_own_is_not_taken_for_flowers_of_the_same_name():
+    mine = type("FedAvg", (FedAvg,), {"__module__": __name__})
+    assert caught(mine(), num_rounds=3).name == f"{__name__}:FedAvg"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "field"), [(OwnAverage(1.0), "strategy.fraction_train"), (Nameless(1.0), "strategy.power")]
+)
+def test_a_class_of_one_s_own_whose_settings_cannot_be_named_is_refused(strategy, field):
+    with pytest.raises(ConfigError) as refused:
+        strategy_parameters(strategy)
+    assert refused.value.field == field
+
+
 def test_an_app_that_starts_nothing_confidential_is_refused():
     with pytest.raises(ConfigError):
         catch_start(lambda: None)

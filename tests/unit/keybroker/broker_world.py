@@ -195,7 +195,11 @@ class World:
             ),
             sites=tuple(Site(owner=self.homes[name].party, dataset=self.reference(name)) for name in SITES),
             code=CodeTerms(
-                client_app="app:app", client_image=CLIENT_CODE, aggregator_image=AGGREGATOR_CODE, lock="11" * 32
+                client_app="app:app",
+                client_image=CLIENT_CODE,
+                aggregator_image=AGGREGATOR_CODE,
+                lock="11" * 32,
+                strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={}),
             cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from broker_world import CLIENT_CODE, MODEL_OWNER, SITES, Enclave, World
+from broker_world import AGGREGATOR_CODE, CLIENT_CODE, MODEL_OWNER, SITES, Enclave, World
 
 from confed.attestation.tee.simulated import SimulatedPlatform
 from confed.errors import (
@@ -46,9 +47,13 @@ from confed.keybroker.ledger import Ledger, verify_ledger
 from confed.manifest import Manifest, StrategyTerms
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import sign
+from confed.strategy import StrategyCode
 
 Make = Callable[..., World]
 Ask = Callable[[World], Any]
+
+
+STRATEGY_CODE = "cc" * 32
 
 
 def client(world: World, **launch: Any) -> Enclave:
@@ -367,6 +372,12 @@ def _strategy(select: int) -> Callable[[Manifest], Manifest]:
     return lambda manifest: dataclasses.replace(_cohort(3)(manifest), strategy=terms)
 
 
+def _own_strategy(manifest: Manifest) -> Manifest:
+    """Combine by a strategy class of somebody's own."""
+    code = dataclasses.replace(manifest.code, strategy=StrategyCode(digest=STRATEGY_CODE, memory_bytes=10**9))
+    return dataclasses.replace(manifest, strategy=StrategyTerms(name="fair:Fair", parameters={}), code=code)
+
+
 FLOORS: dict[str, tuple[dict[str, Any], type[ConfedError]]] = {
     "a cohort smaller than the key's": ({"data_floors": {"least_cohort": 3}}, FloorError),
     "a cohort of one that the key does not allow": (
@@ -380,6 +391,15 @@ FLOORS: dict[str, tuple[dict[str, Any], type[ConfedError]]] = {
     ),
     "a strategy that takes two, of which the key counts one": (
         {"change": _strategy(2), "counted": lambda homes: [homes[name].party.identity for name in ("north", "south")]},
+        FloorError,
+    ),
+    "a strategy class that its owner did not read": ({"change": _own_strategy}, FloorError),
+    "a strategy class that its owner did not read, of which it counts one update": (
+        {"data_floors": {"least_cohort": 1}, "change": _own_strategy},
+        FloorError,
+    ),
+    "a strategy class when its owner read another": (
+        {"data_floors": {"strategies": ("ee" * 32,)}, "change": _own_strategy},
         FloorError,
     ),
     "a purpose that the key does not serve": ({"data_floors": {"purposes": (Purpose.EVALUATE,)}}, PurposeError),
@@ -413,6 +433,28 @@ def test_a_selection_of_enough_updates_is_no_less_than_a_mean_of_them(
     floors = {"least_cohort": least, "discloses_to_model_owner": shown}
     world = make_world(data_floors=floors, model_floors={"least_cohort": least}, change=_strategy(select))
     world.release(client(world), "north")
+
+
+@pytest.mark.parametrize(
+    "floors", [{"strategies": ("cc" * 32,)}, {"least_cohort": 1, "discloses_to_model_owner": True}], ids=str
+)
+def test_a_strategy_class_counts_as_a_mean_where_the_owner_read_its_code(
+    make_world: Make, floors: dict[str, Any]
+) -> None:
+    model_floors = {"least_cohort": floors.get("least_cohort", 2), "strategies": (STRATEGY_CODE,)}
+    world = make_world(data_floors=floors, model_floors=model_floors, change=_own_strategy)
+    world.release(client(world), "north")
+
+
+@pytest.mark.parametrize(("read", "refused"), [((), True), (("ee" * 32,), True), (("cc" * 32,), False)])
+def test_a_model_key_that_pins_code_pins_that_of_a_strategy_class_too(
+    make_world: Make, read: tuple[str, ...], refused: bool
+) -> None:
+    floors = {"least_cohort": 1, "measurements": (CLIENT_CODE, AGGREGATOR_CODE), "strategies": read}
+    data_floors = {"strategies": (STRATEGY_CODE,)}
+    world = make_world(model_floors=floors, data_floors=data_floors, change=_own_strategy)
+    with pytest.raises(MeasurementError) if refused else contextlib.nullcontext():
+        world.release(aggregator(world), MODEL_OWNER, keys=(world.model_key(1),))
 
 
 def test_a_key_of_simulation_serves_no_other_environment(world: World) -> None:

@@ -181,6 +181,7 @@ class RecordedRun:
                 client_image=CODE[Role.CLIENT],
                 aggregator_image=CODE[Role.AGGREGATOR],
                 lock="11" * 32,
+                strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
             cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
