@@ -77,12 +77,13 @@ class Inbox:
         self._lock = threading.Lock()
         self._next = itertools.count()
 
-    def fetch(self, digest: str, *, plaintext_bytes: int) -> Parcel:
+    def fetch(self, digest: str, *, plaintext_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
         """Return the container of this digest, its header's signature checked; nothing else is.
 
         Args:
             digest: names it in the courier.
             plaintext_bytes: most that may be in it.
+            chunk_bytes: how long its chunks must be.
 
         Raises:
             SizeError: larger, by its own header or by what the courier sends.
@@ -90,7 +91,7 @@ class Inbox:
             EncodingError, MissingObjectError, TamperedError, UnreachableError: as the courier's client.
         """
         check_digest(digest)
-        limit = _sealed_limit(plaintext_bytes)
+        limit = _sealed_limit(plaintext_bytes, chunk_bytes)
         if limit <= SMALL_BYTES and self._held_bytes + limit <= self._memory_bytes:
             return Parcel(Container.parse(self._store.get(digest, limit_bytes=limit)), None)
         path = self._folder / f"{next(self._next)}.{digest[:16]}"
@@ -143,8 +144,8 @@ class Inbox:
                 file.write(self._store.read_unverified(digest, offset=offset, size_bytes=part))
 
 
-def _sealed_limit(plaintext_bytes: int) -> int:
+def _sealed_limit(plaintext_bytes: int, chunk_bytes: int) -> int:
     """Return the largest file that a container with this much in it can be."""
-    chunks = max(1, -(-plaintext_bytes // CHUNK_BYTES))
+    chunks = max(1, -(-plaintext_bytes // chunk_bytes))
     front = FRAME_BYTES + MAX_HEADER_BYTES + SIGNER_BYTES + SIGNATURE_BYTES
     return front + plaintext_bytes + chunks * TAG_BYTES

@@ -31,8 +31,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from confed.compression import name_of
 from confed.errors import (
     CohortError,
+    CompressionError,
     ConfedError,
     CredentialError,
     DuplicateUpdateError,
@@ -66,6 +68,7 @@ PURPOSES = (Purpose.TRAIN, Purpose.EVALUATE)
 ABSENT = "no-answer"
 """The code of a drawn site of which nothing was heard."""
 
+_OTHER_FORM: Mapping[str, type[ConfedError]] = {"layout": ShapeError, "compression": CompressionError}
 _CODE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -80,6 +83,18 @@ class Step:
     purpose: Purpose
     base: str
     instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSize:
+    """How long the plaintext in every update is, and its chunks."""
+
+    plaintext_bytes: int
+    chunk_bytes: int = CHUNK_BYTES
+
+
+NOTHING = UpdateSize(plaintext_bytes=0)
+"""What is in metrics, which are a declaration alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +123,19 @@ class Round:
 
     Args:
         key_id: SHA-256 of this aggregator's HPKE public key.
-        update_bytes: size of an update's plaintext.
+        size: of an update.
 
     Raises:
         CohortError: the manifest draws nobody for this purpose.
     """
 
     def __init__(
-        self, manifest: Manifest, step: Step, *, key_id: str, update_bytes: int, used: frozenset[bytes]
+        self, manifest: Manifest, step: Step, *, key_id: str, size: UpdateSize, used: frozenset[bytes]
     ) -> None:
         self._manifest = manifest
         self.step = step
         self._key_id = key_id
-        self._update_bytes = update_bytes if step.purpose is Purpose.TRAIN else 0
+        self._size = size if step.purpose is Purpose.TRAIN else NOTHING
         self._used = used
         self._open = True
         self._accepted: dict[str, Accepted] = {}
@@ -135,9 +150,9 @@ class Round:
         return tuple(self._accepted[name] for name in sorted(self._accepted))
 
     @property
-    def plaintext_bytes(self) -> int:
+    def size(self) -> UpdateSize:
         """Size of what is in every update."""
-        return self._update_bytes
+        return self._size
 
     @property
     def untouched(self) -> bool:
@@ -171,7 +186,7 @@ class Round:
             StaleUpdateError: another kind, run, manifest, round, attempt, purpose, base, aggregator or site.
             CredentialError, TicketError: a document that is not for exactly this.
             RecipientError: not sealed to this aggregator alone.
-            ShapeError, SizeError: not the model's tensors or size.
+            ShapeError, SizeError, CompressionError: not the model's tensors or size, or not the manifest's compression.
         """
         site = self.drawn(arrival.site)
         if arrival.site in self._accepted:
@@ -240,12 +255,12 @@ class Round:
             credential=arrival.credential.digest,
             ticket=arrival.ticket.digest,
             layout=self._manifest.model.layout,
+            compression=name_of(self._manifest.compression),
         ).to_detail()
         _require_same("kind", kind, header.kind, StaleUpdateError)
         _require_same("detail", sorted(detail), sorted(header.detail), StaleUpdateError)
         for name, expected in detail.items():
-            error = ShapeError if name == "layout" else StaleUpdateError
-            _require_same(name, expected, header.detail[name], error)
+            _require_same(name, expected, header.detail[name], _OTHER_FORM.get(name, StaleUpdateError))
         _require_same("header manifest", step.manifest, header.manifest, StaleUpdateError)
         _require_same("header parents", (step.base,), header.parents, StaleUpdateError)
         _require_same("header owner", site.owner.identity, header.owner, StaleUpdateError)
@@ -293,8 +308,8 @@ class Round:
         recipients = [(entry.method, entry.key_id) for entry in header.recipients]
         if recipients != [(Method.HPKE, self._key_id)]:
             raise RecipientError("recipients", expected="this aggregator alone", got=f"{len(recipients)} entries")
-        _require_same("plaintext size", self._update_bytes, header.plaintext_bytes, SizeError)
-        _require_same("chunk size", CHUNK_BYTES, header.chunk_bytes, SizeError)
+        _require_same("plaintext size", self._size.plaintext_bytes, header.plaintext_bytes, SizeError)
+        _require_same("chunk size", self._size.chunk_bytes, header.chunk_bytes, SizeError)
 
 
 class Rounds:
@@ -334,14 +349,14 @@ class Rounds:
         step = current.step
         return current if (step.round, step.attempt, step.purpose) == (round_number, attempt, purpose) else None
 
-    def open(self, *, round_number: int, attempt: int, purpose: Purpose, update_bytes: int) -> Round:
+    def open(self, *, round_number: int, attempt: int, purpose: Purpose, size: UpdateSize) -> Round:
         """Open a round; what was open is void.
 
         Args:
             round_number: of a training round the successor of the version, of an evaluation the version.
             attempt: from 0, later than every one before.
             purpose: train or evaluate.
-            update_bytes: size of an update's plaintext.
+            size: of an update.
 
         Raises:
             RoundError: not the next round, or not a later attempt.
@@ -357,7 +372,7 @@ class Rounds:
             base=self.base,
             instance=self._instance,
         )
-        opened = Round(self._manifest, step, key_id=self._key_id, update_bytes=update_bytes, used=frozenset(self._used))
+        opened = Round(self._manifest, step, key_id=self._key_id, size=size, used=frozenset(self._used))
         self._attempts[round_number, purpose] = attempt
         self.current = opened
         return opened

@@ -22,7 +22,7 @@ from aggregator.course import Course
 from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
 from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics
-from aggregator.round import Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
+from aggregator.round import NOTHING, Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
 from confed import canonical
 from confed.errors import (
     CohortError,
@@ -190,13 +190,11 @@ class Run:
                 self._rounds.require_next(round_number=round_number, attempt=attempt, purpose=wanted)
                 if wanted is Purpose.TRAIN:
                     self._course.require_next(round_number)
-                update_bytes = 0
+                size = NOTHING
                 self._renew(round_number, attempt, wanted)
                 if wanted is Purpose.TRAIN:
-                    update_bytes = self._prepare(round_number, attempt).trained.part.total_bytes
-                opened = self._rounds.open(
-                    round_number=round_number, attempt=attempt, purpose=wanted, update_bytes=update_bytes
-                )
+                    size = self._prepare(round_number, attempt).update_size
+                opened = self._rounds.open(round_number=round_number, attempt=attempt, purpose=wanted, size=size)
                 self._inbox.clear()
                 self._pending = None
                 self.excluded = {}
@@ -217,7 +215,8 @@ class Run:
             owner = current.drawn(site).owner
         try:
             started = time.perf_counter()
-            parcel = self._inbox.fetch(digest, plaintext_bytes=current.plaintext_bytes)
+            size = current.size
+            parcel = self._inbox.fetch(digest, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes)
             try:
                 arrival = self._arrival(current, site, digest, parcel)
                 with self._lock:

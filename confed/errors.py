@@ -39,7 +39,7 @@
         │   │   └── RunEndedError       under RoundError: a stop rule of the manifest has fired
         ├── UpdateError             the aggregator refused an update
         │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, StaleUpdateError,
-        │   │   DeclarationError
+        │   │   DeclarationError, CompressionError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
         │   └── StrategyError           a strategy class of one's own failed, or gave no model
         ├── ManifestMismatchError   something differs from what the manifest says
@@ -722,6 +722,12 @@ class DeclarationError(UpdateError):
     """A sealed declaration (weight, norm, metrics) that is not well-formed."""
 
     code = "declaration"
+
+
+class CompressionError(UpdateError):
+    """A compressed update that is not in the one form that its manifest names."""
+
+    code = "compression"
 
 
 class AggregatorError(RefusedError):

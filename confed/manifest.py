@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from confed import canonical, record
+from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
 from confed.stopping import StopTerms
 from confed.strategy import StrategyCode, StrategyTerms
@@ -191,6 +192,7 @@ class Manifest:
         rounds: the last round; ``stop`` may end the run in an earlier one.
         seed: seed of cohorts and clients; never of keys, nonces or noise.
         max_attempts: how often one round may be tried.
+        compression: of updates; ``null`` where they travel as they are.
         settings: what the ClientApp gets as ``run_config``.
         train_config, evaluate_config: what it gets as a message's config, with ``server-round`` added.
         data_source: ``sealed`` (each site's dataset container) or ``app`` (the ClientApp brings its own data).
@@ -215,6 +217,7 @@ class Manifest:
     update: UpdateTerms
     metrics: MetricTerms
     stop: StopTerms
+    compression: CompressionTerms | None
     client_tee: TeePolicy
     aggregator_tee: TeePolicy
     trust: TrustTerms

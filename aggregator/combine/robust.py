@@ -6,8 +6,6 @@ and the geometric median's weights (the distance of a weighted mean from each up
 between the updates); then the selected updates are folded. Results are Flower's on the same inputs, but for the last
 bits of sums that are added in another order, and for ties: here the update first in identity order goes first.
 
-As in Flower, whole numbers count in the distances: counters that differ by hundreds decide alone who is near whom.
-
 Sources: Yin et al., "Byzantine-Robust Distributed Learning" (2018): median, trimmed mean. Blanchard et al., "Machine
 Learning with Adversaries" (2017): Krum. El Mhamdi et al., "The Hidden Vulnerability of Distributed Learning in
 Byzantium" (2018): Bulyan, algorithm 2. Pillutla et al., "Robust Aggregation for Federated Learning" (2022): the

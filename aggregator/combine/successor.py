@@ -1,15 +1,16 @@
 """From a base and its cohort's updates to the next version: fold, server optimizer, types, and what is not trained.
 
 1. The trained part of the base is what the updates are held against; nothing else is combined.
-2. The strategy's rule is folded over the updates, and its optimizer applied, in numbers at least as wide as float32.
-3. The result is rounded once, to each tensor's own type, and must be finite there.
-4. Tensors that are not trained come from the base, bit for bit; tied ones are copies.
+2. Compressed updates are read as those that they stand for: what follows does not know of compression.
+3. The strategy's rule is folded over the updates, and its optimizer applied, in numbers at least as wide as float32.
+4. The result is rounded once, to each tensor's own type, and must be finite there.
+5. Tensors that are not trained come from the base, bit for bit; tied ones are copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from aggregator.combine.flower_strategy import Given
 from aggregator.combine.fold import combine
 from aggregator.combine.partial import part_of, whole_of
 from aggregator.combine.weights import Weights
+from aggregator.round import UpdateSize
 from confed.errors import NotFiniteError
+from confed.model.compressed import CompressedForm, Decoded
 from confed.model.trained import Trained
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class Base:
 
     weights: Weights = field(repr=False)
     trained: Trained
+    form: CompressedForm | None
     state: Arrays = field(repr=False)
 
     @classmethod
@@ -48,7 +52,22 @@ class Base:
         """
         terms = manifest.model
         trained = Trained.of(weights.layout, names=terms.trained, tied=terms.tied)
-        return cls(weights=weights, trained=trained, state=state)
+        form = None if manifest.compression is None else CompressedForm.of(trained.part, manifest.compression)
+        return cls(weights=weights, trained=trained, form=form, state=state)
+
+    @property
+    def update_size(self) -> UpdateSize:
+        """How long updates of it are."""
+        if self.form is None:
+            return UpdateSize(plaintext_bytes=self.trained.part.total_bytes)
+        return UpdateSize(plaintext_bytes=self.form.total_bytes, chunk_bytes=self.form.chunk_bytes)
+
+    def read(self, contributions: Sequence[Contribution], part: Weights) -> Sequence[Contribution]:
+        """Return contributions as the updates that they stand for; ``part`` is what of the base is trained."""
+        if self.form is None:
+            return contributions
+        form = self.form
+        return [replace(entry, chunks=Decoded(entry.chunks, form, part.flats)) for entry in contributions]
 
 
 def successor(
@@ -72,7 +91,7 @@ def successor(
     """
     part = part_of(base.weights, base.trained)
     combined = combine(
-        contributions,
+        base.read(contributions, part),
         base=part,
         least=manifest.cohort.least,
         norm_bound=manifest.update.norm_bound,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aggregator.combine.tensor_types import number_type
 from confed.errors import EncodingError
-from confed.model.weights import NUMPY_DTYPES, Layout, header_size, layout_of, parse_layout, unpack
+from confed.model.weights import NUMPY_DTYPES, Layout, flats_of, header_size, layout_of, parse_layout, spans, unpack
 
 Array = NDArray[Any]
 
@@ -29,13 +29,7 @@ class Weights:
     @classmethod
     def of(cls, arrays: Mapping[str, Array], layout: Layout) -> Weights:
         """Return the weights of arrays that have this layout; copied only where they do not lie together already."""
-        groups: dict[str, list[Array]] = {}
-        for tensor in layout.data_order:
-            groups.setdefault(tensor.dtype, []).append(arrays[tensor.name].reshape(-1))
-        return cls(
-            layout=layout,
-            flats={dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in groups.items()},
-        )
+        return cls(layout=layout, flats=flats_of(arrays, layout))
 
     @classmethod
     def parse(cls, packed: bytearray) -> Weights:
@@ -81,12 +75,3 @@ class Weights:
         return Weights(
             layout=self.layout, flats={dtype: number_type(dtype).restored(flat) for dtype, flat in self.flats.items()}
         )
-
-
-def spans(layout: Layout) -> dict[str, tuple[int, int]]:
-    """Return where the tensors of each type lie in the packed file: types lie together, one after the other."""
-    found: dict[str, tuple[int, int]] = {}
-    for tensor in layout.data_order:
-        start, _ = found.get(tensor.dtype, (tensor.start, 0))
-        found[tensor.dtype] = (start, tensor.end)
-    return found

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confed.client.feedback import Feedback
 from confed.client.step import Arrays, Grants, Step
+from confed.compression import name_of
 from confed.journey import Kind
 from confed.manifest import Manifest, Site
+from confed.model.compressed import CompressedForm, compress
 from confed.model.trained import Trained, as_numbers
 from confed.model.update import Declaration, UpdateDetail, update_key_info
-from confed.model.weights import layout_of, pack
+from confed.model.weights import flats_of, layout_of, pack
 from confed.sealing.derivation import new_data_key
+from confed.sealing.header import CHUNK_BYTES
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
 from confed.sealing.sealer import Draft, Sealed, seal_to_bytes
+
+_ROUNDING = 0x726F756E64
+"""Keeps the draws of rounding apart from the app's own."""
 
 
 def seal_result(  # noqa: PLR0913 (what a result consists of)
@@ -30,22 +37,29 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
     weight: float,
     metrics: Mapping[str, float],
     signing_key: Ed25519PrivateKey,
+    feedback: Feedback | None,
 ) -> tuple[bytes, Sealed]:
     """Return a sealed update (or, without arrays, sealed metrics) and its digest and size.
 
-    ``manifest_digest`` is the manifest's, computed once. Weight, norm and metrics are in the sealed declaration; the
-    header says in clear only for which step it is.
+    ``manifest_digest`` is the manifest's, computed once. ``feedback`` carries over what compression leaves out, where
+    the manifest says so. Weight, norm and metrics are in the sealed declaration; the header says in clear only for
+    which step it is.
 
     Raises:
         ShapeError: tensors other than the manifest's, or tied ones that are not equal.
         DeclarationError, NotFiniteError: a weight or metric that cannot be declared.
     """
-    parts: list[memoryview] = []
-    norm = 0.0
+    parts: Sequence[memoryview] = ()
+    norm, chunk_bytes = 0.0, CHUNK_BYTES
     if arrays is not None:
         trained = trained_of(manifest, step)
         taken = trained.taken(arrays)
-        parts, norm = pack(taken, like=trained.part), _norm(trained, taken, step.arrays)
+        if manifest.compression is None:
+            parts, norm = pack(taken, like=trained.part), _norm(trained, taken, step.arrays)
+        else:
+            form = CompressedForm.of(trained.part, manifest.compression)
+            parts, norm = _compressed(manifest, form, taken, site=site, step=step, grants=grants, feedback=feedback)
+            chunk_bytes = form.chunk_bytes
     declaration = Declaration(
         weight=weight,
         norm=norm,
@@ -75,7 +89,7 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         ),
         declaration_plaintext=declaration.to_bytes(),
     )
-    return seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
+    return seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
 
 
 def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Grants) -> UpdateDetail:
@@ -91,6 +105,7 @@ def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Gra
         credential=grants.credential.digest,
         ticket=grants.ticket.digest,
         layout=manifest.model.layout,
+        compression=name_of(manifest.compression),
     )
 
 
@@ -101,6 +116,32 @@ def trained_of(manifest: Manifest, step: Step) -> Trained:
         ShapeError: the base lacks a tensor that the manifest names.
     """
     return Trained.of(layout_of(step.arrays), names=manifest.model.trained, tied=manifest.model.tied)
+
+
+def _compressed(
+    manifest: Manifest,
+    form: CompressedForm,
+    taken: Arrays,
+    *,
+    site: Site,
+    step: Step,
+    grants: Grants,
+    feedback: Feedback | None,
+) -> tuple[Sequence[memoryview], float]:
+    """Return the parts of a compressed update and the norm of what it stands for; note what it leaves out."""
+    name, number = site.owner.name, step.round_number
+    # Drawn from the manifest's seed, as the app's own: a retry in another TEE rounds alike.
+    seed = manifest.client_seed(site=name, round_number=number)
+    made = compress(
+        form,
+        flats_of(taken, form.layout),
+        flats_of({tensor.name: step.arrays[tensor.name] for tensor in form.layout.tensors}, form.layout),
+        carried=None if feedback is None else feedback.carried(name, round_number=number),
+        generator=np.random.default_rng([seed, _ROUNDING]),
+    )
+    if feedback is not None:
+        feedback.note(name, round_number=number, ticket=grants.ticket.digest, residual=made.residual)
+    return made.parts, made.norm
 
 
 def _norm(trained: Trained, taken: Arrays, base: Arrays) -> float:

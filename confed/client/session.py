@@ -23,6 +23,7 @@ from confed import canonical
 from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
 from confed.client.counterpart import AggregatorCheck
+from confed.client.feedback import Feedback
 from confed.client.result import seal_result
 from confed.client.step import Arrays, Grants, Step, no_seconds, timed
 from confed.errors import (
@@ -90,6 +91,8 @@ class ClientSession:
         self._bases: dict[str, Arrays] = {}
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
+        compression = manifest.compression
+        self._feedback = Feedback(self._tickets_of) if compression is not None and compression.feedback else None
         self.states: dict[str, Any] = {}
 
     @property
@@ -204,6 +207,11 @@ class ClientSession:
                 raise failure
             self._records[version] = known
         return known[1].digest, known[0].to_bytes(), known[1].attempt
+
+    def _tickets_of(self, version: int) -> tuple[str, ...]:
+        """Return the digests of the tickets whose updates are in a committed version."""
+        self._base(version)
+        return self._records[version][1].tickets
 
     def _asks(
         self, group: Sequence[Site], *, version: int, base_attempt: int
@@ -425,8 +433,13 @@ class ClientSession:
 
         Raises:
             ShapeError: tensors other than the base's.
+            SessionError: something to carry over, where the next round may run in another TEE.
             ConfedError: the courier refused or is down.
         """
+        if arrays is not None and self._feedback is not None and self.follows_flower:
+            raise SessionError(
+                "compression.feedback", expected="none: Ray may run the next round elsewhere", got="some"
+            )
         with timed(seconds, "seal"):
             data, sealed = seal_result(
                 self.manifest,
@@ -438,6 +451,7 @@ class ClientSession:
                 weight=weight,
                 metrics=metrics,
                 signing_key=self._signing,
+                feedback=self._feedback,
             )
         with timed(seconds, "send"):
             return self._services.courier.put(data, digest=sealed.digest)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confed import record
+from confed.compression import CompressionTerms
 from confed.errors import ConfigError, MissingFileError
 from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
 from confed.stopping import BudgetTerms, PatienceTerms, StopTerms, TargetTerms
@@ -92,6 +93,26 @@ class UpdateTable:
 
     norm_bound: float
     weight_cap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionTable:
+    """How updates are compressed: ``name = "bf16"``, ``"int8"``, or ``"top-k"`` with its ``fraction``.
+
+    ``feedback``: a site carries over what one update left out; its TEE must be the same process in every round.
+    """
+
+    name: str
+    fraction: float | None = None
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        CompressionTerms(name=self.name, fraction=self.fraction, feedback=self.feedback)
+
+    @property
+    def terms(self) -> CompressionTerms:
+        """What the manifest holds of it."""
+        return CompressionTerms(name=self.name, fraction=self.fraction, feedback=self.feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +201,7 @@ class Experiment:
     update: UpdateTable
     metrics: MetricsTable
     model: ModelTable = field(default_factory=ModelTable)
+    compression: CompressionTable | None = None
     stop: StopTable = field(default_factory=StopTable)
     tee: TeeTable = field(default_factory=TeeTable)
     settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from confed.compression import CompressionTerms
 from confed.errors import ConfedError, ConfigError, DeploymentError
 from confed.experiment.resolution import entry_point
 from confed.experiment.services import Services
@@ -55,6 +56,16 @@ def require_engine(engine: str) -> None:
     """
     if engine not in ENGINES:
         raise ConfigError("engine", expected=", ".join(ENGINES), got=engine)
+
+
+def require_staying(engine: str, compression: CompressionTerms | None) -> None:
+    """Refuse to carry anything over from round to round on an engine whose client TEEs do not stay.
+
+    Raises:
+        ConfigError: compression with feedback on Ray, which may run a site's next round in another worker.
+    """
+    if engine == "ray" and compression is not None and compression.feedback:
+        raise ConfigError("compression.feedback", expected="false on the engine ray", got="true")
 
 
 @contextlib.contextmanager

@@ -209,6 +209,7 @@ def resolve(
         update=UpdateTerms(norm_bound=experiment.update.norm_bound, weight_cap=experiment.update.weight_cap),
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
+        compression=None if experiment.compression is None else experiment.compression.terms,
         client_tee=tee(code=client, role=Role.CLIENT),
         aggregator_tee=tee(code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),

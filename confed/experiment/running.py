@@ -13,7 +13,7 @@ from typing import Any
 from confed import canonical
 from confed.errors import ConfedError, LineageError
 from confed.experiment.config import load_experiment
-from confed.experiment.engines import early_pool, require_engine, run_engine, uses_separate_brokers
+from confed.experiment.engines import early_pool, require_engine, require_staying, run_engine, uses_separate_brokers
 from confed.experiment.owners import Owners, approve, load_owners, seal_everything
 from confed.experiment.resolution import Prepared, prepare, resolve
 from confed.experiment.services import Services, running_services
@@ -55,6 +55,7 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
     started = time.perf_counter()
     require_engine(request.engine)
     experiment = load_experiment(request.config_file)
+    require_staying(request.engine, None if experiment.compression is None else experiment.compression.terms)
     with early_pool(request.engine, sites=experiment.sites.count) as pool:
         prepared = prepare(experiment, config_file=request.config_file)
         owners = load_owners(prepared, home=request.home)

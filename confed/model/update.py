@@ -27,7 +27,8 @@ class UpdateDetail:
         aggregator: the aggregator instance it is sealed to (hexadecimal).
         site: name of the site in the manifest.
         credential, ticket: digests of the client's credential and of the ticket it is sent under.
-        layout: ``Layout.digest`` of the tensors inside.
+        layout: ``Layout.digest`` of the model that it is an update of.
+        compression: name of how it is compressed; ``none`` if it is not.
 
     Raises:
         EncodingError: a field out of its range.
@@ -44,12 +45,13 @@ class UpdateDetail:
     credential: str
     ticket: str
     layout: str
+    compression: str
 
     def __post_init__(self) -> None:
         for name in ("manifest", "base", "aggregator", "credential", "ticket", "layout"):
             if not _DIGEST.fullmatch(getattr(self, name)):
                 raise EncodingError(f"update.{name}", expected="a digest", got=getattr(self, name)[:64])
-        for name in ("run", "site"):
+        for name in ("run", "site", "compression"):
             if not 1 <= len(getattr(self, name)) <= _MAX_NAME:
                 raise EncodingError(f"update.{name}", expected=f"1 to {_MAX_NAME} characters", got="another length")
         for name, least in (("round", 1), ("attempt", 0)):

@@ -216,6 +216,23 @@ def unpack(buffer: Buffer, *, aligned: bool = True) -> dict[str, Array]:
     return {tensor.name: _array_of(view, tensor) for tensor in layout.tensors}
 
 
+def spans(layout: Layout) -> dict[str, tuple[int, int]]:
+    """Return where the tensors of each type lie in the packed file: types lie together, one after the other."""
+    found: dict[str, tuple[int, int]] = {}
+    for tensor in layout.data_order:
+        start, _ = found.get(tensor.dtype, (tensor.start, 0))
+        found[tensor.dtype] = (start, tensor.end)
+    return found
+
+
+def flats_of(arrays: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
+    """Return arrays as one flat array a type, in the order of the data; copied only where they lie apart."""
+    groups: dict[str, list[Array]] = {}
+    for tensor in layout.data_order:
+        groups.setdefault(tensor.dtype, []).append(arrays[tensor.name].reshape(-1))
+    return {dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in groups.items()}
+
+
 def header_size(start: Buffer) -> int:
     """Return how many bytes ``parse_layout`` needs of a file, from its first 8 bytes.
 

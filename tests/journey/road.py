@@ -33,6 +33,7 @@ from confed.attestation.tee.simulated_certificate import Launch, issue_instance
 from confed.attestation.verifier import Registry
 from confed.client.session import ClientSession, Services
 from confed.client.step import Grants, Step
+from confed.compression import name_of
 from confed.errors import ConfedError
 from confed.governor.courier import Courier, serve_courier
 from confed.governor.enclave_client import ClosedRound, EnclaveClient, OpenedRound
@@ -208,6 +209,7 @@ class Land:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
+            compression=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
@@ -693,6 +695,7 @@ def crafted(road: Road, held: Held, **changes: Any) -> bytes:
         credential=grants.credential.digest,
         ticket=grants.ticket.digest,
         layout=road.manifest.model.layout,
+        compression=name_of(road.manifest.compression),
     ).to_detail()
     declaration: dict[str, Any] = {
         "weight": changes.pop("weight", road.weight(name)),

@@ -65,6 +65,7 @@ def make(**changes):
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
+        "compression": None,
         "client_tee": TEE,
         "aggregator_tee": TEE,
         "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),

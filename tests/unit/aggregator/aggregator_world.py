@@ -19,6 +19,7 @@ from aggregator.enclave import Enclave
 from aggregator.run import Run
 from confed import canonical
 from confed.attestation.evidence import Binding, Envelope
+from confed.compression import name_of
 from confed.errors import ConfedError, InstanceError, MissingFileError, SizeError, UnreachableError
 from confed.journey import Kind, Purpose, Use
 from confed.keybroker.client import Release
@@ -53,9 +54,11 @@ from confed.manifest import (
     UpdateTerms,
 )
 from confed.model.bfloat16 import widened
+from confed.model.compressed import CompressedForm, compress
+from confed.model.trained import Trained
 from confed.model.update import Declaration, UpdateDetail, update_key_info
-from confed.model.weights import layout_of, pack, unpack
-from confed.sealing.container import Container, Draft, seal_to_bytes
+from confed.model.weights import flats_of, layout_of, pack, unpack
+from confed.sealing.container import CHUNK_BYTES, Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.identities import HpkeIdentity
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
@@ -349,6 +352,7 @@ class Changes:
     recipient: HpkeRecipient | None = None
     info_site: str | None = None
     letter: Callable[[bytes], bytes] = bytes
+    chunk_bytes: int = 0
 
 
 class World:
@@ -435,6 +439,7 @@ class World:
             "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0),
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
             "stop": StopTerms.none(),
+            "compression": None,
             "client_tee": policy,
             "aggregator_tee": policy,
             "trust": TrustTerms(anchors={}),
@@ -470,6 +475,15 @@ class World:
             for name, array in base.items()
         }
 
+    @property
+    def form(self) -> CompressedForm | None:
+        """The form of compressed updates; none where they are not."""
+        if self.manifest.compression is None:
+            return None
+        terms = self.manifest.model
+        part = Trained.of(layout_of(self.model), names=terms.trained, tied=terms.tied).part
+        return CompressedForm.of(part, self.manifest.compression)
+
     def traveling(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the tensors that the manifest trains."""
         return {name: array for name, array in arrays.items() if name in self.manifest.model.trained}
@@ -500,6 +514,10 @@ class World:
         changes = changes or Changes()
         keys, base = self.sites[number], base if base is not None else self.model
         sent = None if arrays is None else arrays if whole else self.traveling(arrays)
+        form = None if sent is None else self.form
+        if form is not None and sent is not None:
+            flats = [flats_of(self.traveling(which), form.layout) for which in (sent, base)]
+            made = compress(form, *flats, carried=None, generator=np.random.default_rng(number))
         purpose = Purpose.TRAIN if arrays is not None else Purpose.EVALUATE
         signing_key = changes.signing_key or Ed25519PrivateKey.generate()
         base_digest = base_digest or self.manifest.model.start.digest
@@ -541,10 +559,11 @@ class World:
             credential=credential.digest,
             ticket=ticket.digest,
             layout=self.manifest.model.layout,
+            compression=name_of(self.manifest.compression),
         ).to_detail()
         declared: dict[str, Any] = {
             "weight": float(10 * (number + 1)) if weight is None else weight,
-            "norm": norm_of(sent, base) if sent is not None else 0.0,
+            "norm": 0.0 if sent is None else norm_of(sent, base) if form is None else made.norm,
             "metrics": metrics or {},
             "dataset": canonical.digest(keys.name.encode()),
             **changes.declared,
@@ -576,12 +595,14 @@ class World:
             ),
             declaration_plaintext=declaration,
         )
-        plaintext = b"".join(bytes(part) for part in pack(sent)) if sent is not None else b""
+        parts = [] if sent is None else pack(sent) if form is None else made.parts
+        plaintext = b"".join(bytes(part) for part in parts)
         sealed, _ = seal_to_bytes(
             [changes.plaintext(plaintext)],
             replace(draft, **changes.header),
             data_key=data_key,
             signing_key=signing_key,
+            chunk_bytes=changes.chunk_bytes or (CHUNK_BYTES if form is None else form.chunk_bytes),
         )
         return self.courier.put(changes.sealed(sealed))
 

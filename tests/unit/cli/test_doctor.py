@@ -96,6 +96,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0), "settings": {},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0), "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
+        "compression": None,
         "client_tee": tee,
         "aggregator_tee": dataclasses.replace(tee, measurements=(aggregator_image(LOCK),)),
         "trust": TrustTerms(anchors={"simulated/1": (platform.anchor,)}),

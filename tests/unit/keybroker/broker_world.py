@@ -207,6 +207,7 @@ class World:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
+            compression=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

@@ -26,6 +26,7 @@ DETAIL: dict[str, Any] = {
     "credential": DIGEST,
     "ticket": DIGEST,
     "layout": DIGEST,
+    "compression": "none",
 }
 DECLARED: dict[str, Any] = {"weight": 10.0, "norm": 0.5, "metrics": {"loss": 0.25}, "dataset": DIGEST}
 

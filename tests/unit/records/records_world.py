@@ -189,6 +189,7 @@ class RecordedRun:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=("accuracy", "loss"), decimals=4),
             stop=self._stop,
+            compression=None,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
             aggregator_tee=TeePolicy(measurements=(CODE[Role.AGGREGATOR],), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
