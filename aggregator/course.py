@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aggregator.release import commit_topic
-from confed.errors import ConfedError, LineageError, RunEndedError, UnreachableError
+from confed.errors import ConfedError, LineageError, RoundError, RunEndedError, UnreachableError
 from confed.journey import Purpose
 from confed.keybroker.history import History
 from confed.keybroker.lineage import verify_commit_record
@@ -57,6 +57,15 @@ class Course:
         if found is None:
             raise LineageError("commit record", expected="one of a version after the start", got="none")
         return history, *found
+
+    def trains(self, round_number: int) -> bool:
+        """Return whether there may be a training round of this number."""
+        if round_number > self._manifest.rounds:
+            return False
+        try:
+            return not self._manifest.stop.any or self.history.ending() is None
+        except RoundError:  # It depends on an evaluation that is still to come.
+            return True
 
     def require_next(self, round_number: int) -> None:
         """Refuse a round to train that may not come any more, or not yet.

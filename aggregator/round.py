@@ -46,6 +46,7 @@ from confed.errors import (
     RecipientError,
     RoundError,
     ShapeError,
+    ShortCohortError,
     SignatureError,
     SizeError,
     StaleUpdateError,
@@ -444,10 +445,10 @@ def require_cohort(manifest: Manifest, count: int) -> None:
     """Check the cohort rule.
 
     Raises:
-        CohortError: fewer distinct identities than the manifest asks for.
+        ShortCohortError: fewer distinct identities than the manifest asks for.
     """
     if count < manifest.cohort.least:
-        raise CohortError("cohort", expected=f"at least {manifest.cohort.least}", got=count)
+        raise ShortCohortError("cohort", expected=f"at least {manifest.cohort.least}", got=count)
 
 
 def _checked_code(code: str) -> str:

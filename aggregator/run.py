@@ -25,13 +25,13 @@ from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics
 from aggregator.round import NOTHING, Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
 from confed import canonical
 from confed.errors import (
-    CohortError,
     ConfedError,
     CredentialError,
     LineageError,
     QuorumError,
     RoundError,
     ShapeError,
+    ShortCohortError,
     StaleUpdateError,
     TicketError,
 )
@@ -156,7 +156,9 @@ class Run:
         """Attest to every owner's broker for the rounds from ``first_round`` on; return the instance's name.
 
         An instance that is new to a run that has begun takes up the version before ``first_round`` from its
-        commit record; the model owner's broker releases keys only if that is the newest that it has witnessed.
+        commit record; the model owner's broker releases keys only if that is the newest that it has witnessed. Where
+        nothing is left to train (one more than the last round, or a stop rule fired), it takes up the version alone: to
+        evaluate it, for which it is credentialed then, and to close the run.
 
         Raises:
             RoundError: not the round that comes next.
@@ -165,10 +167,12 @@ class Run:
             ConfedError: the model owner's broker refused, of the class that says why.
         """
         with self._lock:
-            if not 1 <= first_round <= self._manifest.rounds:
-                raise RoundError("first round", expected=f"from 1 to {self._manifest.rounds}", got=first_round)
+            if not 1 <= first_round <= self._manifest.rounds + 1:
+                raise RoundError("first round", expected=f"from 1 to {self._manifest.rounds + 1}", got=first_round)
             if first_round - 1 != self._rounds.version:
                 self._begin_at(first_round - 1)
+            if not self._course.trains(first_round):
+                return self.instance
             asked = self._asked(first_round, attempt)
             with self._timed("release"):
                 self._keys = {(first_round, attempt): self._new_keys(asked)}
@@ -313,7 +317,7 @@ class Run:
             _LOG.warning("the broker of %s did not credential this enclave: %s", name, error.code)
         covered = sum(self._enclave.covered(site, asked.round) for site in self._manifest.sites)
         first = next(iter(refused.values()), None)
-        for least, error in ((self._manifest.quorum, QuorumError), (self._manifest.cohort.least, CohortError)):
+        for least, error in ((self._manifest.quorum, QuorumError), (self._manifest.cohort.least, ShortCohortError)):
             if covered < least:
                 raise error("credentials", expected=f"{least} identities", got=covered) from first
 

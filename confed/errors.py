@@ -46,6 +46,7 @@
         ├── LineageError            a model version without the commit and countersignatures that it needs
         ├── LedgerError             a ledger whose chain, signatures or order do not hold
         ├── UnreachableError        a service that must answer did not: fails closed
+        │   └── EnclaveLostError        the aggregator enclave itself: the round is taken up by its next instance
         ├── MissingObjectError      the courier holds no complete object of this digest
         ├── StorageError            a disk that failed while something was stored
         │   └── DiskFullError           a disk that is full
@@ -652,6 +653,13 @@ class CohortError(BrokerError):
     code = "cohort"
 
 
+class ShortCohortError(CohortError):
+    """A run fell short: fewer sites remained than its manifest asks for."""
+
+    code = "cohort-short"
+    exit_code = 4
+
+
 class QuorumError(BrokerError):
     """Too few countersignatures."""
 
@@ -764,6 +772,12 @@ class UnreachableError(RefusedError):
     """A service that must answer did not."""
 
     code = "unreachable"
+
+
+class EnclaveLostError(UnreachableError):
+    """The aggregator enclave ended, or cannot be reached, while a round was open."""
+
+    code = "enclave-lost"
 
 
 class MissingObjectError(RefusedError):

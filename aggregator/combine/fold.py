@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from aggregator.combine.passes import Contribution, Scratch, Segment, Updates, WrongSenders
 from aggregator.combine.weights import Weights
-from confed.errors import CohortError, ConfedError, DuplicateUpdateError
+from confed.errors import ConfedError, DuplicateUpdateError, ShortCohortError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def combine(
     excluded = {} if excluded is None else excluded
     while True:
         if len(kept) < least:
-            raise CohortError("cohort", expected=f"at least {least}", got=f"{len(kept)} ({_reasons(excluded)})")
+            raise ShortCohortError("cohort", expected=f"at least {least}", got=f"{len(kept)} ({_reasons(excluded)})")
         try:
             flats = rule.combine(Updates(kept, base=base, norm_bound=norm_bound, threads=threads))
         except WrongSenders as found:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from confed import record
 from confed.errors import MissingFileError
 from confed.governor.courier import Courier, serve_courier
 from confed.wire.channel import TlsIdentity
@@ -45,7 +46,7 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    tls = None if listen.startswith("unix:") else TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
+    tls = None if listen.startswith("unix:") else _identity(directory / "tls.json")
     with serve_courier(courier, listen=listen, tls=tls) as server:
         told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
         if endpoint_file is not None:
@@ -54,3 +55,15 @@ def serve(
             os.replace(temporary, endpoint_file)  # noqa: PTH105
         typer.echo(f"courier listens at {server.endpoint.target}", err=True)
         stop.wait()
+
+
+def _identity(path: Path) -> TlsIdentity:
+    """Return the courier's TLS identity: kept with what it stores, since sites pin it across restarts."""
+    if path.is_file():
+        return record.from_json(TlsIdentity, json.loads(path.read_bytes()), at="courier TLS identity")
+    identity = TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
+    temporary = path.with_suffix(".tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(record.to_json(identity), file)
+    temporary.replace(path)
+    return identity

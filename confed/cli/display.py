@@ -102,6 +102,8 @@ class RunProgress:
             self._done.add(site)
         elif event.event is EventName.CLIENT_FAILED:
             view.failures[site] = str(event.fields.get("code", "failed"))
+        elif event.event is EventName.ROUND_ABANDONED:
+            view.failures["aggregator"] = str(event.fields.get("code", "lost"))
         elif event.event in (EventName.ROUND_COMBINED, EventName.EVALUATED):
             view.metrics.update(event.fields.get("metrics", {}))
             view.failures.update(event.fields.get("excluded", {}))

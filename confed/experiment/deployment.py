@@ -56,7 +56,7 @@ def run_deployment(services: Services, *, node_kind: NodeKind, watch: Callable[[
         )
 
         def check() -> None:
-            services.require_alive()
+            services.keep_alive()
             for host in hosts:
                 host.keep_alive()
             watch()

@@ -95,6 +95,7 @@ def _governor_file(services: Services) -> Generator[Path]:
     launch = GovernorLaunch(
         manifest=base64.b64encode(services.manifest.encoded).decode(),
         aggregator=services.aggregator,
+        courier=services.courier,
         events_file=str(services.run_directory / "events.jsonl"),
         round_timeout_s=services.prepared.experiment.run.round_timeout_s,
     )
@@ -198,7 +199,7 @@ def _in_thread(run: Callable[[], object], services: Services, watch: Callable[[]
     thread.start()
     while thread.is_alive():
         watch()
-        services.require_alive()
+        services.keep_alive()
         thread.join(_WATCH_S)
     watch()
     if failure:

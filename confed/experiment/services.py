@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from confed.wire.channel import Endpoint, TlsIdentity
 _START_S = 60.0
 _STOP_S = 5.0
 _POLL_S = 0.01
+_RESTARTS = 3
 _DYING_S = 1.0
 """How long a process that caused a failure may take to be seen dead: its sockets close before it can be reaped."""
 
@@ -49,10 +50,16 @@ class Process:
     def __init__(self, name: str, arguments: Sequence[str], *, log: Path, secret: bytes | None = None) -> None:
         self.name = name
         self._log = log
+        self._starts_again: Callable[[], tuple[Sequence[str], bytes]] | None = None
+        self._starts = 0
+        self.process = self._spawn(arguments, secret or b"")
+
+    def _spawn(self, arguments: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
+        self._starts += 1
         read_end, write_end = os.pipe()
         filled = [str(read_end) if argument == "{fd}" else argument for argument in arguments]
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603
+        with self._log.open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603
                 tether(filled),
                 pass_fds=(read_end,),
                 stdin=subprocess.DEVNULL,
@@ -63,7 +70,26 @@ class Process:
             )
         os.close(read_end)
         with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as stream:
-            stream.write(secret or b"")
+            stream.write(secret)
+        return process
+
+    def start_again_with(self, document: Callable[[], tuple[Sequence[str], bytes]]) -> None:
+        """Let ``keep_alive`` start it again, with the arguments and secret that ``document`` then returns."""
+        self._starts_again = document
+
+    def keep_alive(self) -> None:
+        """Start it again if it has died, a few times.
+
+        Raises:
+            DeploymentError: it died too often, or is not of those that go on.
+        """
+        if self.process.poll() is None:
+            return
+        if self._starts_again is None or self._starts > _RESTARTS:
+            self.require_alive()
+            return
+        arguments, secret = self._starts_again()
+        self.process = self._spawn(arguments, secret)
 
     def require_alive(self) -> None:
         """Raise if the process has ended.
@@ -123,6 +149,15 @@ class Services:
     def log_directory(self) -> Path:
         """Where processes log."""
         return self.run_directory / "logs"
+
+    def keep_alive(self) -> None:
+        """Start what has died again, where the run can go on with it: the courier and the aggregator.
+
+        Raises:
+            DeploymentError: names a process that died too often, or without which the run cannot go on.
+        """
+        for process in self.processes:
+            process.keep_alive()
 
     def require_alive(self) -> None:
         """Raise if any process has ended early.
@@ -235,29 +270,36 @@ def running_services(
 def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> None:
     groups = _groups(services.owners, apart=apart)
     waiting = [_start_brokers(services, number, group, apart=apart) for number, group in enumerate(groups)]
-    courier_file = services.sockets / "courier.json"
-    courier = Process(
-        "courier",
-        [
-            *_confed("courier", "serve"),
-            *("--directory", str(services.run_directory / "courier")),
-            *("--listen", "127.0.0.1:0" if apart else f"unix:{services.sockets}/courier.sock"),
-            *("--endpoint-file", str(courier_file)),
-            *(argument for path in files.values() for argument in ("--keep", str(path))),
-            # On one machine for one run: a process that dies loses nothing, and a power cut ends the run anyway.
-            *([] if apart else ["--without-fsync"]),
-        ],
-        log=services.log_directory / "courier.log",
-    )
-    services.processes.append(courier)
-    found = courier.wait_for_endpoint(courier_file)
-    services.courier = Endpoint(target=found["target"], certificate=found["certificate"])
+    _start_courier(services, files, apart=apart)
     servers: list[BrokerServer] = []
     for process, path in waiting:
         told = process.wait_for_endpoint(path)
         servers.append(record.from_json(BrokerServer, dict(told), at="broker endpoint"))
     services.brokers = tuple(servers)
     _start_aggregator(services, apart=apart)
+
+
+def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool) -> None:
+    endpoint_file = services.sockets / "courier.json"
+
+    def arguments(listen: str) -> list[str]:
+        return [
+            *_confed("courier", "serve"),
+            *("--directory", str(services.run_directory / "courier")),
+            *("--listen", listen),
+            *("--endpoint-file", str(endpoint_file)),
+            *(argument for path in files.values() for argument in ("--keep", str(path))),
+            # On one machine for one run: a process that dies loses nothing, and a power cut ends the run anyway.
+            *([] if apart else ["--without-fsync"]),
+        ]
+
+    listen = "127.0.0.1:0" if apart else f"unix:{services.sockets}/courier.sock"
+    courier = Process("courier", arguments(listen), log=services.log_directory / "courier.log")
+    services.processes.append(courier)
+    found = courier.wait_for_endpoint(endpoint_file)
+    services.courier = Endpoint(target=found["target"], certificate=found["certificate"])
+    # The same directory at the same address: whoever was cut off goes on where it stopped.
+    courier.start_again_with(lambda: (arguments(services.courier.target), b""))
 
 
 def _groups(owners: Owners, *, apart: bool) -> list[list[OwnerHome]]:
@@ -291,20 +333,25 @@ def _start_aggregator(services: Services, *, apart: bool) -> None:
     folder = services.sockets / "aggregator"
     folder.mkdir()
     tls = TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC)) if apart else None
-    document = services.aggregator_launch(
-        measurement=services.manifest.code.aggregator_image,
-        listen="127.0.0.1:0" if apart else f"unix:{folder}/aggregator.sock",
-        tls=tls,
-    )
-    aggregator = Process(
-        "aggregator",
-        [sys.executable, "-m", "aggregator", "--launch-fd", "{fd}"],
-        log=services.log_directory / "aggregator.log",
-        secret=document,
-    )
+
+    def document(listen: str) -> bytes:
+        measurement = services.manifest.code.aggregator_image
+        return services.aggregator_launch(measurement=measurement, listen=listen, tls=tls)
+
+    def start_again() -> tuple[Sequence[str], bytes]:
+        # A new instance: nothing of the one before is of use to it, least of all its ciphertext.
+        for left in folder.glob("sealed-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return arguments, document(services.aggregator.target)
+
+    arguments = [sys.executable, "-m", "aggregator", "--launch-fd", "{fd}"]
+    listen = "127.0.0.1:0" if apart else f"unix:{folder}/aggregator.sock"
+    log = services.log_directory / "aggregator.log"
+    aggregator = Process("aggregator", arguments, log=log, secret=document(listen))
     services.processes.append(aggregator)
     told = aggregator.wait_for_endpoint(folder / "endpoint.json")
     services.aggregator = Endpoint(target=told["target"], certificate=told["certificate"])
+    aggregator.start_again_with(start_again)
 
 
 def _confed(*words: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from confed.errors import EnclaveLostError, UnreachableError
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.statement import unverified
 from confed.wire.channel import Endpoint, open_channel, raise_if_refused, reaching
@@ -62,13 +63,13 @@ class EnclaveClient:
     """A client of one aggregator enclave.
 
     No call is repeated by itself: whether an interrupted round is tried again is the governor's decision, as a new
-    attempt. ``timeout_s`` bounds each call, the combining of a round included.
+    attempt. No call has a deadline: fetching and combining take as long as sizes and links do, and an enclave that is
+    gone is found by keep-alive (``confed.wire.channel``).
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 3600.0) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._channel = open_channel(endpoint)
         self._stub = services.AggregatorStub(self._channel)
-        self._timeout_s = timeout_s
 
     def close(self) -> None:
         """Close the channel; running calls end."""
@@ -85,7 +86,7 @@ class EnclaveClient:
 
         Raises:
             RefusedError: the class that the enclave's code names.
-            UnreachableError: the aggregator is down.
+            EnclaveLostError: the aggregator is down.
         """
         call = pb.AttestCall(first_round=first_round, attempt=attempt)
         reply: pb.AttestReply = self._ask(self._stub.Attest, call)
@@ -96,7 +97,7 @@ class EnclaveClient:
 
         Raises:
             RefusedError: the class that the enclave's code names.
-            UnreachableError: the aggregator is down.
+            EnclaveLostError: the aggregator is down.
         """
         call = pb.OpenRoundCall(round=round_number, attempt=attempt, purpose=purpose)
         reply: pb.OpenRoundReply = self._ask(self._stub.OpenRound, call)
@@ -107,7 +108,7 @@ class EnclaveClient:
 
         Raises:
             UpdateError: the enclave refused the update, as the subclass that its code names.
-            UnreachableError: the aggregator is down.
+            EnclaveLostError: the aggregator is down.
         """
         call = pb.SubmitCall(site=site, digest=digest)
         self._ask(self._stub.Submit, call)
@@ -118,7 +119,7 @@ class EnclaveClient:
         Raises:
             RefusedError: the class that the enclave's code names; nothing was published.
             EncodingError: the answer is not a commit record.
-            UnreachableError: the aggregator is down.
+            EnclaveLostError: the aggregator is down.
         """
         call = pb.CloseRoundCall(absent=dict(absent))
         reply: pb.CloseRoundReply = self._ask(self._stub.CloseRound, call)
@@ -138,13 +139,16 @@ class EnclaveClient:
 
         Raises:
             RefusedError: the class that the enclave's code names.
-            UnreachableError: the aggregator is down.
+            EnclaveLostError: the aggregator is down.
         """
         reply: pb.CloseRunReply = self._ask(self._stub.CloseRun, pb.CloseRunCall())
         return reply.closing
 
     def _ask(self, method: Callable[..., Any], call: object) -> Any:
-        with reaching(_SERVICE):
-            reply = method(call, timeout=self._timeout_s)
+        try:
+            with reaching(_SERVICE):
+                reply = method(call)
+        except UnreachableError as error:
+            raise EnclaveLostError(_SERVICE, expected=error.expected, got=error.got) from error
         raise_if_refused(reply, who=_SERVICE)
         return reply

@@ -35,6 +35,7 @@ class EventName(StrEnum):
     ROUND_STARTED = "round-started"
     CLIENT_DONE = "client-done"
     CLIENT_FAILED = "client-failed"
+    ROUND_ABANDONED = "round-abandoned"
     ROUND_COMBINED = "round-combined"
     EVALUATED = "evaluated"
     VERSION_COMMITTED = "version-committed"
@@ -145,6 +146,7 @@ FIELDS: Mapping[EventName, frozenset[str]] = {
     EventName.ROUND_STARTED: _ROUND | {"version", "base", "cohort", "names", "aggregator", "instance"},
     EventName.CLIENT_DONE: _ROUND | {"site", "digest", "size_bytes", "seconds"},
     EventName.CLIENT_FAILED: _ROUND | {"site", "code"},
+    EventName.ROUND_ABANDONED: _ROUND | {"code"},
     EventName.ROUND_COMBINED: _COHORT,
     EventName.EVALUATED: _COHORT,
     EventName.VERSION_COMMITTED: _ROUND | {"version", "digest", "base", "record", "cohort", "size_bytes"},

@@ -1,4 +1,4 @@
-"""What the governor is told when it starts: the manifest, and where the enclave listens. It holds no key."""
+"""What the governor is told when it starts: the manifest, and where enclave and courier listen. It holds no key."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class GovernorLaunch:
 
     manifest: str
     aggregator: Endpoint
+    courier: Endpoint
     events_file: str
     round_timeout_s: float
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from confed import canonical
-from confed.errors import DeploymentError, RefusedError
-from confed.governor.enclave_client import EnclaveClient
+from confed.errors import ConfedError, EnclaveLostError, RefusedError, RoundError, RunEndedError, ShortCohortError
+from confed.governor.enclave_client import ClosedRound, EnclaveClient
 from confed.governor.events import EventLog, EventName
+from confed.governor.taking_up import Letters, Survivor
 from confed.journey import Purpose
 from confed.keybroker.history import History
-from confed.keybroker.statements import Candidate, Closing, CommitRecord
+from confed.keybroker.statements import Closing, CommitRecord
 from confed.manifest import Manifest
 from confed.statement import Signed, unverified
+from confed.wire.patience import spread_sleep
 
 RECORD = "confed"
 """Name of the one ConfigRecord that confed's messages carry."""
@@ -31,12 +33,31 @@ _LONGEST_S = 1e9
 
 
 class Rounds:
-    """Opens and closes the rounds of one run in the enclave, and hands it each reply's reference as it arrives."""
+    """Opens and closes the rounds of one run in the enclave, and hands it each reply's reference as it arrives.
 
-    def __init__(self, manifest: Manifest, enclave: EnclaveClient, events: EventLog) -> None:
+    Guarantees: a round whose enclave is lost is taken up by the next instance as a new attempt, or counts as it is if
+    its commit was published; at most the manifest's ``max_attempts``.
+
+    Args:
+        letters: where commit records are published.
+        patience_s: how long a lost enclave may take to come back.
+        sleep: waits between attempts to reach it; injectable for tests.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        enclave: EnclaveClient,
+        events: EventLog,
+        *,
+        letters: Letters,
+        patience_s: float,
+        sleep: Callable[[float], None] = spread_sleep,
+    ) -> None:
         self.manifest = manifest
         self._enclave = enclave
         self._events = events
+        self._survivor = Survivor(manifest, enclave, letters, patience_s=patience_s, sleep=sleep)
         self._nodes: dict[str, int] = {}
         self._sites: dict[int, str] = {}
         self._attested = False
@@ -45,6 +66,9 @@ class Rounds:
         self._purpose = ""
         self._round = 0
         self._history = History(manifest)
+        self._published: ClosedRound | None = None
+        self.lost: EnclaveLostError | None = None
+        """Set while the enclave of the open round is gone: there is nothing to wait for."""
 
     def ended(self, round_number: int) -> bool:
         """Return whether a stop rule ended the run before this round; the enclave would refuse it."""
@@ -57,7 +81,7 @@ class Rounds:
 
         Raises:
             RefusedError: the enclave refused, of the class that says why.
-            DeploymentError: too few sites are connected.
+            ShortCohortError: too few sites are connected.
         """
         if not self._attested:
             self._learn_nodes(grid)
@@ -67,18 +91,59 @@ class Rounds:
                 rounds=self.manifest.rounds,
                 sites=len(self.manifest.sites),
             )
-            started = time.perf_counter()
-            instance = self._enclave.attest(first_round=round_number, attempt=0)
-            seconds = {"attest": time.perf_counter() - started}
-            self._events.write(EventName.ATTESTED, role="aggregator", instance=instance, seconds=seconds)
+            self._attest(round_number, Purpose.TRAIN)
             self._attested = True
-        opened = self._enclave.open_round(round_number=round_number, attempt=0, purpose=Purpose(kind))
-        self._round, self._purpose, self._answered = round_number, kind, {}
+        self._round, self._purpose = round_number, kind
+        try:
+            return self._opened()
+        except (EnclaveLostError, RoundError) as error:
+            return self.again(error)
+
+    def again(self, error: ConfedError) -> list[Message]:
+        """Take the round up in the next instance and return the messages of another attempt, or none: it is committed.
+
+        Raises:
+            ConfedError: ``error``, if no enclave was lost; or why the next instance cannot go on.
+        """
+        purpose, before = Purpose(self._purpose), self._survivor.instance
+        if isinstance(error, RunEndedError):
+            raise error
+        self._events.write(EventName.ROUND_ABANDONED, round=self._round, purpose=self._purpose, code=error.code)
+        for _ in range(self.manifest.max_attempts):
+            self._published = self._survivor.published(self._round, purpose)
+            try:
+                self._attest(self._round + (self._published is not None and purpose is Purpose.TRAIN), purpose)
+                if self._published is not None:
+                    return []
+                if isinstance(error, RoundError) and self._survivor.instance == before:
+                    raise error  # It refused, and nothing was lost.
+                return self._opened()
+            except EnclaveLostError as lost:
+                error = lost
+        raise error
+
+    def _attest(self, round_number: int, purpose: Purpose) -> None:
+        """Have the enclave attest for what comes; after an evaluation that is the next round to train."""
+        started = time.perf_counter()
+        instance = self._survivor.attest(round_number + (purpose is Purpose.EVALUATE))
+        seconds = {"attest": time.perf_counter() - started}
+        self._events.write(EventName.ATTESTED, role="aggregator", instance=instance, seconds=seconds)
+
+    def _opened(self) -> list[Message]:
+        attempt = self._survivor.next_attempt(self._round, Purpose(self._purpose))
+        opened = self._enclave.open_round(round_number=self._round, attempt=attempt, purpose=Purpose(self._purpose))
+        self.lost, self._answered = None, {}
         self._expected = opened.cohort
-        self._events.write(EventName.ROUND_STARTED, round=round_number, purpose=kind, cohort=len(opened.cohort))
-        content = RecordDict({RECORD: ConfigRecord({"round": round_number, "attempt": 0})})
+        self._events.write(
+            EventName.ROUND_STARTED,
+            round=self._round,
+            attempt=attempt,
+            purpose=self._purpose,
+            cohort=len(opened.cohort),
+        )
+        content = RecordDict({RECORD: ConfigRecord({"round": self._round, "attempt": attempt})})
         return [
-            Message(content=content, message_type=kind, dst_node_id=self._nodes[site])
+            Message(content=content, message_type=self._purpose, dst_node_id=self._nodes[site])
             for site in opened.cohort
             if site in self._nodes
         ]
@@ -86,7 +151,7 @@ class Rounds:
     def receive(self, reply: Message) -> None:
         """Hand one reply's reference to the enclave as it arrives; note a failure by its code."""
         site = self._sites.get(reply.metadata.src_node_id)
-        if site is None or site in self._answered:
+        if site is None or site in self._answered or self.lost is not None:
             return
         seconds: dict[str, float] = {}
         if reply.has_error():
@@ -95,6 +160,8 @@ class Rounds:
             told = reply.content.config_records.get(RECORD, ConfigRecord())
             seconds = _seconds(told)
             code = self._submit(site, str(told.get("digest", "")))
+        if self.lost is not None:
+            return
         self._answered[site] = code
         if code:
             self._events.write(EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code)
@@ -106,6 +173,8 @@ class Rounds:
     def _submit(self, site: str, digest: str) -> str:
         try:
             self._enclave.submit(site=site, digest=digest)
+        except EnclaveLostError as error:
+            self.lost = error
         except RefusedError as error:
             return error.code
         return ""
@@ -116,26 +185,22 @@ class Rounds:
         Raises:
             RefusedError: the enclave refused; nothing was published.
         """
-        for reply in replies:
-            self.receive(reply)
-        absent = {site: self._answered.get(site, "no-answer") for site in self._expected}
-        absent = {site: code for site, code in absent.items() if code}
-        for site in self._expected:
-            if site not in self._answered:
-                self._events.write(
-                    EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code="no-answer"
-                )
-        closed = self._enclave.close_round(absent=absent)
+        closed = self._published
+        if closed is None:
+            for reply in replies:
+                self.receive(reply)
+            if self.lost is not None:
+                raise self.lost
+            closed = self._enclave.close_round(absent=self._absent())
+        self._published = None
         event = EventName.EVALUATED if self._purpose == MessageType.EVALUATE else EventName.ROUND_COMBINED
         for site, code in closed.excluded.items():
-            if site not in absent:
+            if not self._answered.get(site):
                 self._events.write(
                     EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code
                 )
         # Read, not verified: whoever relies on a version checks the record; the governor only names it.
-        record = CommitRecord.from_bytes(closed.record)
-        candidate = unverified(record.candidate, Candidate)
-        self._history.add(record)
+        self._history.add(CommitRecord.from_bytes(closed.record))
         self._events.write(
             event,
             round=self._round,
@@ -143,11 +208,21 @@ class Rounds:
             cohort=closed.cohort_size,
             metrics=dict(closed.metrics),
             seconds=dict(closed.seconds),
-            version=candidate.version,
-            digest=candidate.digest,
+            version=closed.version,
+            digest=closed.digest,
             excluded=dict(closed.excluded),
         )
-        return candidate.digest, closed.metrics
+        return closed.digest, closed.metrics
+
+    def _absent(self) -> dict[str, str]:
+        absent = {site: self._answered.get(site, "no-answer") for site in self._expected}
+        for site in self._expected:
+            if site not in self._answered:
+                self._answered[site] = "no-answer"
+                self._events.write(
+                    EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code="no-answer"
+                )
+        return {site: code for site, code in absent.items() if code}
 
     def finish(self) -> None:
         """End the run with its countersigned closing entry.
@@ -155,7 +230,16 @@ class Rounds:
         Raises:
             RefusedError: the enclave or the brokers refused.
         """
-        documents = canonical.decode(self._enclave.close_run())
+        try:
+            encoded = self._enclave.close_run()
+        except (EnclaveLostError, RoundError) as error:
+            # Its next instance takes up the last version alone.
+            before = self._survivor.instance
+            self._attest(self._history.version + 1, Purpose.TRAIN)
+            if isinstance(error, RoundError) and self._survivor.instance == before:
+                raise
+            encoded = self._enclave.close_run()
+        documents = canonical.decode(encoded)
         closing = unverified(Signed.from_json(documents["closing"]), Closing)
         self._events.write(EventName.RUN_FINISHED, rounds=closing.rounds, reason=closing.ending.told)
 
@@ -167,7 +251,7 @@ class Rounds:
             if time.monotonic() > deadline:
                 if len(self._nodes) >= self.manifest.cohort.least:
                     break
-                raise DeploymentError("sites", expected=f"{len(wanted)} connected", got=len(self._nodes))
+                raise ShortCohortError("sites", expected=f"{len(wanted)} connected", got=len(self._nodes))
             new = [node for node in grid.get_node_ids() if node not in self._sites]
             if not new:
                 time.sleep(_POLL_S)

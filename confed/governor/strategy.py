@@ -7,7 +7,7 @@ lets out. A wrapped strategy that differs from the manifest's is refused by para
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from confed.errors import ConfedError, ConfigError, RefusedError
+from confed.errors import ConfedError, ConfigError, EnclaveLostError, RefusedError, RoundError
 from confed.governor.agreement import Start, StartCaught, require_same, resolving, strategy_name, strategy_parameters
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.governor.launch import GovernorLaunch
 from confed.governor.rounds import Rounds, exchange
+from confed.wire.courier_client import CourierClient
 
 SEALED_STYPE = "confed.sealed-reference"
 
@@ -36,6 +37,8 @@ class ConfidentialStrategy(Strategy):
         self._strategy = strategy
         self._rounds: Rounds | None = None
         self._ended = False
+        self._grid: Grid | None = None
+        self._timeout_s = 0.0
 
     def start(
         self,
@@ -70,14 +73,22 @@ class ConfidentialStrategy(Strategy):
         launch = GovernorLaunch.from_environment()
         manifest = launch.manifest_decoded()
         require_same(asked, manifest)
-        with EventLog(launch.events) as events:
-            self._rounds = Rounds(manifest, EnclaveClient(launch.aggregator), events)
+        self._timeout_s = min(timeout, launch.round_timeout_s)
+        with EventLog(launch.events) as events, CourierClient(launch.courier) as courier:
+            self._rounds = Rounds(
+                manifest,
+                EnclaveClient(launch.aggregator),
+                events,
+                letters=courier,
+                patience_s=launch.round_timeout_s,
+            )
+            self._grid = _WatchedGrid(_prompt(grid), self._rounds)
             try:
                 result = super().start(
-                    grid=_WatchedGrid(_prompt(grid), self._rounds),
+                    grid=self._grid,
                     initial_arrays=_reference(manifest.model.start.digest),
                     num_rounds=num_rounds,
-                    timeout=min(timeout, launch.round_timeout_s),
+                    timeout=self._timeout_s,
                     train_config=train_config,
                     evaluate_config=evaluate_config,
                 )
@@ -106,7 +117,7 @@ class ConfidentialStrategy(Strategy):
         del server_round
         if self._ended:
             return None, None
-        digest, metrics = self._running.close(replies)
+        digest, metrics = self._closed(replies)
         return _reference(digest), MetricRecord(dict(metrics))
 
     def configure_evaluate(
@@ -123,7 +134,17 @@ class ConfidentialStrategy(Strategy):
         del server_round
         if self._ended or self._running.manifest.cohort.fraction_evaluate == 0:
             return None
-        return MetricRecord(dict(self._running.close(replies)[1]))
+        return MetricRecord(dict(self._closed(replies)[1]))
+
+    def _closed(self, replies: Iterable[Message]) -> tuple[str, Mapping[str, float]]:
+        """Close the round, in as many attempts as enclaves are lost and the manifest allows."""
+        while True:
+            try:
+                return self._running.close(replies)
+            except (EnclaveLostError, RoundError) as error:
+                if self._grid is None:
+                    raise
+                replies = self._grid.send_and_receive(self._running.again(error), timeout=self._timeout_s)
 
     @property
     def _running(self) -> Rounds:
@@ -166,6 +187,8 @@ class _WatchedGrid(Grid):
         for reply in exchange(self._grid, asked, timeout_s=timeout):
             self._rounds.receive(reply)
             replies.append(reply)
+            if self._rounds.lost is not None:
+                break  # Whoever still answers answers an attempt that is over.
         return replies
 
 

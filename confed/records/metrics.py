@@ -81,6 +81,7 @@ def summarize(directory: RunDirectory, *, engine: str, total_s: float, model: st
         "engine": engine,
         "environment": manifest.environment,
         **results_of(lines),
+        "dropped": dropped(lines) + not_combined(lines, directory.events()),
         "ended": ended(directory),
         "seconds": seconds,
         "total_s": round(total_s, 3),
@@ -119,6 +120,23 @@ def dropped(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for line in lines
         for purpose, key in ((Purpose.TRAIN, "excluded"), (Purpose.EVALUATE, "evaluate_excluded"))
         for site, code in sorted(line.get(key, {}).items())
+    ]
+
+
+def not_combined(lines: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return who failed in rounds that came to no result, as ``dropped`` does; the governor's word alone."""
+    rounds = {line["round"]: line for line in lines}
+    failed: dict[tuple[int, str, str], str] = {}
+    for event in events:
+        number, purpose = event.get("round"), str(event.get("purpose"))
+        if event.get("event") != "client-failed" or not isinstance(number, int):
+            continue
+        cohort = rounds.get(number, {}).get("evaluate_cohort" if purpose == Purpose.EVALUATE else "cohort", 0)
+        if not cohort:
+            failed[number, purpose, str(event.get("site"))] = str(event.get("code"))
+    return [
+        {"round": number, "purpose": purpose, "site": site, "code": code}
+        for (number, purpose, site), code in sorted(failed.items())
     ]
 
 

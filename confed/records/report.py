@@ -38,7 +38,7 @@ def write_report(directory: RunDirectory) -> Path:
     parts = [
         _headline(manifest, summary, lines, ended=metrics.ended(directory)),
         _pictures(manifest, lines),
-        _left_out(lines),
+        _left_out(lines, directory.events()),
         _terms(manifest),
         _attested(directory, manifest),
         _versions(directory, manifest),
@@ -96,8 +96,8 @@ def _pictures(manifest: Manifest, lines: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
-def _left_out(lines: Iterable[Mapping[str, Any]]) -> Html:
-    dropped = metrics.dropped(lines)
+def _left_out(lines: Sequence[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> Html:
+    dropped = metrics.dropped(lines) + metrics.not_combined(lines, events)
     if not dropped:
         return section("Left out", Html("<p>Nobody: every site that was drawn is in every result.</p>"))
     body = [cells(item["round"], item["purpose"], item["site"], code(item["code"])) for item in dropped]
