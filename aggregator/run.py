@@ -140,6 +140,8 @@ class Run:
         self._lock = threading.RLock()
         self._keys: dict[tuple[int, int], RoundKeys] = {}
         self._pending: _Pending | None = None
+        self._owner_knows_from: int | None = None
+        """The first round for which the model owner's broker has seen this instance."""
         self._seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.excluded: Mapping[str, str] = {}
         """Why drawn sites are not in the round that was closed last, also if it failed."""
@@ -302,6 +304,7 @@ class Run:
 
     def _new_keys(self, asked: Asked) -> RoundKeys:
         stateful = self._optimizer.stateful
+        self._owner_knows_from = min(asked.round, self._owner_knows_from or asked.round)
         return round_keys(
             self._enclave,
             asked,
@@ -327,12 +330,16 @@ class Run:
         lacking = [
             site for site in self._manifest.sites if not self._enclave.covered(site, round_number, for_ms=for_ms)
         ]
-        if lacking:
-            with self._timed("release"):
-                asked = self._asked(round_number, attempt)
-                if purpose is Purpose.EVALUATE:
-                    asked = replace(asked, purpose=Purpose.EVALUATE)
+        asked = self._asked(round_number, attempt)
+        if purpose is Purpose.EVALUATE:
+            asked = replace(asked, purpose=Purpose.EVALUATE)
+        with self._timed("release"):
+            if lacking:
                 self._credential(lacking, asked)
+            if purpose is Purpose.EVALUATE and round_number < (self._owner_knows_from or round_number + 1):
+                # An instance that takes the run up in an evaluation has asked its owner for no key of that round.
+                self._enclave.model_keys((), asked)
+                self._owner_knows_from = round_number
 
     def _prepare(self, round_number: int, attempt: int) -> Base:
         """Have a training round's keys, and its base open."""

@@ -657,7 +657,7 @@ class ShortCohortError(CohortError):
     """A run fell short: fewer sites remained than its manifest asks for."""
 
     code = "cohort-short"
-    exit_code = 4
+    exit_code = 5
 
 
 class QuorumError(BrokerError):

@@ -1,6 +1,6 @@
 """``confed``: the commands, and how an error becomes one clear line and an exit code.
 
-Exit codes: 0 done, 2 a user's mistake, 3 refused by a check.
+Exit codes: 0 done, 2 a user's mistake, 3 refused by a check, 5 a run that fell short of its least cohort.
 """
 
 from __future__ import annotations
