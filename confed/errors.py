@@ -36,7 +36,8 @@
         │   ├── ChallengeError, NotApprovedError, PurposeError, RoundError, RollbackError, FloorError,
         │   │   UnknownKeyError, CredentialError, TicketError, ForkError, CohortError, QuorumError, BudgetError,
         │   │   RequestReplayError, InstanceError
-        │   │   └── RunEndedError       under RoundError: a stop rule of the manifest has fired
+        │   │   ├── RunEndedError       under RoundError: a stop rule of the manifest has fired
+        │   │   └── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
         ├── UpdateError             the aggregator refused an update
         │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, StaleUpdateError,
         │   │   DeclarationError, CompressionError

@@ -60,7 +60,7 @@ def test_a_round_that_fails_says_who_was_missing_and_why(world: World) -> None:
     service.Attest(pb.AttestCall(first_round=1, attempt=0), None)
     service.OpenRound(pb.OpenRoundCall(round=1, attempt=0, purpose="train"), None)
     reply = service.CloseRound(pb.CloseRoundCall(absent={"site-1": "client-error"}), None)
-    assert reply.refusal.code == "cohort"
+    assert reply.refusal.code == "cohort-short"
     assert reply.excluded["site-1"] == "client-error"
     assert not reply.record
 

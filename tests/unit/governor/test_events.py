@@ -24,6 +24,7 @@ WRITTEN: list[tuple[EventName, dict[str, object]]] = [
     (EventName.ROUND_STARTED, {"round": 1, "purpose": "train", "cohort": 2, "names": ["St. Mary", "Königsberg"]}),
     (EventName.CLIENT_DONE, {"round": 1, "site": "St. Mary", "seconds": {"train": 0.5, "seal": 0}}),
     (EventName.CLIENT_FAILED, {"round": 1, "site": "Königsberg", "code": "no-answer"}),
+    (EventName.ROUND_ABANDONED, {"round": 1, "purpose": "train", "code": "enclave-lost"}),
     (
         EventName.ROUND_COMBINED,
         {"round": 1, "cohort": 1, "metrics": {"loss": 0.25}, "excluded": {"Königsberg": "norm"}},
