@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confed.errors import EncodingError, MissingFileError, SizeError
@@ -113,6 +113,7 @@ def test_a_line_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == b""
 
 
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(min_value=0, max_value=1500), max_size=20))
 def test_a_reader_that_follows_sees_every_event_once_wherever_the_writes_are_cut(
     cuts: list[int], tmp_path_factory: pytest.TempPathFactory
