@@ -18,7 +18,7 @@ A round (``Round``) accepts an update only if:
 - its signer has a credential from the site's own broker for exactly this step;
 - it shows a ticket from the site's own broker for exactly this step, base, aggregator and signer, not used before;
 - it is sealed to this aggregator and nobody else, and has exactly the model's size (none, for evaluations);
-- once opened, it declares a weight within the cap, a norm within the bound, finite metrics and the site's dataset.
+- once opened, it declares a weight within the cap, a loss within the cap where one counts, a norm within the bound, finite metrics and the site's dataset.
 
 A round closes once. It yields a cohort only if at least ``cohort.least`` accepted sites remain; every other site
 that was drawn is named with a code, the enclave's own reason before what the governor reports.
@@ -39,6 +39,7 @@ from confed.errors import (
     CredentialError,
     DuplicateUpdateError,
     EncodingError,
+    LossError,
     ManifestMismatchError,
     NormError,
     NotFiniteError,
@@ -421,12 +422,13 @@ def purpose_named(purpose: str) -> Purpose:
     return Purpose(purpose)
 
 
-def check_declaration(declaration: Declaration, *, manifest: Manifest, site: Site) -> None:
+def check_declaration(declaration: Declaration, *, manifest: Manifest, site: Site, purpose: Purpose) -> None:
     """Check what a sender declares against the manifest, before its weights are opened.
 
     Raises:
         NotFiniteError: a weight, norm or metric that is NaN or infinite.
         WeightError: a weight that is not above 0 and at most ``update.weight_cap``.
+        LossError: training without the loss that the strategy reads, or one that is not from 0 to ``update.loss_cap``.
         NormError: a norm below 0 or above ``update.norm_bound``.
         ManifestMismatchError: another dataset than the site's.
     """
@@ -437,8 +439,21 @@ def check_declaration(declaration: Declaration, *, manifest: Manifest, site: Sit
         raise WeightError(f"{site.owner.name} weight", expected=f"up to {manifest.update.weight_cap}", got="another")
     if not 0 <= declaration.norm <= manifest.update.norm_bound:
         raise NormError(f"{site.owner.name} norm", expected=f"up to {manifest.update.norm_bound}", got="another")
+    if purpose is Purpose.TRAIN:
+        _check_loss(declaration, manifest=manifest, site=site)
     dataset = site.dataset.digest if site.dataset else ""
     _require_same(f"{site.owner.name} dataset", dataset, declaration.dataset, ManifestMismatchError)
+
+
+def _check_loss(declaration: Declaration, *, manifest: Manifest, site: Site) -> None:
+    key, cap = manifest.strategy.loss_key, manifest.update.loss_cap
+    if key is None or cap is None:
+        return
+    loss = declaration.metrics.get(key)
+    if loss is None or not 0 <= loss <= cap:
+        raise LossError(
+            f"{site.owner.name} {key}", expected=f"from 0 to {cap}", got="none" if loss is None else "another"
+        )
 
 
 def require_cohort(manifest: Manifest, count: int) -> None:

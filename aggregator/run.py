@@ -478,7 +478,7 @@ class Run:
                 (recipient,) = container.header.recipients
                 unlocked = container.unlock(self._enclave.hpke.unwrap(recipient.wrapped, info=info))
                 declaration = Declaration.from_bytes(unlocked.declaration())
-                check_declaration(declaration, manifest=self._manifest, site=entry.site)
+                check_declaration(declaration, manifest=self._manifest, site=entry.site, purpose=step.purpose)
                 opened[name] = (unlocked, declaration)
             except ConfedError as error:
                 failed[name] = error

@@ -39,7 +39,7 @@
         │   │   ├── RunEndedError       under RoundError: a stop rule of the manifest has fired
         │   │   └── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
         ├── UpdateError             the aggregator refused an update
-        │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, StaleUpdateError,
+        │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, LossError, StaleUpdateError,
         │   │   DeclarationError, CompressionError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
         │   └── StrategyError           a strategy class of one's own failed, or gave no model
@@ -719,6 +719,12 @@ class WeightError(UpdateError):
     """An update whose weight is not in the permitted range."""
 
     code = "weight"
+
+
+class LossError(UpdateError):
+    """An update whose training loss, which the strategy weighs it by, is absent or not in the permitted range."""
+
+    code = "loss"
 
 
 class StaleUpdateError(UpdateError):

@@ -8,6 +8,7 @@ Settings that cannot change a guarantee (where a server listens, how many worker
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,14 +122,20 @@ class CohortTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTerms:
-    """What an update may be: L2 norm of its difference from the base, and the largest weight (examples)."""
+    """What an update may be: L2 norm of its difference from the base, the largest weight (examples), the largest loss.
+
+    ``loss_cap`` bounds the training loss that a strategy weighs updates by; null where the strategy reads none.
+    """
 
     norm_bound: float
     weight_cap: float
+    loss_cap: float | None
 
     def __post_init__(self) -> None:
         _require(self.norm_bound > 0, "update.norm_bound", "above 0", self.norm_bound)
         _require(self.weight_cap > 0, "update.weight_cap", "above 0", self.weight_cap)
+        capped = self.loss_cap is None or 0 < self.loss_cap < math.inf
+        _require(capped, "update.loss_cap", "above 0 and finite", self.loss_cap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +271,12 @@ class Manifest:
             )
         drawn = len(self.draw(purpose="train", round_number=1))
         _require(drawn >= self.cohort.least, "cohort.fraction_train", f"a cohort of {self.cohort.least}", drawn)
+        _require(
+            (self.strategy.loss_key is None) == (self.update.loss_cap is None),
+            "update.loss_cap",
+            "a cap exactly where the strategy weighs by losses (QFedAvg)",
+            self.update.loss_cap,
+        )
         self.strategy.require_code(self.code.strategy, updates=drawn, size_bytes=self.model.start.size_bytes)
         self.stop.require(rounds=self.rounds, clear=self.metrics.clear)
         _require(

@@ -61,6 +61,11 @@ class StrategyTerms:
         return ":" in self.name
 
     @property
+    def loss_key(self) -> str | None:
+        """The metric by which updates are weighed, where the strategy reads one (QFedAvg's training loss)."""
+        return str(self.parameters.get("train_loss_key") or "train_loss") if self.name == "QFedAvg" else None
+
+    @property
     def least_cohort(self) -> int:
         """Fewest updates on which the strategy keeps its promise: ``2 f + 3`` for Krum's, ``4 f + 3`` for Bulyan.
 

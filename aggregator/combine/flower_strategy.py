@@ -4,15 +4,16 @@ A strategy is a rule that is folded over the sealed updates (``fold``, ``robust`
 applied to the folded mean. FedAvgM and Flower's FedOpt family compute everything from the weighted mean and the base,
 so one message that carries the folded mean, with weight 1, gives the result that all the updates would give: their
 arithmetic is Flower's own. FedProx differs from FedAvg in what the clients are told (``confed/client/mod.py``).
-Every other name is refused, QFedAvg too: it needs each client's training loss beside its update.
+QFedAvg is a rule of its own (``fair``), by the declared training losses. Every other name is refused.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -23,6 +24,7 @@ from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
 from aggregator.combine import robust
+from aggregator.combine.fair import QFedAvg
 from aggregator.combine.fold import Rule, WeightedMean
 from confed.errors import ManifestMismatchError, NotFiniteError, ShapeError
 from confed.flower.geometric_median import GeometricMedian
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, NDArray[Any]]
 
+LARGEST_Q = 15.0
+"""The largest that its authors tried; with more, one site's loss decides alone."""
 STATE_FORMAT = "confed-strategy-state/1"
 """Names in a state are ``ATTRIBUTE/NAME`` (``m_t/NAME``), attribute by attribute, in the order of the tensors."""
 
@@ -55,6 +59,15 @@ def _krum(strategy: Any) -> Rule:
     return robust.Krum(faulty=strategy.num_malicious_nodes, select=strategy.num_nodes_to_select)
 
 
+def _qfedavg(strategy: Any) -> Rule:
+    rate, q = strategy.client_learning_rate, strategy.q
+    if not 0 < rate < math.inf or not 0 <= q <= LARGEST_Q:
+        raise ManifestMismatchError(
+            "strategy.parameters", expected=f"client_learning_rate above 0, q from 0 to {LARGEST_Q}", got="another"
+        )
+    return QFedAvg(q=q, learning_rate=rate, losses={})
+
+
 def _geometric_median(strategy: Any) -> Rule:
     return robust.GeometricMedian(
         smoothing=strategy.smoothing, tolerance=strategy.tolerance, max_iterations=strategy.max_iterations
@@ -69,6 +82,7 @@ PERMITTED: Mapping[str, _Permitted] = {
     "FedYogi": _Permitted(make=flower.FedYogi, optimizes=True, state=("m_t", "v_t")),
     # Its beta_1 is 0: m_t is the round's own difference, and only v_t goes on.
     "FedAdagrad": _Permitted(make=flower.FedAdagrad, optimizes=True, state=("v_t",)),
+    "QFedAvg": _Permitted(make=flower.QFedAvg, rule=_qfedavg),
     "FedMedian": _Permitted(make=flower.FedMedian, rule=lambda _: robust.Median()),
     "FedTrimmedAvg": _Permitted(make=flower.FedTrimmedAvg, rule=lambda made: robust.TrimmedMean(cut=made.beta)),
     "Krum": _Permitted(make=flower.Krum, rule=_krum),
@@ -112,6 +126,7 @@ class ServerOptimizer:
         if permitted is None:
             raise ManifestMismatchError("strategy.name", expected="one of " + ", ".join(PERMITTED), got=terms.name)
         self._permitted = permitted
+        self._loss_key = terms.loss_key
         self._parameters = {name: value for name, value in terms.parameters.items() if value is not None}
         for name, value in self._parameters.items():
             _require_parameter(permitted.make, name, value)
@@ -131,8 +146,9 @@ class ServerOptimizer:
 
     def rule_for(self, given: Given) -> Rule:
         """Return the rule of one round."""
-        del given
-        return self.rule
+        if self._loss_key is None or not isinstance(self.rule, QFedAvg):
+            return self.rule
+        return replace(self.rule, losses={site: metrics[self._loss_key] for site, metrics in given.metrics.items()})
 
     def apply(self, *, round_number: int, base: Arrays, mean: Arrays, state: Arrays) -> Applied:
         """Return the next version and the next state, as numbers in the types that Flower computes in.
@@ -198,7 +214,9 @@ def _require_parameter(make: type[flower.FedAvg], name: str, value: object) -> N
         raise ManifestMismatchError(f"strategy.{name}", expected=f"a parameter of {make.__name__}", got="none")
     if name in _FUNCTIONS:
         raise ManifestMismatchError(f"strategy.{name}", expected="Flower's default", got="another")
-    kinds = (int, float) if isinstance(taken.default, float) else (type(taken.default),)
+    # QFedAvg's client_learning_rate is the one parameter of Flower's strategies without a default: a number.
+    number = taken.default is inspect.Parameter.empty or isinstance(taken.default, float)
+    kinds = (int, float) if number else (type(taken.default),)
     if type(value) not in kinds:
         raise ManifestMismatchError(f"strategy.{name}", expected=kinds[-1].__name__, got=type(value).__name__)
 

@@ -89,10 +89,19 @@ class ModelTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTable:
-    """L2 norm bound of an update and the largest weight (number of examples) of one client."""
+    """L2 norm bound of an update and the largest weight (number of examples) of one client.
+
+    ``loss_cap`` is the largest training loss, for strategies that weigh by it (QFedAvg), and left out for others.
+    """
 
     norm_bound: float
     weight_cap: float
+    loss_cap: float | None = None
+
+    @property
+    def terms(self) -> UpdateTerms:
+        """What the manifest holds of it."""
+        return UpdateTerms(norm_bound=self.norm_bound, weight_cap=self.weight_cap, loss_cap=self.loss_cap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +237,7 @@ class Experiment:
             if value.count(":") != 1 or not all(value.split(":")):
                 raise ConfigError(key, expected="module:attribute", got=value)
         # The manifest's own rules, before anything is made.
-        UpdateTerms(norm_bound=self.update.norm_bound, weight_cap=self.update.weight_cap)
+        _ = self.update.terms
         MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)
         self.stop.terms.require(rounds=self.run.rounds, clear=self.metrics.clear)
         rounds = self.settings.get("num-server-rounds", self.run.rounds)

@@ -40,7 +40,6 @@ from confed.manifest import (
     Site,
     StrategyTerms,
     TrustTerms,
-    UpdateTerms,
 )
 from confed.strategy import StrategyCode, StrategySource
 
@@ -52,6 +51,7 @@ AGGREGATED_BY = (
     "FedAdam",
     "FedYogi",
     "FedAdagrad",
+    "QFedAvg",
     "FedMedian",
     "FedTrimmedAvg",
     "Krum",
@@ -206,7 +206,7 @@ def resolve(
             fraction_evaluate=_fraction(start, "evaluate"),
         ),
         settings=experiment.run_config,
-        update=UpdateTerms(norm_bound=experiment.update.norm_bound, weight_cap=experiment.update.weight_cap),
+        update=experiment.update.terms,
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,

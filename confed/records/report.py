@@ -116,7 +116,8 @@ def _terms(manifest: Manifest) -> Html:
         "cohort": f"at least {manifest.cohort.least} distinct sites in any result; {manifest.quorum} of "
         f"{len(manifest.sites)} sites' brokers countersign every version",
         "updates": f"norm at most {manifest.update.norm_bound:g}, weight at most {manifest.update.weight_cap:g}; "
-        "seen by the aggregator enclave alone",
+        + (f"training loss at most {manifest.update.loss_cap:g}; " if manifest.update.loss_cap else "")
+        + "seen by the aggregator enclave alone",
         "leaves in clear": f"{clear}: means over a cohort, {manifest.metrics.decimals} decimals",
         "client code": Html(f"{code(manifest.code.client_app)} {short(manifest.code.client_image)}"),
         "aggregator code": short(manifest.code.aggregator_image),

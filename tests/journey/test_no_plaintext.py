@@ -248,7 +248,7 @@ def walked(quick_disk: Path) -> Iterator[Walked]:
         folder=folder / "land",
         model={"weight": np.full(ELEMENTS, MODEL, dtype=np.float32)},
         data=lambda _: {"x": np.full((64, 8), DATA, dtype=np.float32)},
-        change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e9, weight_cap=1e9)),
+        change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e9, weight_cap=1e9, loss_cap=None)),
     )
     with pytest.MonkeyPatch.context() as patch, everything_said() as said, recorded(patch) as messages:
         be_a_server_app_process(patch)
@@ -366,7 +366,10 @@ def test_the_app_sees_the_manifests_words_and_not_the_governors(
     road = make_road(
         model={"weight": np.full(8, MODEL, dtype=np.float32)},
         change=lambda m: dataclasses.replace(
-            m, train_config={"lr": 0.1}, settings={"epochs": 2}, update=UpdateTerms(norm_bound=1e9, weight_cap=1e9)
+            m,
+            train_config={"lr": 0.1},
+            settings={"epochs": 2},
+            update=UpdateTerms(norm_bound=1e9, weight_cap=1e9, loss_cap=None),
         ),
     )
     monkeypatch.setattr(current, "_session", road.session(*SITES))

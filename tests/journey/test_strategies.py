@@ -16,6 +16,7 @@ GIVEN = "FedAdam(eta=0.05, "
 STRATEGIES = {
     "Krum": "Krum(num_malicious_nodes=0, ",
     "FedAvgM": "FedAvgM(server_momentum=0.5, ",
+    "QFedAvg": "QFedAvg(client_learning_rate=0.1, q=0.5, ",
 }
 
 
@@ -24,7 +25,8 @@ def experiment(folder, name):
     config = runs.confidential_ordinary(folder, rounds=2)
     server = folder / "server_app.py"
     server.write_text(server.read_text().replace(GIVEN, STRATEGIES[name]).replace("FedAdam", name))
-    config.write_text(config.read_text().replace("least = 2", "least = 3"))
+    capped = "weight_cap = 1000.0\nloss_cap = 50.0" if name == "QFedAvg" else "weight_cap = 1000.0"
+    config.write_text(config.read_text().replace("least = 2", "least = 3").replace("weight_cap = 1000.0", capped))
     return config
 
 

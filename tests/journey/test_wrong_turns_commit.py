@@ -700,7 +700,7 @@ def test_a_result_that_nobody_countersigned_is_open_to_nobody(make_road: MakeRoa
     Otherwise the model owner has n and n-1 sites' means, and so one site's update.
     """
     terms: dict[str, Any] = {"model": large_model()} if size == "large" else {}
-    wide = UpdateTerms(norm_bound=1e6, weight_cap=1e3)
+    wide = UpdateTerms(norm_bound=1e6, weight_cap=1e3, loss_cap=None)
     road = make_road(**terms, change=lambda m: dataclasses.replace(m, update=wide))
     keys = [road.version_key(1, attempt) for attempt in (0, 1)]
     aggregator = road.aggregator()

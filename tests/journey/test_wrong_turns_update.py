@@ -456,7 +456,8 @@ def test_chunks_that_are_reordered_or_repeated_are_excluded(
     make_road: MakeRoad, change: Callable[[bytes], bytes]
 ) -> None:
     road = make_road(
-        model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3))
+        model=large_model(),
+        change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3, loss_cap=None)),
     )
     road.aggregator().open(1)
     sending = Sending.of(road, road.aggregators[0])
@@ -467,7 +468,8 @@ def test_chunks_that_are_reordered_or_repeated_are_excluded(
 
 def test_an_update_of_several_chunks_counts(make_road: MakeRoad) -> None:
     road = make_road(
-        model=large_model(), change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3))
+        model=large_model(),
+        change=lambda m: dataclasses.replace(m, update=UpdateTerms(norm_bound=1e3, weight_cap=1e3, loss_cap=None)),
     )
     road.aggregator().open(1)
     sending = Sending.of(road, road.aggregators[0])

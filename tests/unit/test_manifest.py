@@ -62,7 +62,7 @@ def make(**changes):
         "strategy": StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
         "cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0),
         "settings": {"learning-rate": 0.5},
-        "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0),
+        "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
         "compression": None,
@@ -231,8 +231,10 @@ def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
         (lambda: CohortTerms(least=0, fraction_train=1.0, fraction_evaluate=1.0), "cohort.least"),
         (lambda: CohortTerms(least=1, fraction_train=0.0, fraction_evaluate=1.0), "cohort.fraction_train"),
         (lambda: CohortTerms(least=1, fraction_train=1.5, fraction_evaluate=1.0), "cohort.fraction_train"),
-        (lambda: UpdateTerms(norm_bound=0, weight_cap=1.0), "update.norm_bound"),
-        (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0), "update.weight_cap"),
+        (lambda: UpdateTerms(norm_bound=0, weight_cap=1.0, loss_cap=None), "update.norm_bound"),
+        (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0, loss_cap=None), "update.weight_cap"),
+        (lambda: UpdateTerms(norm_bound=1.0, weight_cap=1.0, loss_cap=0.0), "update.loss_cap"),
+        (lambda: UpdateTerms(norm_bound=1.0, weight_cap=1.0, loss_cap=float("inf")), "update.loss_cap"),
         (lambda: MetricTerms(clear=(), decimals=12), "metrics.decimals"),
         (
             lambda: TeePolicy(
@@ -267,6 +269,22 @@ def test_an_empty_or_senseless_term_is_refused(make_part, field):
     with pytest.raises(ConfigError) as caught:
         make_part()
     assert caught.value.field == field
+
+
+FAIR = StrategyTerms(name="QFedAvg", parameters={"client_learning_rate": 0.1})
+CAPPED = UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=5.0)
+
+
+def test_losses_are_capped_exactly_where_they_count():
+    assert Manifest.decode(make(strategy=FAIR, update=CAPPED).encoded).update.loss_cap == 5.0
+    for changes in ({"strategy": FAIR}, {"update": CAPPED}):
+        with pytest.raises(ConfigError) as caught:
+            make(**changes)
+        assert caught.value.field == "update.loss_cap"
+    value = record.to_json(make())
+    del value["update"]["loss_cap"]
+    with pytest.raises(ConfigError):
+        Manifest.decode(canonical.encode(value))
 
 
 def test_an_unknown_key_in_a_manifest_is_refused():

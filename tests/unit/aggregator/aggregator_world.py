@@ -436,7 +436,7 @@ class World:
             "strategy": strategy or StrategyTerms(name="FedAvg", parameters={}),
             "cohort": CohortTerms(least=least, fraction_train=1.0, fraction_evaluate=1.0),
             "settings": {},
-            "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0),
+            "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0, loss_cap=None),
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
             "stop": StopTerms.none(),
             "compression": None,

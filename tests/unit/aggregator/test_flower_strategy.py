@@ -153,7 +153,12 @@ def test_a_lost_state_would_show(name: str, parameters: dict[str, Any], state: t
 @pytest.mark.parametrize(
     ("name", "parameters", "field"),
     [
-        ("QFedAvg", {"client_learning_rate": 0.1}, "strategy.name"),
+        ("FedXgbBagging", {}, "strategy.name"),
+        ("QFedAvg", {}, "strategy.parameters"),
+        ("QFedAvg", {"client_learning_rate": "0.1"}, "strategy.client_learning_rate"),
+        ("QFedAvg", {"client_learning_rate": 0.0}, "strategy.parameters"),
+        ("QFedAvg", {"client_learning_rate": 0.1, "q": -0.1}, "strategy.parameters"),
+        ("QFedAvg", {"client_learning_rate": 0.1, "q": 15.5}, "strategy.parameters"),
         ("DifferentialPrivacyServerSideFixedClipping", {}, "strategy.name"),
         ("FedAvg", {"eta": 0.1}, "strategy.eta"),
         ("FedAdagrad", {"beta_1": 0.9}, "strategy.beta_1"),

@@ -194,7 +194,7 @@ def test_an_update_is_as_large_as_what_is_trained(tmp_path: Path) -> None:
 
 def test_the_norm_bound_is_over_what_travels(tmp_path: Path) -> None:
     base = {"body": np.zeros(1000, np.float32), "head": np.zeros(10, np.float32)}
-    bound = UpdateTerms(norm_bound=1.0, weight_cap=1000.0)
+    bound = UpdateTerms(norm_bound=1.0, weight_cap=1000.0, loss_cap=None)
     world = World(tmp_path / "enclave", model=base, trained=("head",), update=bound)
     assert walked(world, base).excluded == {}  # the body moved by 3, and stayed where it is
 

@@ -132,7 +132,9 @@ def test_rounds_follow_each_other_without_opening_the_base_again(world: World) -
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_model_larger_than_memorys_share_goes_through_files(tmp_path: Path, threads: int) -> None:
     large = {"w": np.random.default_rng(0).normal(size=(1100, 1000)).astype(np.float32)}
-    world = World(tmp_path / "enclave", sites=2, model=large, update=UpdateTerms(norm_bound=1000.0, weight_cap=1e3))
+    world = World(
+        tmp_path / "enclave", sites=2, model=large, update=UpdateTerms(norm_bound=1000.0, weight_cap=1e3, loss_cap=None)
+    )
     run = world.run(threads=threads)
     run.attest(first_round=1, attempt=0)
     run.open_round(round_number=1, attempt=0, purpose="train")

@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Krum,
     MultiKrum,
+    QFedAvg,
 )
 from flwr.serverapp.strategy.multikrum import compute_distances
 
@@ -103,7 +104,7 @@ def test_bulyans_own_selection_is_named_by_nothing_and_another_cannot_run_in_the
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedAvgM(), FedProx(), FedYogi(), FedAdagrad(), FedMedian(), FedTrimmedAvg(), Krum(), MultiKrum(),
+    "strategy", [FedAvgM(), FedProx(), QFedAvg(client_learning_rate=0.1), FedYogi(), FedAdagrad(), FedMedian(), FedTrimmedAvg(), Krum(), MultiKrum(),
                  Bulyan(), GeometricMedian()], ids=lambda strategy: type(strategy).__name__
 )  # fmt: skip
 def test_every_strategy_s_parameters_can_be_named(strategy):
