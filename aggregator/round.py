@@ -18,7 +18,8 @@ A round (``Round``) accepts an update only if:
 - its signer has a credential from the site's own broker for exactly this step;
 - it shows a ticket from the site's own broker for exactly this step, base, aggregator and signer, not used before;
 - it is sealed to this aggregator and nobody else, and has exactly the model's size (none, for evaluations);
-- once opened, it declares a weight within the cap, a loss within the cap where one counts, a norm within the bound, finite metrics and the site's dataset.
+- once opened, it declares a weight within the cap, a loss within the cap where the strategy reads one, a norm within
+  the bound, finite metrics and the site's dataset.
 
 A round closes once. It yields a cohort only if at least ``cohort.least`` accepted sites remain; every other site
 that was drawn is named with a code, the enclave's own reason before what the governor reports.

@@ -56,7 +56,7 @@ class QFedAvg:
         result = weighted_mean(updates, shares)
         kept = 1.0 - math.fsum(shares)
         for dtype, flat in result.items():
-            flat += kept * updates.kinds[dtype].numbers(updates.base.flats[dtype])
+            np.add(flat, kept * updates.kinds[dtype].numbers(updates.base.flats[dtype]), out=flat)
         return result
 
     def shares(self, norms: Sequence[float], losses: Sequence[float]) -> list[float]:
