@@ -70,7 +70,7 @@ def walk(world: World, base: Arrays, *, threads: int = 1, numbers: Any = range(4
 def test_the_version_is_the_mean_of_what_updates_stand_for(
     way: str, base: Arrays, threads: int, tmp_path: Path
 ) -> None:
-    world = world_of(tmp_path, way, model=base, update=UpdateTerms(norm_bound=1000.0, weight_cap=1000.0))
+    world = world_of(tmp_path, way, model=base, update=UpdateTerms(norm_bound=1000.0, weight_cap=1000.0, loss_cap=None))
     closed = walk(world, base, threads=threads)
     assert (closed.excluded, closed.cohort_size) == ({}, 4)
     version = version_of(world, closed)
