@@ -22,6 +22,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -276,7 +277,14 @@ class _Side:
         command = [sys.executable, "-m", "benchmarks.aggregation", "--side", side, *more]
         for name in ("clients", "parameters", "threads", "strategy"):
             command += [f"--{name}", str(getattr(arguments, name))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # One thread of BLAS, as in the enclave: folding has its own. Flower's arithmetic here uses none of BLAS.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
 
     def __enter__(self) -> Self:
         return self

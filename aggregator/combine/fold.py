@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.combine.passes import Contribution, Scratch, Segment, Updates, WrongSenders
+from aggregator.combine.blocks import Scratch, Segment
+from aggregator.combine.passes import Contribution, Updates, WrongSenders
 from aggregator.combine.weights import Weights
 from confed.errors import ConfedError, DuplicateUpdateError, ShortCohortError
 

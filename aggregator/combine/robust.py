@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.combine.blocks import Scratch, Segment
 from aggregator.combine.fold import factors, weighted_mean
-from aggregator.combine.order import middle, nearest_mean, sorted_rows
-from aggregator.combine.passes import Scratch, Segment, Updates
+from aggregator.combine.order import middle, nearest_mean, ordered_rows
+from aggregator.combine.passes import Updates
 
 Array = NDArray[Any]
-Reduce = Callable[[Array], Array]
+Reduce = Callable[[Sequence[Array]], Array]
 
-BLOCK_ELEMENTS = 32 * 1024
-"""Columns that are worked on at a time, so that a block of a few updates stays in cache."""
+COLUMNS_BYTES = 2560 * 1024
+"""How much of all updates is sorted at a time: in cache, and large enough that calls cost little beside it."""
+_FEWEST_COLUMNS = 2 * 1024
 _DISTANCE_BLOCK = 4 * 1024
 _DISTANCE_PARTS = 64
 """Ranges whose distances are summed apart, then in order: so the sums are the same bits for any number of threads."""
@@ -48,7 +50,7 @@ class Median:
             WrongSenders: a pass found somebody wrong.
         """
         count = len(updates.contributions)
-        return _by_column(updates, lambda rows: middle(rows, (count - 1) // 2, count // 2 + 1))
+        return _by_column(updates, lambda rows: middle(ordered_rows(rows, (count - 1) // 2, count // 2 + 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class TrimmedMean:
         """
         count = len(updates.contributions)
         lowest = int(self.cut * count)
-        return _by_column(updates, lambda rows: middle(rows, lowest, count - lowest))
+        return _by_column(updates, lambda rows: middle(ordered_rows(rows, lowest, count - lowest)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,9 @@ class Bulyan:
         select = len(updates.contributions) - 2 * self.faulty
         nearest = by_score(squared_distances(updates), faulty=self.faulty)
         kept = select - 2 * self.faulty
-        return _by_column(updates.chosen(nearest[:select]), lambda rows: nearest_mean(rows, kept))
+        return _by_column(
+            updates.chosen(nearest[:select]), lambda rows: nearest_mean(ordered_rows(rows, 0, select), kept)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +192,10 @@ def by_score(squares: Array, *, faulty: int) -> list[int]:
 
 
 def _by_column(updates: Updates, reduce: Reduce) -> dict[str, Array]:
-    """Return one number for each coordinate, made of that coordinate's numbers in all updates."""
+    """Return one number for each coordinate, made of that coordinate's numbers in all updates.
+
+    ``reduce`` may change the rows that it is given.
+    """
     result = updates.room()
     updates.run(lambda: _Columns(result, reduce))
     return result
@@ -206,9 +213,10 @@ class _Columns:
     def take(self, segment: Segment, rows: Sequence[Array], *, first: int, scratch: Scratch) -> None:
         del first, scratch
         result = self._result[segment.dtype][segment.part]
-        for start in range(0, result.size, BLOCK_ELEMENTS):
-            block = slice(start, start + BLOCK_ELEMENTS)
-            result[block] = self._reduce(sorted_rows([row[block] for row in rows]))
+        columns = max(COLUMNS_BYTES // (len(rows) * rows[0].itemsize), _FEWEST_COLUMNS)
+        for start in range(0, result.size, columns):
+            block = slice(start, start + columns)
+            result[block] = self._reduce([row[block] for row in rows])
 
 
 class _Distances:

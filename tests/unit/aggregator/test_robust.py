@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fold import BASE, WRONG, Arrays, PlainChunks, contribution, model, packed, same_bits, wide
 
-from aggregator.combine import passes
+from aggregator.combine import blocks, passes
 from aggregator.combine.flower_strategy import ServerOptimizer
 from aggregator.combine.fold import Combined, Rule, combine
-from aggregator.combine.order import network, sorted_rows
+from aggregator.combine.order import middle, network, ordered_rows, selection
 from aggregator.combine.passes import Contribution, Updates
 from aggregator.combine.robust import GeometricMedian, Median, by_score, squared_distances
 from confed.errors import CohortError, ConfedError, DuplicateUpdateError
@@ -335,15 +335,40 @@ def test_distances_are_the_same_bits_for_any_number_of_threads() -> None:
     assert len(set(found)) == 1
 
 
+def ordered(rows: np.ndarray, first: int, end: int) -> np.ndarray:
+    return np.stack(ordered_rows(list(rows.copy()), first, end))
+
+
 @pytest.mark.parametrize("count", [*range(1, 18), 100])
 def test_a_network_sorts_any_number_of_rows(count: int) -> None:
     columns = np.random.default_rng(count).integers(0, 5, size=(count, 300))
-    assert (sorted_rows(list(columns)) == np.sort(columns, axis=0)).all()
+    assert (ordered(columns, 0, count) == np.sort(columns, axis=0)).all()
     # Every 0/1 input sorted means every input is (Knuth, 5.3.4, theorem Z).
     if count <= 10:
         bits = ((np.arange(2**count)[None] >> np.arange(count)[:, None]) & 1).astype(np.uint8)
-        assert (sorted_rows(list(bits)) == np.sort(bits, axis=0)).all()
+        assert (ordered(bits, 0, count) == np.sort(bits, axis=0)).all()
     assert all(low < high for low, high in network(count))
+
+
+@pytest.mark.parametrize("count", [*range(1, 11), 33])
+def test_a_selection_puts_the_wanted_ranks_in_their_places_with_fewer_comparisons(count: int) -> None:
+    columns = np.random.default_rng(count).integers(0, 9, size=(count, 300))
+    bits = ((np.arange(2**count)[None] >> np.arange(count)[:, None]) & 1).astype(np.uint8) if count <= 10 else columns
+    for first in range(count):
+        for end in range(first + 1, count + 1):
+            for rows in (columns, bits):
+                assert (ordered(rows, first, end) == np.sort(rows, axis=0)[first:end]).all()
+    if count > 3:
+        middling = selection(count, (count - 1) // 2, count // 2 + 1)
+        work = [smaller + larger for _, _, smaller, larger in middling]
+        assert sum(work) < 2 * len(network(count))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "u1"])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_mean_of_rows_is_numpys_to_the_bit(dtype: str, count: int) -> None:
+    rows = (np.random.default_rng(count).random((count, 50)) * 9).astype(dtype)
+    assert middle(list(rows)).astype(np.mean(rows, axis=0).dtype).tobytes() == np.mean(rows, axis=0).tobytes()
 
 
 @dataclasses.dataclass
@@ -383,3 +408,37 @@ def test_fewer_threads_work_where_many_updates_would_fill_the_memory(monkeypatch
         monkeypatch.setattr(passes, "HELD_BYTES", held_bytes)
         combine(entries, base=weights_of(BASE), least=1, norm_bound=1e9, rule=Median(), threads=4)
     assert started == [2]
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("worker_bytes", [1, 9 * 128, 9 * 300])
+def test_many_updates_are_held_in_parts_of_a_chunk_and_give_the_same(
+    name: str, worker_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, weights = [apart(seed, ("f4", "f8", "f2", "i8", "u1", "i4")) for seed in range(9)], [1.0] * 9
+    entries = cohort(updates, weights, chunk_bytes=1024)
+
+    def fold(threads: int) -> Combined:
+        return combine(entries, base=weights_of(BASE), least=1, norm_bound=1e9, rule=rule_of(name), threads=threads)
+
+    whole = fold(1).mean.arrays()
+    monkeypatch.setattr(blocks, "WORKER_BYTES", worker_bytes)
+    assert blocks.part_bytes(1024, rows=9) < 1024
+    for threads in (1, 3):
+        close(fold(threads).mean.arrays(), whole)
+        assert same_bits(fold(threads).mean.arrays(), fold(1).mean.arrays())
+    honest_sites = fold(1).sites
+    wrong = dataclasses.replace(entries[4], norm=entries[4].norm * 1.01)
+    entries[4] = wrong
+    assert fold(2).sites == (*honest_sites[:4], *honest_sites[5:])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 10, 20, 21, 22, 100, 1000])
+@pytest.mark.parametrize("chunk_bytes", [64, 4096, 1024 * 1024, 4 * 1024 * 1024])
+def test_a_worker_holds_no_more_than_it_may_however_many_updates_there_are(rows: int, chunk_bytes: int) -> None:
+    held = blocks.held_bytes(chunk_bytes, rows=rows)
+    assert held <= blocks.WORKER_BYTES + chunk_bytes
+    assert blocks.part_bytes(chunk_bytes, rows=rows) % 8 == 0
+    opening = blocks.Opening(chunk_bytes=chunk_bytes, rows=rows)
+    arrays = [value for value in (opening._chunk, *opening._rows) if value is not None]
+    assert sum(array.nbytes for array in arrays) == held
