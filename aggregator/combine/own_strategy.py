@@ -40,7 +40,8 @@ from confed.flower.messages import use_local_task_identity
 from confed.flower.no_grid import NoGrid
 
 if TYPE_CHECKING:
-    from aggregator.combine.passes import Scratch, Segment, Updates
+    from aggregator.combine.blocks import Scratch, Segment
+    from aggregator.combine.passes import Updates
     from confed.manifest import Manifest
     from confed.strategy import StrategyCode, StrategySource
 

@@ -92,7 +92,9 @@ class Updates:
         self, contributions: Sequence[Contribution], *, base: Weights, norm_bound: float, threads: int
     ) -> None:
         self.contributions = contributions
+        self.base = base
         self.model = Model(base)
+        self.kinds = self.model.kinds
         self._norm_bound = norm_bound
         self._threads = threads
 
@@ -100,15 +102,14 @@ class Updates:
         """Return some of the updates, in the order of ``positions``."""
         return Updates(
             [self.contributions[at] for at in positions],
-            base=self.model.base,
+            base=self.base,
             norm_bound=self._norm_bound,
             threads=self._threads,
         )
 
     def room(self) -> dict[str, Array]:
         """Return flat arrays for a result, in the types that numbers are averaged in; not initialised."""
-        kinds, flats = self.model.kinds, self.model.base.flats
-        return {dtype: np.empty(flat.size, dtype=kinds[dtype].mean) for dtype, flat in flats.items()}
+        return {dtype: np.empty(flat.size, dtype=self.kinds[dtype].mean) for dtype, flat in self.base.flats.items()}
 
     def run(self, make: Callable[[], AnyWork], *, parts: int | None = None) -> list[AnyWork]:
         """Pass over everything once and return the works, in the order of their chunks.
@@ -145,7 +146,7 @@ class Updates:
         """Every update has the model's size, in chunks at the same places that cut no element."""
         failed: dict[str, ConfedError] = {}
         first = self.contributions[0]
-        total = self.model.base.layout.total_bytes
+        total = self.base.layout.total_bytes
         expected = (total, first.chunks.chunk_span(0)[1])
         for entry in self.contributions:
             last = entry.chunks.chunk_span(entry.chunks.chunk_count - 1)[1]

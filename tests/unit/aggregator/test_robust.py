@@ -415,11 +415,11 @@ def test_fewer_threads_work_where_many_updates_would_fill_the_memory(monkeypatch
 def test_many_updates_are_held_in_parts_of_a_chunk_and_give_the_same(
     name: str, worker_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    updates, weights = [apart(seed, ("f4", "f8", "f2", "i8", "u1", "i4")) for seed in range(9)], [1.0] * 9
-    entries = cohort(updates, weights, chunk_bytes=1024)
+    base = model(5000, FLOATS)
+    entries = cohort([apart(seed) for seed in range(9)], [1.0] * 9, base, chunk_bytes=1024)
 
     def fold(threads: int) -> Combined:
-        return combine(entries, base=weights_of(BASE), least=1, norm_bound=1e9, rule=rule_of(name), threads=threads)
+        return combine(entries, base=weights_of(base), least=1, norm_bound=1e9, rule=rule_of(name), threads=threads)
 
     whole = fold(1).mean.arrays()
     monkeypatch.setattr(blocks, "WORKER_BYTES", worker_bytes)
