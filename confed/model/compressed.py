@@ -238,7 +238,8 @@ def compress(
         chunk[: encoded.size] = encoded
         sent = _sent(form, index, chunk, base)
         residual[place] = wanted - sent
-        square += float(np.dot(sent, sent))
+        # Not by BLAS, whose threads wait for each other on so few numbers.
+        square += float(np.einsum("i,i->", sent, sent, dtype=np.float64))
         parts.append(memoryview(chunk.data))
         first += count
     return Compressed(parts=parts, norm=math.sqrt(square), residual=residual)
@@ -253,17 +254,17 @@ def _difference(form: CompressedForm, index: int, trained: Flats, base: Flats) -
     return found
 
 
-def _sent(form: CompressedForm, index: int, chunk: Bytes, base: Flats) -> NDArray[np.float64]:
+def _sent(form: CompressedForm, index: int, chunk: Bytes, base: Flats) -> Numbers:
     """Return the difference that a receiver finds."""
     start, end = form.span(index)
     span = np.empty(end - start, dtype=np.uint8)
     form.decoded_into(index, chunk, base, span)
-    found = np.empty(form.counts[index], dtype=np.float64)
-    with np.errstate(invalid="ignore"):
+    found = np.empty(form.counts[index], dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
         for piece in form.pieces(index):
             stored = span[piece.low - start : piece.high - start].view(NUMPY_DTYPES[piece.dtype])
-            here = _numbers(piece.dtype, base[piece.dtype][piece.part]).astype(np.float64)
-            found[piece.numbers] = _numbers(piece.dtype, stored) - here
+            here = base[piece.dtype][piece.part]
+            found[piece.numbers] = _numbers(piece.dtype, stored) - _numbers(piece.dtype, here)
     if not np.isfinite(found).all():
         raise NotFiniteError("compressed update", expected="finite values", got="NaN or infinity")
     return found
