@@ -93,6 +93,7 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
             courier,
             folder=folder,
             threads=min(_MOST_THREADS, os.cpu_count() or 1),
+            courier_directory=Path(launch.courier_directory) if launch.courier_directory else None,
             records=Path(launch.base_records_dir) if launch.base_records_dir else None,
             strategy=launch.strategy,
         )

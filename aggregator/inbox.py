@@ -23,10 +23,12 @@ from confed.sealing.header import (
     Header,
     header_length,
 )
-from confed.wire.addresses import check_digest
+from confed.wire.addresses import check_digest, object_path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
 
 SMALL_BYTES = 4 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024
@@ -35,7 +37,7 @@ _PART_BYTES = 16 * 1024 * 1024
 class Store(Protocol):
     """Ciphertext by digest; ``CourierClient`` is one."""
 
-    def get(self, digest: str, *, limit_bytes: int | None = None) -> bytearray:
+    def get(self, digest: str, *, limit_bytes: int | None = None) -> Buffer:
         """Return an object, its digest checked."""
         ...
 
@@ -47,17 +49,18 @@ class Store(Protocol):
         """Return a range of an object without checking it."""
         ...
 
-    def put(self, data: bytes | bytearray | memoryview | Path, *, digest: str | None = None) -> str:
+    def put(self, data: Buffer | Path, *, digest: str | None = None) -> str:
         """Store an object and return its digest."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A fetched container, and the file it lies in (none for a small one)."""
+    """A fetched container, and the enclave's file it lies in: none for a small one, or one that lies in the courier."""
 
     container: Container
     path: Path | None
+    in_memory: bool = False
 
 
 class Inbox:
@@ -65,11 +68,16 @@ class Inbox:
 
     Args:
         folder: where large ones are kept; emptied of them by ``clear``.
+        beside: the courier's directory, where it is on the same machine and may be read: large ones are then read from
+            there, chunk by chunk, and not fetched at all.
         memory_bytes: how much is kept in memory at most.
     """
 
-    def __init__(self, store: Store, *, folder: Path, memory_bytes: int = 256 * 1024 * 1024) -> None:
+    def __init__(
+        self, store: Store, *, folder: Path, beside: Path | None = None, memory_bytes: int = 256 * 1024 * 1024
+    ) -> None:
         self._store = store
+        self._beside = beside
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
@@ -93,7 +101,9 @@ class Inbox:
         check_digest(digest)
         limit = _sealed_limit(plaintext_bytes, chunk_bytes)
         if limit <= SMALL_BYTES and self._held_bytes + limit <= self._memory_bytes:
-            return Parcel(Container.parse(self._store.get(digest, limit_bytes=limit)), None)
+            return Parcel(Container.parse(self._store.get(digest, limit_bytes=limit)), None, in_memory=True)
+        if self._beside is not None and (stored := object_path(self._beside, digest)).is_file():
+            return Parcel(_mapped(stored, limit), None)
         path = self._folder / f"{next(self._next)}.{digest[:16]}"
         try:
             self._download(digest, path, limit)
@@ -106,7 +116,7 @@ class Inbox:
         """Remember the accepted container of a site."""
         with self._lock:
             self._kept[site] = parcel
-            if parcel.path is None:
+            if parcel.in_memory:
                 self._held_bytes += parcel.container.size_bytes
 
     def discard(self, parcel: Parcel) -> None:
@@ -142,6 +152,13 @@ class Inbox:
             for offset in range(0, size, _PART_BYTES):
                 part = min(_PART_BYTES, size - offset)
                 file.write(self._store.read_unverified(digest, offset=offset, size_bytes=part))
+
+
+def _mapped(path: Path, limit: int) -> Container:
+    container = Container.map(path)
+    if container.size_bytes > limit:
+        raise SizeError("update size in bytes", expected=f"at most {limit}", got=container.size_bytes)
+    return container
 
 
 def _sealed_limit(plaintext_bytes: int, chunk_bytes: int) -> int:

@@ -28,6 +28,8 @@ class AggregatorLaunch:
         listen: ``unix:PATH``, or ``127.0.0.1:0`` with ``tls``.
         endpoint_file: where to say that the service listens; its folder is the only one that is written to.
         strategy: files of a strategy class of one's own, path -> text; run only if their digest is the manifest's.
+        courier_directory: the courier's own, where it is on this machine: updates are read there and not fetched; or
+            empty.
         base_records_dir: folder with commit records of an earlier instance, beside those in the courier; or empty.
     """
 
@@ -40,6 +42,7 @@ class AggregatorLaunch:
     endpoint_file: str
     readable: tuple[str, ...]
     network: bool
+    courier_directory: str = ""
     base_records_dir: str = ""
     strategy: Mapping[str, str] = field(default_factory=dict[str, str])
 

@@ -113,6 +113,7 @@ class Run:
     Args:
         folder: the enclave's own folder, for ciphertext only.
         threads: how many open, fold and seal.
+        courier_directory: the courier's own, where this enclave may read it.
         records: a folder with commit records of an earlier instance, beside those in the courier.
         strategy: files of a strategy class of somebody's own; run only if they are the manifest's.
     """
@@ -124,6 +125,7 @@ class Run:
         *,
         folder: Path,
         threads: int = 1,
+        courier_directory: Path | None = None,
         records: Path | None = None,
         strategy: Mapping[str, str] | None = None,
     ) -> None:
@@ -134,7 +136,7 @@ class Run:
         self._threads = threads
         self._course = Course(self._manifest, courier, records=records)
         self._optimizer = strategy_of(self._manifest, strategy or {})
-        self._inbox = Inbox(courier, folder=folder)
+        self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
         self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
         self._lock = threading.RLock()
@@ -361,7 +363,7 @@ class Run:
                 self._at.state = unpack(self._open(Kind.STRATEGY_STATE, digest, keys.base_state)) if stored else {}
         return Base.of(self._at.weights, self._at.state, manifest=self._manifest)
 
-    def _open(self, kind: Kind, digest: str, key: bytes | None) -> bytearray:
+    def _open(self, kind: Kind, digest: str, key: bytes | None) -> memoryview:
         """Fetch and open a container of the base version."""
         if key is None:
             raise LineageError(f"key of {kind}", expected="one with this attempt", got="none")
@@ -374,7 +376,7 @@ class Run:
         finally:
             path.unlink(missing_ok=True)
 
-    def _plaintext(self, container: Container, kind: Kind, key: bytes) -> bytearray:
+    def _plaintext(self, container: Container, kind: Kind, key: bytes) -> memoryview:
         # Its digest is the manifest's or a countersigned commit's; its signer must be that version's maker too.
         container.verify_signer(self._at.signer)
         if container.header.kind is not kind:

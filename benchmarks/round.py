@@ -4,8 +4,8 @@
 
 Every party is a process of its own on loopback with TLS. Nothing is trained: the app returns the model, changed a
 little; evaluation is off on both sides. Seconds are the median of the rounds after the first (which attests). Peak
-memory is the kernel's, in MB, of the largest process of each kind; processor seconds are of the whole run, all processes
-of a kind together: they tell more than the clock where the machine is shared.
+memory is the kernel's, in MB, of the largest process of each kind; processor seconds are of the whole run, all
+processes of a kind together: they tell more than the clock where the machine is shared.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.processes import Processes
 from benchmarks.plain_flower import run_plain
+from benchmarks.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[1]
 APPS = Path(__file__).with_name("round_apps")

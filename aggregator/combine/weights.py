@@ -32,7 +32,7 @@ class Weights:
         return cls(layout=layout, flats=flats_of(arrays, layout))
 
     @classmethod
-    def parse(cls, packed: bytearray) -> Weights:
+    def parse(cls, packed: bytearray | memoryview) -> Weights:
         """Return the weights of a safetensors file; views of it where it has the one form that confed writes.
 
         Raises:

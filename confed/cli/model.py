@@ -280,7 +280,7 @@ def _arrays_of(file: Path, source: mmap.mmap) -> dict[str, weights.Array]:
         raise UsageError(f"{file}: not a safetensors file that can be sealed ({error})") from error
 
 
-def _write_private(target: Path, data: bytearray, *, force: bool) -> None:
+def _write_private(target: Path, data: memoryview, *, force: bool) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as sink:  # mkstemp made it with mode 0600

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from confed.client.current import acting_for, installed, seed_everything
 from confed.client.session import ClientSession
 from confed.client.step import Step, no_seconds
 from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
+from confed.flower.arrays import OpenedArray, numbers_of
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
 from confed.model.bfloat16 import widened
@@ -74,6 +75,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     with acting_for(site):
         reply = call_next(message, inner_context)
     seconds["train"] += time.perf_counter() - started
+    message.content = RecordDict()  # the base is let go of as soon as nobody needs it
     if reply.has_error():
         return _failed(message, _APP_FAILED)
     _keep_state(session, site, inner_context)
@@ -118,7 +120,7 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
     content = RecordDict(
         {
             str(parameters.get("arrayrecord_key", "arrays")): ArrayRecord(
-                {name: Array(_for_numpy(array)) for name, array in step.arrays.items()}
+                {name: OpenedArray(_for_numpy(array)) for name, array in step.arrays.items()}
             ),
             str(parameters.get("configrecord_key", "config")): ConfigRecord(
                 {**config, "server-round": step.round_number}
@@ -136,9 +138,9 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
 
 
 def _for_numpy(array: np.ndarray) -> np.ndarray:
-    """Return a private copy; bfloat16, which neither NumPy nor Flower has, as float32."""
+    """Return what an app can work with: bfloat16, which neither NumPy nor Flower has, as float32."""
     is_brain = (array.dtype.metadata or {}).get("safetensors") == "BF16"
-    return widened(array) if is_brain else np.array(array)
+    return widened(array) if is_brain else array
 
 
 def _keep_state(session: ClientSession, site: Site, context: Context) -> None:
@@ -165,7 +167,7 @@ def _result(
     arrays = list(reply.content.array_records.values())
     if len(arrays) != 1:
         raise ManifestMismatchError("array records in the reply", expected="exactly 1", got=len(arrays))
-    return {name: array.numpy() for name, array in arrays[0].items()}, weight, metrics
+    return {name: numbers_of(array) for name, array in arrays[0].items()}, weight, metrics
 
 
 def _scalars(record: MetricRecord) -> dict[str, float]:

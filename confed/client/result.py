@@ -20,7 +20,9 @@ from confed.model.weights import flats_of, layout_of, pack
 from confed.sealing.derivation import new_data_key
 from confed.sealing.header import CHUNK_BYTES
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
-from confed.sealing.sealer import Draft, Sealed, seal_to_bytes
+from confed.sealing.sealer import Draft, Sealed, seal_to_memory
+
+_BLOCK = 1 << 16
 
 _ROUNDING = 0x726F756E64
 """Keeps the draws of rounding apart from the app's own."""
@@ -38,12 +40,14 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
     metrics: Mapping[str, float],
     signing_key: Ed25519PrivateKey,
     feedback: Feedback | None,
-) -> tuple[bytes, Sealed]:
+) -> tuple[memoryview, Sealed]:
     """Return a sealed update (or, without arrays, sealed metrics) and its digest and size.
 
     ``manifest_digest`` is the manifest's, computed once. ``feedback`` carries over what compression leaves out, where
     the manifest says so. Weight, norm and metrics are in the sealed declaration; the header says in clear only for
     which step it is.
+
+    A step of one site lets go of its base here, before memory is taken for what is sealed.
 
     Raises:
         ShapeError: tensors other than the manifest's, or tied ones that are not equal.
@@ -60,6 +64,8 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
             form = CompressedForm.of(trained.part, manifest.compression)
             parts, norm = _compressed(manifest, form, taken, site=site, step=step, grants=grants, feedback=feedback)
             chunk_bytes = form.chunk_bytes
+        if len(step.grants) == 1:
+            step.arrays = {}
     declaration = Declaration(
         weight=weight,
         norm=norm,
@@ -89,7 +95,7 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         ),
         declaration_plaintext=declaration.to_bytes(),
     )
-    return seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
+    return seal_to_memory(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
 
 
 def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Grants) -> UpdateDetail:
@@ -145,11 +151,15 @@ def _compressed(
 
 
 def _norm(trained: Trained, taken: Arrays, base: Arrays) -> float:
-    """L2 norm of the difference from the base over what travels, in float64."""
+    """L2 norm of the difference from the base over what travels, in float64, a block in the processor's cache."""
     total = 0.0
+    room = np.empty(_BLOCK)
     for tensor in trained.part.tensors:
-        numbers, reference = (as_numbers(tensor, arrays[tensor.name]) for arrays in (taken, base))
-        with np.errstate(invalid="ignore"):  # infinity less infinity: the declaration refuses what is not finite
-            difference = numbers.astype(np.float64).ravel() - reference.astype(np.float64).ravel()
-        total += float(np.dot(difference, difference))
+        numbers, reference = (as_numbers(tensor, arrays[tensor.name]).reshape(-1) for arrays in (taken, base))
+        for start in range(0, numbers.size, _BLOCK):
+            block = slice(start, min(start + _BLOCK, numbers.size))
+            difference = room[: block.stop - start]
+            with np.errstate(invalid="ignore"):  # infinity less infinity: the declaration refuses what is not finite
+                np.subtract(numbers[block], reference[block], out=difference, dtype=np.float64)
+            total += float(np.dot(difference, difference))
     return float(np.sqrt(total))

@@ -440,6 +440,8 @@ class ClientSession:
             raise SessionError(
                 "compression.feedback", expected="none: Ray may run the next round elsewhere", got="some"
             )
+        if arrays is not None and len(step.grants) == 1:
+            self._let_go(step)
         with timed(seconds, "seal"):
             data, sealed = seal_result(
                 self.manifest,
@@ -455,6 +457,12 @@ class ClientSession:
             )
         with timed(seconds, "send"):
             return self._services.courier.put(data, digest=sealed.digest)
+
+    def _let_go(self, step: Step) -> None:
+        """Keep no reference to a base that its only site has trained on: models are large, and the next is another."""
+        with self._lock:
+            self._steps = {key: kept for key, kept in self._steps.items() if kept is not step}
+            self._bases.pop(step.base, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

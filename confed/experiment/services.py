@@ -150,6 +150,11 @@ class Services:
         """Where processes log."""
         return self.run_directory / "logs"
 
+    @property
+    def courier_directory(self) -> Path:
+        """Where the courier keeps ciphertext."""
+        return self.run_directory / "courier"
+
     def keep_alive(self) -> None:
         """Start what has died again, where the run can go on with it: the courier and the aggregator.
 
@@ -203,7 +208,8 @@ class Services:
             "listen": listen,
             "tls": record.to_json(tls) if tls else None,
             "endpoint_file": str(self.sockets / "aggregator" / "endpoint.json"),
-            "readable": list(_code_directories()),
+            "courier_directory": str(self.courier_directory),
+            "readable": [*_code_directories(), str(self.courier_directory)],
             "network": self.network,
         }
         if self.prepared.strategy_source is not None:
@@ -285,7 +291,7 @@ def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool
     def arguments(listen: str) -> list[str]:
         return [
             *_confed("courier", "serve"),
-            *("--directory", str(services.run_directory / "courier")),
+            *("--directory", str(services.courier_directory)),
             *("--listen", listen),
             *("--endpoint-file", str(endpoint_file)),
             *(argument for path in files.values() for argument in ("--keep", str(path))),

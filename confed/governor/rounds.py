@@ -27,6 +27,7 @@ RECORD = "confed"
 
 _NODE_WAIT_S = 120.0
 _POLL_S = 0.05
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 1.0
 _ASK_AGAIN_S = 0.5
 _CLIENT_STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
 _LONGEST_S = 1e9
@@ -282,14 +283,16 @@ def _seconds(told: ConfigRecord) -> dict[str, float]:
 def exchange(grid: Grid, messages: list[Message], *, timeout_s: float | None) -> Iterable[Message]:
     """Send messages and yield replies as they arrive, until all are there or the time is over."""
     waiting = {identifier for identifier in grid.push_messages(messages) if identifier}
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    started = time.monotonic()
+    deadline = None if timeout_s is None else started + timeout_s
     while waiting and (deadline is None or time.monotonic() < deadline):
         arrived = list(grid.pull_messages(list(waiting)))
         for reply in arrived:
             waiting.discard(reply.metadata.reply_to_message_id)
             yield reply
         if not arrived:
-            time.sleep(_POLL_S)
+            # A look costs the SuperLink milliseconds: the longer a round takes, the less often; a twentieth is lost.
+            time.sleep(min(max(_FIRST_LOOK_S, (time.monotonic() - started) / 20), _LONGEST_LOOK_S))
 
 
 def _code(reason: str | None) -> str:

@@ -30,6 +30,7 @@ from confed.errors import (
     TruncatedError,
     WrongKeyError,
 )
+from confed.memory import room_for
 from confed.sealing import derivation
 from confed.sealing.chunks import ChunkCipher, sealed_offset
 from confed.sealing.header import (
@@ -43,7 +44,16 @@ from confed.sealing.header import (
     verify_signature,
 )
 from confed.sealing.recipients import Method, RecipientEntry, recipient_info
-from confed.sealing.sealer import Buffer, Draft, Sealed, open_declaration, seal, seal_to_bytes, seal_to_file
+from confed.sealing.sealer import (
+    Buffer,
+    Draft,
+    Sealed,
+    open_declaration,
+    seal,
+    seal_to_bytes,
+    seal_to_file,
+    seal_to_memory,
+)
 from confed.sealing.source import BufferSource, FileSource, Source
 
 __all__ = [
@@ -57,6 +67,7 @@ __all__ = [
     "seal",
     "seal_to_bytes",
     "seal_to_file",
+    "seal_to_memory",
 ]
 
 
@@ -260,14 +271,14 @@ class OpenContainer:
             self._read_chunks(range(first, last + 1), memoryview(result), start)
         return result
 
-    def read_all(self, threads: int = 1) -> bytearray:
+    def read_all(self, threads: int = 1) -> memoryview:
         """Return the whole plaintext; with several threads each opens a range of chunks of its own.
 
         Raises:
             TamperedError: the tag of a chunk does not match; nothing is returned.
             TruncatedError: the file was cut meanwhile.
         """
-        result = bytearray(self.plaintext_bytes)
+        result = room_for(self.plaintext_bytes)
         self.read_all_into(result, threads=threads)
         return result
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from confed import canonical
 from confed.errors import SizeError
 from confed.journey import Kind
+from confed.memory import room_for
 from confed.sealing import derivation
 from confed.sealing.chunks import ChunkCipher
 from confed.sealing.header import CHUNK_BYTES, FORMAT, MAX_DECLARATION_BYTES, TAG_BYTES, Header, frame
@@ -112,22 +112,36 @@ def seal_to_bytes(
     threads: int = 1,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[bytes, Sealed]:
-    """Seal the concatenation of ``parts`` to memory, straight into the bytes returned.
+    """Seal the concatenation of ``parts`` to bytes, which costs a copy: ``seal_to_memory`` does without.
+
+    Raises:
+        SizeError, ContainerFormatError, EncodingError: as ``seal``.
+    """
+    whole, sealed = seal_to_memory(
+        parts, draft, data_key=data_key, signing_key=signing_key, threads=threads, chunk_bytes=chunk_bytes
+    )
+    return bytes(whole), sealed
+
+
+def seal_to_memory(
+    parts: Sequence[Buffer],
+    draft: Draft,
+    *,
+    data_key: bytes,
+    signing_key: Ed25519PrivateKey,
+    threads: int = 1,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[memoryview, Sealed]:
+    """Seal the concatenation of ``parts`` to memory, straight into the memory returned.
 
     Raises:
         SizeError, ContainerFormatError, EncodingError: as ``seal``.
     """
     job = _Job.prepare(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
-    size_bytes = len(job.front) + job.header.sealed_bytes
-    # BytesIO lends its own bytes object for writing and hands out that same object afterwards: no second copy.
-    room = io.BytesIO()
-    room.seek(size_bytes - 1)
-    room.write(b"\x00")
-    with room.getbuffer() as whole:
-        whole[: len(job.front)] = job.front
-        with whole[len(job.front) :] as rest:
-            sealed = job.run(_MemoryPlace(rest, chunk_bytes + TAG_BYTES), threads=threads)
-    return room.getvalue(), sealed
+    whole = room_for(len(job.front) + job.header.sealed_bytes)
+    whole[: len(job.front)] = job.front
+    sealed = job.run(_MemoryPlace(whole[len(job.front) :], chunk_bytes + TAG_BYTES), threads=threads)
+    return whole.toreadonly(), sealed
 
 
 def seal_to_file(

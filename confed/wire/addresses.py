@@ -6,6 +6,7 @@ A name is checked before anything is done with it, by whoever sends it and by wh
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from confed.errors import EncodingError, SizeError
 
@@ -30,6 +31,16 @@ def check_digest(digest: str) -> None:
     """
     if not _DIGEST.fullmatch(digest):
         raise EncodingError("object digest", expected="64 lower-case hexadecimal digits", got=repr(digest)[:80])
+
+
+def object_path(directory: Path, digest: str) -> Path:
+    """Return where a courier's directory has an object, if it is there: for those on the same machine.
+
+    Raises:
+        EncodingError: not a digest.
+    """
+    check_digest(digest)
+    return directory / "objects" / digest[:2] / digest
 
 
 def check_topic(topic: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import grpc
 
 from confed.errors import MissingFileError, SizeError, TamperedError, TruncatedError
+from confed.memory import room_for
 from confed.wire.addresses import LETTERS_PER_TOPIC, PART_BYTES, check_digest, check_letter, check_topic
 from confed.wire.channel import Endpoint, open_channel, raise_if_refused
 from confed.wire.patience import Patience, Progress, Stalls, spread_sleep
@@ -90,8 +91,8 @@ class CourierClient:
             self._send(source, address)
         return address
 
-    def get(self, digest: str, *, limit_bytes: int | None = None) -> bytearray:
-        """Return an object, its digest checked; memory holds what has arrived, never what was only announced.
+    def get(self, digest: str, *, limit_bytes: int | None = None) -> memoryview:
+        """Return an object, its digest checked; memory is taken for what has arrived, never for what was announced.
 
         Raises:
             EncodingError: not a digest.
@@ -101,13 +102,15 @@ class CourierClient:
             TruncatedError: fewer than announced.
             UnreachableError: the courier is down.
         """
-        # Grown, not preallocated: the size is the courier's word, and growing is no slower (measured).
-        buffer, found = bytearray(), hashlib.sha256()
-        for _, data in self._receive(digest, limit_bytes=self._limit_bytes if limit_bytes is None else limit_bytes):
-            buffer += data
+        room, filled, found = memoryview(b""), 0, hashlib.sha256()
+        for size, data in self._receive(digest, limit_bytes=self._limit_bytes if limit_bytes is None else limit_bytes):
+            # The size is the courier's word: it costs nothing but addresses until that much has arrived.
+            room = room if filled else _room_for(size)
+            room[filled : filled + len(data)] = data
+            filled += len(data)
             found.update(data)
         _check_bytes(found.hexdigest(), digest)
-        return buffer
+        return room
 
     def get_to_file(self, digest: str, path: Path, *, limit_bytes: int = _FILE_BYTES) -> None:
         """Write an object to a file, its digest checked before the file gets its name.
@@ -297,6 +300,13 @@ def _agreed_size(announced: int, before: int | None, limit_bytes: int) -> int:
     if before is not None and announced != before:
         raise TamperedError("object size in bytes", expected=before, got=announced)
     return announced
+
+
+def _room_for(announced: int) -> memoryview:
+    try:
+        return room_for(announced)
+    except MemoryError as error:
+        raise SizeError("object size in bytes", expected="what memory can hold", got=announced) from error
 
 
 def _check_bytes(found: str, digest: str) -> None:
