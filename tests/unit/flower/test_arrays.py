@@ -26,6 +26,7 @@ def test_an_opened_array_is_what_flower_would_have_made(tensor: np.ndarray) -> N
 
 
 def test_an_app_gets_memory_of_its_own() -> None:
+    pytest.importorskip("torch")
     base = np.zeros(4, dtype=np.float32)
     record = ArrayRecord({"a": OpenedArray(base)})
     record["a"].numpy()[:] = 7.0
