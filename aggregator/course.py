@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aggregator.release import commit_topic
-from confed.errors import ConfedError, LineageError, RoundError, RunEndedError, UnreachableError
+from confed.errors import ConfedError, LineageError, PrivacyBudgetError, RoundError, RunEndedError, UnreachableError
 from confed.journey import Purpose
 from confed.keybroker.history import History
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord
+from confed.stopping import PRIVACY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,8 @@ class Course:
                 this version without its evaluation's.
         """
         if not self._manifest.stop.any:
-            return History(self._manifest, version=version), *self._find(Purpose.TRAIN, version)
+            found = self._find(Purpose.TRAIN, version)
+            return History(self._manifest, version=version, privacy=found[0].privacy), *found
         history = History(self._manifest)
         found = None
         for number in range(1, version + 1):
@@ -72,10 +74,13 @@ class Course:
 
         Raises:
             RunEndedError: a stop rule has fired.
+            PrivacyBudgetError: the privacy budget has no room for it.
             RoundError: the evaluation that a rule reads is not committed.
         """
-        found = self.history.ending() if self._manifest.stop.any else None
-        if found is not None:
+        found = self.history.ending()
+        if found is not None and found.rule == PRIVACY:
+            raise PrivacyBudgetError("round to train", expected=f"none after {found.told}", got=round_number)
+        if found is not None and self._manifest.stop.any:
             raise RunEndedError("round to train", expected=f"none after {found.told}", got=round_number)
 
     def _add_evaluation(self, history: History, number: int, *, newest: bool) -> None:

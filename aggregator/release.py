@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from aggregator.enclave import Enclave, Letters, RoundKeys
     from aggregator.round import Accepted, Step
     from confed.model.update import Declaration
+    from confed.privacy.terms import PrivacyState
 
 Timed = Callable[[str], AbstractContextManager[None]]
 
@@ -188,8 +189,9 @@ class Releaser:
         excluded: Mapping[str, str],
         metrics: Mapping[str, float],
         base_record: bytes,
+        privacy: PrivacyState | None,
     ) -> Proposal:
-        """Return the signed candidate (step 2)."""
+        """Return the signed candidate (step 2), in which the privacy that the release costs is charged."""
         clear = ClearMetrics(salt=os.urandom(32), values=metrics)
         candidate = Candidate(
             run=step.run,
@@ -206,6 +208,7 @@ class Releaser:
             tickets=tuple(entry.ticket.digest for entry in cohort),
             excluded=excluded,
             metrics=clear.digest,
+            privacy=privacy,
         )
         return Proposal(
             step=step,

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aggregator.combine.choose import strategy_of
 from aggregator.combine.passes import Contribution
+from aggregator.combine.private import PrivateMean
 from aggregator.combine.successor import Base, successor
 from aggregator.combine.weights import Weights
 from aggregator.course import Course
 from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
+from aggregator.privacy import Account
 from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics
 from aggregator.round import NOTHING, Accepted, Arrival, Round, Rounds, check_declaration, purpose_named, require_cohort
 from confed import canonical
@@ -37,7 +39,7 @@ from confed.errors import (
 )
 from confed.journey import Kind, Purpose, base_version
 from confed.keybroker.lineage import require_counted
-from confed.keybroker.statements import CommitRecord, Ticket
+from confed.keybroker.statements import Candidate, CommitRecord, Ticket
 from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
 from confed.sealing.container import Container, OpenContainer
@@ -136,6 +138,8 @@ class Run:
         self._threads = threads
         self._course = Course(self._manifest, courier, records=records)
         self._optimizer = strategy_of(self._manifest, strategy or {})
+        self._account = Account(self._manifest)
+        self._inbox = Inbox(courier, folder=folder)
         self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
         self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
@@ -189,6 +193,7 @@ class Run:
         Raises:
             PurposeError, RoundError, CohortError: as ``round.Rounds``.
             RunEndedError, RoundError: as ``course.Course``: a stop rule fired, or needs an evaluation first.
+            PrivacyBudgetError: the privacy budget has no room for this attempt.
             ConfedError: a broker refused, of the class that says why; or the base does not open.
         """
         with self._lock:
@@ -198,6 +203,7 @@ class Run:
                 self._rounds.require_next(round_number=round_number, attempt=attempt, purpose=wanted)
                 if wanted is Purpose.TRAIN:
                     self._course.require_next(round_number)
+                    self._account.require_room(attempt=attempt)
                 size = NOTHING
                 self._renew(round_number, attempt, wanted)
                 if wanted is Purpose.TRAIN:
@@ -292,6 +298,7 @@ class Run:
         history, candidate, record = self._course.read(version)
         self._rounds.begin_at(version=version, base=candidate.digest)
         self._course.history = history
+        self._account.begin_at(candidate)
         self._at = _Version(
             version=version,
             digest=candidate.digest,
@@ -422,9 +429,11 @@ class Run:
             with self._timed("open"):
                 opened = self._declared(current, accepted, failed)
             require_cohort(self._manifest, len(opened))
-            weights, state, sealed = None, None, SealedVersion(digest=step.base, state="")
+            weights, state, sealed, spent = None, None, SealedVersion(digest=step.base, state=""), None
             if step.purpose is Purpose.TRAIN:
-                weights, state = self._next_version(current, opened, failed)
+                private = self._account.rule()
+                weights, state = self._next_version(current, opened, failed, private=private)
+                spent = self._account.after(private, attempt=step.attempt)
                 opened = {site: entry for site, entry in opened.items() if site not in failed}
             cohort = tuple(entry for entry in accepted if entry.site.owner.name in opened)
             for entry in cohort:  # each owner's own terms, before anything is made of the result
@@ -452,6 +461,7 @@ class Run:
             excluded=self.excluded,
             metrics=metrics,
             base_record=self._at.record,
+            privacy=spent,
         )
         return _Pending(
             round=current,
@@ -491,6 +501,8 @@ class Run:
         current: Round,
         opened: Mapping[str, tuple[OpenContainer, Declaration]],
         failed: dict[str, ConfedError],
+        *,
+        private: PrivateMean | None,
     ) -> tuple[Weights, Mapping[str, NDArray[Any]]]:
         """Fold, and apply the server optimizer; note in ``failed`` who is excluded."""
         if self._at.weights is None:
@@ -506,6 +518,7 @@ class Run:
                 optimizer=self._optimizer,
                 round_number=current.step.round,
                 metrics={site: declaration.metrics for site, (_, declaration) in opened.items()},
+                private=private,
                 excluded=failed,
                 threads=self._threads,
             )
@@ -513,7 +526,9 @@ class Run:
     def _committed(self, pending: _Pending, record: bytes) -> None:
         tickets = tuple(unverified(entry.ticket, Ticket).ticket_id for entry in pending.cohort)
         self._rounds.commit(pending.round, digest=pending.sealed.digest, tickets=tickets)
-        self._course.history.add(CommitRecord.from_bytes(record))
+        committed = CommitRecord.from_bytes(record)
+        self._course.history.add(committed)
+        self._account.begin_at(unverified(committed.candidate, Candidate))
         self._pending = None
         step = pending.round.step
         if step.purpose is Purpose.TRAIN:

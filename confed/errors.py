@@ -37,7 +37,8 @@
         │   │   UnknownKeyError, CredentialError, TicketError, ForkError, CohortError, QuorumError, BudgetError,
         │   │   RequestReplayError, InstanceError
         │   │   ├── RunEndedError       under RoundError: a stop rule of the manifest has fired
-        │   │   └── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
+        │   │   ├── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
+        │   │   └── PrivacyBudgetError  under BudgetError: one more release would spend more epsilon than there is
         ├── UpdateError             the aggregator refused an update
         │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, LossError, StaleUpdateError,
         │   │   DeclarationError, CompressionError
@@ -671,6 +672,12 @@ class BudgetError(BrokerError):
     """A budget of rounds, attempts or privacy that is spent."""
 
     code = "budget"
+
+
+class PrivacyBudgetError(BudgetError):
+    """A release that would spend more epsilon than the privacy budget has."""
+
+    code = "privacy-budget"
 
 
 class RequestReplayError(BrokerError):

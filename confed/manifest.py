@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from confed import canonical, record
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
+from confed.privacy.terms import PrivacyTerms
 from confed.stopping import StopTerms
 from confed.strategy import StrategyCode, StrategyTerms
 
@@ -119,6 +120,10 @@ class CohortTerms:
         _require(0 < self.fraction_train <= 1, "cohort.fraction_train", "above 0 and at most 1", self.fraction_train)
         _require(0 <= self.fraction_evaluate <= 1, "cohort.fraction_evaluate", "from 0 to 1", self.fraction_evaluate)
 
+    def drawn_to_train(self, sites: int) -> int:
+        """Return how many of so many sites are drawn for a round to train."""
+        return max(int(sites * self.fraction_train), self.least)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTerms:
@@ -200,6 +205,7 @@ class Manifest:
         seed: seed of cohorts and clients; never of keys, nonces or noise.
         max_attempts: how often one round may be tried.
         compression: of updates; ``null`` where they travel as they are.
+        privacy: central differential privacy; ``null`` where there is none.
         settings: what the ClientApp gets as ``run_config``.
         train_config, evaluate_config: what it gets as a message's config, with ``server-round`` added.
         data_source: ``sealed`` (each site's dataset container) or ``app`` (the ClientApp brings its own data).
@@ -225,6 +231,7 @@ class Manifest:
     metrics: MetricTerms
     stop: StopTerms
     compression: CompressionTerms | None
+    privacy: PrivacyTerms | None
     client_tee: TeePolicy
     aggregator_tee: TeePolicy
     trust: TrustTerms
@@ -285,6 +292,13 @@ class Manifest:
             "above 0, since a stop rule reads evaluations",
             self.cohort.fraction_evaluate,
         )
+        if self.privacy is not None:
+            self.privacy.require(
+                strategy=self.strategy.name,
+                clear=self.metrics.clear,
+                norm_bound=self.update.norm_bound,
+                sites=len(self.sites),
+            )
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
 
     @property

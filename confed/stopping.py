@@ -24,6 +24,8 @@ from confed.errors import ConfigError, RoundError
 MAX, MIN = "max", "min"
 TRAIN, EVALUATE = "train", "evaluate"
 LAST_ROUND, TARGET, PATIENCE, BUDGET = "rounds", "target", "patience", "budget"
+PRIVACY = "privacy"
+"""Not a rule of ``StopTerms``: the privacy budget has no room for another round (``confed.keybroker.history``)."""
 _LONGEST_S = 10 * 365 * 24 * 3600
 
 
@@ -162,6 +164,11 @@ class Ending:
             )
         if self.rule == BUDGET:
             return f"budget: {values['seconds']:g} s of {values['budget']:g} s were spent by round {self.round}"
+        if self.rule == PRIVACY:
+            return (
+                f"privacy: epsilon {values['epsilon']:g} of {values['budget']:g} is spent after round {self.round}, "
+                f"another one would make it {values['next']:g}"
+            )
         return f"rounds: round {self.round} was the last one"
 
 

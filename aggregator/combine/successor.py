@@ -28,6 +28,7 @@ from confed.model.trained import Trained
 if TYPE_CHECKING:
     from aggregator.combine.choose import ServerStrategy
     from aggregator.combine.passes import Contribution
+    from aggregator.combine.private import PrivateMean
     from confed.errors import ConfedError
     from confed.manifest import Manifest
 
@@ -78,12 +79,14 @@ def successor(
     optimizer: ServerStrategy,
     round_number: int,
     metrics: Mapping[str, Mapping[str, float]],
+    private: PrivateMean | None,
     excluded: dict[str, ConfedError],
     threads: int,
 ) -> tuple[Weights, Arrays]:
     """Return the next version and the strategy's next state; fill ``excluded`` with who is not in it, and why.
 
-    ``metrics`` are what senders declared, by site name.
+    ``metrics`` are what senders declared, by site name. ``private`` takes the place of the strategy's own rule, which
+    is the mean; what the strategy does to it after that is post-processing.
 
     Raises:
         CohortError: too few updates are what they declare.
@@ -95,7 +98,7 @@ def successor(
         base=part,
         least=manifest.cohort.least,
         norm_bound=manifest.update.norm_bound,
-        rule=optimizer.rule_for(Given(round_number=round_number, state=base.state, metrics=metrics)),
+        rule=private or optimizer.rule_for(Given(round_number=round_number, state=base.state, metrics=metrics)),
         excluded=excluded,
         threads=threads,
     )

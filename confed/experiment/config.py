@@ -14,6 +14,16 @@ from confed import record
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, MissingFileError
 from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
+from confed.privacy.terms import (
+    BY_MANIFEST,
+    GAUSSIAN,
+    UNIFORM,
+    ZERO_OUT,
+    AdaptiveClip,
+    FixedClip,
+    PrivacyTerms,
+    SamplingTerms,
+)
 from confed.stopping import BudgetTerms, PatienceTerms, StopTerms, TargetTerms
 
 _LARGEST_FILE_BYTES = 1 << 20
@@ -152,6 +162,46 @@ class StopTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyTable:
+    """Central differential privacy; an experiment without this table has none.
+
+    Attributes: see ``confed.privacy.terms``. ``clip`` is ``{ norm = 1.0 }`` or ``{ initial = 1.0, quantile = 0.5,
+    learning_rate = 0.2, count_noise = 5.0 }``; ``denominator``, where it is left out, is the number of sites that a
+    round expects.
+    """
+
+    clip: FixedClip | AdaptiveClip
+    noise_multiplier: float
+    delta: float
+    epsilon_budget: float
+    weighting: str = UNIFORM
+    adjacency: str = ZERO_OUT
+    denominator: float | None = None
+    sampling: SamplingTerms = field(default_factory=lambda: SamplingTerms(by=BY_MANIFEST, rate=1.0))
+
+    def __post_init__(self) -> None:
+        self.terms(drawn=1)  # the manifest's own rules, before anything is made
+
+    def terms(self, *, drawn: int) -> PrivacyTerms:
+        """Return what the manifest holds of it, for a round that draws so many sites.
+
+        Raises:
+            ConfigError: a value out of its range.
+        """
+        return PrivacyTerms(
+            mechanism=GAUSSIAN,
+            adjacency=self.adjacency,
+            clip=self.clip,
+            noise_multiplier=self.noise_multiplier,
+            weighting=self.weighting,
+            denominator=drawn * self.sampling.rate if self.denominator is None else self.denominator,
+            sampling=self.sampling,
+            delta=self.delta,
+            epsilon_budget=self.epsilon_budget,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttesterTable:
     """How TEEs on this machine make their evidence; changes no guarantee and is not in the manifest.
 
@@ -212,6 +262,7 @@ class Experiment:
     model: ModelTable = field(default_factory=ModelTable)
     compression: CompressionTable | None = None
     stop: StopTable = field(default_factory=StopTable)
+    privacy: PrivacyTable | None = None
     tee: TeeTable = field(default_factory=TeeTable)
     settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)
 

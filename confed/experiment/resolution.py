@@ -174,6 +174,12 @@ def resolve(
     """
     experiment, start = prepared.experiment, prepared.start
     client, aggregator = prepared.images
+    cohort = CohortTerms(
+        least=experiment.cohort.least,
+        fraction_train=_fraction(start, "train"),
+        fraction_evaluate=_fraction(start, "evaluate"),
+    )
+    privacy = experiment.privacy
     tee = partial(tee_policy, experiment.tee, prepared.config_directory, now=datetime.now(UTC))
     return Manifest(
         format=FORMAT,
@@ -200,16 +206,13 @@ def resolve(
             strategy=prepared.strategy_code,
         ),
         strategy=prepared.strategy,
-        cohort=CohortTerms(
-            least=experiment.cohort.least,
-            fraction_train=_fraction(start, "train"),
-            fraction_evaluate=_fraction(start, "evaluate"),
-        ),
+        cohort=cohort,
         settings=experiment.run_config,
         update=experiment.update.terms,
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,
+        privacy=None if privacy is None else privacy.terms(drawn=cohort.drawn_to_train(len(site_owners))),
         client_tee=tee(code=client, role=Role.CLIENT),
         aggregator_tee=tee(code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),

@@ -72,8 +72,8 @@ class Rounds:
         """Set while the enclave of the open round is gone: there is nothing to wait for."""
 
     def ended(self, round_number: int) -> bool:
-        """Return whether a stop rule ended the run before this round; the enclave would refuse it."""
-        if not self.manifest.stop.any or round_number <= self._history.version:
+        """Return whether a stop rule or the privacy budget ended the run before this round; the enclave refuses it."""
+        if round_number <= self._history.version:
             return False
         return self._history.ending() is not None
 

@@ -60,7 +60,7 @@ def close(decision: Decision, *, final_record: bytes, closing: Signed | None, hi
 def _ending(decision: Decision, head: HeadVersion, records: Sequence[bytes]) -> Ending:
     manifest = decision.terms.manifest
     if not manifest.stop.any:
-        return History(manifest, version=head.version).require_ended()
+        return History(manifest, version=head.version, privacy=head.privacy).require_ended()
     history = History.verified(decision.terms.lineage, records)
     _require_own_word(decision, records)
     if (history.version, history.digest) != (head.version, head.digest):

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from confed import canonical
+from confed import canonical, record
 from confed.errors import ForkError, LineageError, RollbackError, RoundError
 from confed.journey import Purpose, base_version
 from confed.keybroker.decision import Decision
 from confed.keybroker.lineage import parsed, read_record
+from confed.keybroker.spending import base_state, verify_follows
 from confed.keybroker.statements import Candidate
+from confed.privacy.terms import PrivacyState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadVersion:
-    """The newest witnessed version, its file digest, and the attempt that made it (0 for the start)."""
+    """The newest witnessed version, its file digest, the attempt that made it (0 for the start), and what is spent."""
 
     version: int
     digest: str
     attempt: int
+    privacy: PrivacyState | None
 
 
 def head_of(decision: Decision) -> HeadVersion:
     """Return the head; before any commit it is the manifest's start."""
     row = decision.tx.one(
-        "SELECT version, digest, attempt FROM versions WHERE manifest = ? ORDER BY version DESC LIMIT 1",
+        "SELECT version, digest, attempt, privacy FROM versions WHERE manifest = ? ORDER BY version DESC LIMIT 1",
         (decision.terms.digest,),
     )
     if row is None:
-        return HeadVersion(version=0, digest=decision.terms.manifest.model.start.digest, attempt=0)
-    return HeadVersion(version=row[0], digest=row[1], attempt=row[2])
+        manifest = decision.terms.manifest
+        return HeadVersion(version=0, digest=manifest.model.start.digest, attempt=0, privacy=base_state(manifest, None))
+    spent = record.from_json(PrivacyState, canonical.decode(row[3].encode())) if row[3] else None
+    return HeadVersion(version=row[0], digest=row[1], attempt=row[2], privacy=spent)
 
 
 def witness(decision: Decision, data: bytes) -> HeadVersion:
@@ -40,28 +45,30 @@ def witness(decision: Decision, data: bytes) -> HeadVersion:
 
     Raises:
         ForkError: another version of the same number was witnessed.
-        LineageError: the next version, but not made from the head.
+        LineageError: the next version, but not made from the head, or with another account of what is spent.
         LineageError, QuorumError, CohortError, TicketError, SignatureError, EncodingError: a record that does not hold.
     """
     head = head_of(decision)
     if not data:
         return head
-    record = read_record(data)
-    version = parsed(record.candidate, Candidate).version
+    found = read_record(data)
+    version = parsed(found.candidate, Candidate).version
     if version < head.version:
         return head
-    candidate = decision.terms.lineage.verify(record, round_number=version)
+    candidate = decision.terms.lineage.verify(found, round_number=version)
     if version == head.version:
         if candidate.digest != head.digest:
             raise ForkError("version", expected=head.digest, got=candidate.digest)
         return head
-    if version == head.version + 1 and candidate.base != head.digest:
-        raise LineageError("base of the next version", expected=head.digest, got=candidate.base)
+    if version == head.version + 1:
+        if candidate.base != head.digest:
+            raise LineageError("base of the next version", expected=head.digest, got=candidate.base)
+        verify_follows(head.privacy, candidate)
     decision.record(
         "witnessed",
         record=canonical.digest(data),
-        commit=record.commit.digest,
-        candidate=record.candidate.digest,
+        commit=found.commit.digest,
+        candidate=found.candidate.digest,
         version=version,
         digest=candidate.digest,
         base=candidate.base,
@@ -73,11 +80,14 @@ def witness(decision: Decision, data: bytes) -> HeadVersion:
 
 def advance(decision: Decision, candidate: Candidate) -> HeadVersion:
     """Make a committed candidate the head."""
+    spent = "" if candidate.privacy is None else canonical.encode(record.to_json(candidate.privacy)).decode()
     decision.tx.execute(
-        "INSERT INTO versions VALUES (?, ?, ?, ?)",
-        (decision.terms.digest, candidate.version, candidate.digest, candidate.attempt),
+        "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+        (decision.terms.digest, candidate.version, candidate.digest, candidate.attempt, spent),
     )
-    return HeadVersion(version=candidate.version, digest=candidate.digest, attempt=candidate.attempt)
+    return HeadVersion(
+        version=candidate.version, digest=candidate.digest, attempt=candidate.attempt, privacy=candidate.privacy
+    )
 
 
 def require_base(decision: Decision, head: HeadVersion, *, purpose: Purpose, round_number: int, base: str) -> None:

@@ -1,7 +1,8 @@
 """A run's commit records from its first round on, and what its stop rules make of them.
 
 The enclave, every broker, the governor and ``confed verify`` come to the same answer, since they read the same records.
-Where the manifest has no stop rule, only the number of the version counts and no records are kept.
+Where the manifest has no stop rule, only the number of the version and what it has spent of a privacy budget count, and
+no records are kept.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from collections.abc import Iterable
 from confed.errors import LineageError, RoundError
 from confed.journey import Purpose
 from confed.keybroker.lineage import Lineage, parsed, read_record
+from confed.keybroker.spending import base_state
 from confed.keybroker.statements import Candidate, Commit, CommitRecord
 from confed.manifest import Manifest
-from confed.stopping import LAST_ROUND, Ending, Shown, ending
+from confed.privacy.accounting import epsilon
+from confed.privacy.terms import PrivacyState
+from confed.stopping import LAST_ROUND, PRIVACY, Ending, Shown, ending
 
 
 class History:
     """What was committed in a run, in order. Not promised: that a record holds; whoever adds one has verified it."""
 
-    def __init__(self, manifest: Manifest, *, version: int = 0) -> None:
+    def __init__(self, manifest: Manifest, *, version: int = 0, privacy: PrivacyState | None = None) -> None:
         self._manifest = manifest
         self.version = version
+        self.privacy = base_state(manifest, None) if version == 0 else privacy
         self.digest = manifest.model.start.digest if version == 0 else ""
         self._shown: list[Shown] = []
         self._records: list[bytes] = []
@@ -59,7 +64,7 @@ class History:
         if said.round != expected or again:
             raise RoundError(f"committed round to {said.purpose}", expected=expected, got=said.round)
         if trains:
-            self.version, self.digest = said.round, said.digest
+            self.version, self.digest, self.privacy = said.round, said.digest, said.privacy
         if not self._manifest.stop.any:
             return
         self._show(record, said)
@@ -85,8 +90,23 @@ class History:
         """
         stop, rounds = self._manifest.stop, self._manifest.rounds
         if stop.any:
-            return ending(stop, rounds=rounds, shown=self._shown)
-        return Ending(rule=LAST_ROUND, round=rounds) if self.version == rounds else None
+            found = ending(stop, rounds=rounds, shown=self._shown)
+        else:
+            found = Ending(rule=LAST_ROUND, round=rounds) if self.version == rounds else None
+        return found or self._spent()
+
+    def _spent(self) -> Ending | None:
+        """The privacy budget ends a run where it has no room for the next round's first attempt."""
+        terms, state = self._manifest.privacy, self.privacy
+        if terms is None or state is None or self.version == 0:
+            return None
+        following = epsilon(terms, state.releases + 1)
+        if following <= terms.epsilon_budget:
+            return None
+        # Rounded, since brokers compare the reason and their machines' logarithms differ in the last bits.
+        values = {"epsilon": state.epsilon, "budget": terms.epsilon_budget, "next": following}
+        rounded = {name: round(value, 6) for name, value in values.items()}
+        return Ending(rule=PRIVACY, round=self.version, values=rounded)
 
     def require_ended(self) -> Ending:
         """Return why the run ended in its newest version.
@@ -100,6 +120,8 @@ class History:
             expected = f"version {self._manifest.rounds}"
             if self._manifest.stop.any:
                 expected += " or a stop rule that fired"
+            if self._manifest.privacy is not None:
+                expected += " or a privacy budget without room"
             raise RoundError("closing", expected=expected, got=self.version)
         if found.round != self.version:
             raise LineageError("closing", expected=f"the end in round {found.round} ({found.told})", got=self.version)

@@ -8,7 +8,8 @@ The rules for one record:
 3. the cohort is made of distinct identities, drawn by the manifest for this round, at least ``cohort.least``;
 4. each of them has one ticket, signed by its own broker, for exactly this step and this aggregator, and enough
    identities that count for the ticket's owner beside it;
-5. a trained version's number is its round; an evaluation's version is its own base.
+5. a trained version's number is its round; an evaluation's version is its own base;
+6. with central privacy, what a trained version says is spent is what its releases spend, within the budget.
 
 The aggregator's own signature counts for nothing alone: its key is accepted only because the countersigning
 brokers, each of which attested and credentialed it, sign the candidate's digest.
@@ -24,6 +25,7 @@ from typing import TypeVar
 
 from confed.errors import CohortError, LineageError, ManifestMismatchError, QuorumError, TicketError
 from confed.journey import Purpose, base_version
+from confed.keybroker.spending import verify_spent
 from confed.keybroker.statements import Candidate, ClearMetrics, Commit, CommitRecord, Countersignature, Ticket
 from confed.manifest import Manifest
 from confed.statement import Signed, unverified, verify
@@ -64,7 +66,7 @@ class Lineage:
         attempt: int | None = None,
         base: str | None = None,
     ) -> Candidate:
-        """Return the candidate that a record makes a version (rules 1 to 5 of this module).
+        """Return the candidate that a record makes a version (rules 1 to 6 of this module).
 
         Raises:
             LineageError, SignatureError, EncodingError: the commit, a countersignature or a field does not hold.
@@ -95,7 +97,7 @@ class Lineage:
         return candidate
 
     def verify_abridged(self, record: CommitRecord, *, base: str) -> Candidate:
-        """Return the candidate of a record without tickets and countersignatures (rules 1, 3 and 5 of this module).
+        """Return the candidate of a record without tickets and countersignatures (rules 1, 3, 5 and 6 of this module).
 
         Not promised: that any broker countersigned it. The model owner's broker says so by naming enough of them.
 
@@ -198,6 +200,7 @@ class Lineage:
         ):
             _equal("candidate base", manifest.model.start.digest, candidate.base)
         _digest("candidate metrics", candidate.metrics)
+        verify_spent(manifest, candidate)
 
     def _verify_metrics(self, metrics: ClearMetrics, candidate: Candidate) -> None:
         terms = self.manifest.metrics

@@ -6,7 +6,7 @@
 3. the base is the head, after the commit record that came along has been witnessed;
 4. the identity is one that this broker may serve, and drawn for this round;
 5. every key is a permitted step of the journey and one that the manifest names as this owner's;
-6. every key's own floors hold, and its budget of rounds;
+6. every key's own floors hold, its budget of rounds, and the run's privacy budget;
 7. the ledger has the entry; only then are keys derived and wrapped;
 8. a data owner's broker adds the credential: one client instance for each step, one aggregator for each attempt.
 """
@@ -31,6 +31,7 @@ from confed.keybroker.floors import require_key_floors
 from confed.keybroker.heads import HeadVersion, require_base, witness
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence, Session, session_for
+from confed.keybroker.spending import require_budget
 from confed.keybroker.statements import Grant, KeyName, ReleaseRequest
 from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.recipients import HpkeRecipient
@@ -75,6 +76,7 @@ def release(
         _require_key(decision, request, head, name)
     # 6.
     require_key_floors(decision, request, measurement=session.measurement)
+    require_budget(decision.terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
     if request.purpose is Purpose.AGGREGATE:
         decision.take_seat(
             purpose=Purpose.TRAIN, round_number=request.round, attempt=request.attempt, instance=request.instance

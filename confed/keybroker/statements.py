@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from confed import canonical, record
 from confed.errors import EncodingError
 from confed.journey import Purpose, Role, Use
+from confed.privacy.terms import PrivacyState
 from confed.statement import Signed
 from confed.stopping import Ending
 
@@ -230,7 +231,8 @@ class Candidate:
     ``base`` and ``state`` is empty. ``cohort`` lists identities in identity order, ``tickets`` the digests of their
     tickets in the same order; ``excluded`` maps site names to the code of why they are not in it. ``metrics`` is the
     digest of ``ClearMetrics``: brokers agree to them unseen, so that nobody learns those of a result that is not
-    agreed to, and takes the difference to those of one that is.
+    agreed to, and takes the difference to those of one that is. ``privacy`` is the accountant after a training round
+    with central privacy, and ``None`` else.
     """
 
     TYPE: ClassVar[str] = "confed/v1/candidate"
@@ -248,6 +250,7 @@ class Candidate:
     tickets: tuple[str, ...]
     excluded: Mapping[str, str]
     metrics: str
+    privacy: PrivacyState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

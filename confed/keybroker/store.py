@@ -18,7 +18,7 @@ from typing import Any
 from confed.errors import LedgerError, MissingFileError
 
 _BUSY_MS = 10_000
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
     payload BLOB NOT NULL, signature BLOB NOT NULL);
@@ -52,6 +52,10 @@ CREATE TABLE versions (manifest TEXT NOT NULL, version INTEGER NOT NULL, digest 
 _ENDORSED = """
 CREATE TABLE endorsed (manifest TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (manifest, digest)) WITHOUT ROWID;
 """
+# Version 3: what a version's release has spent of the privacy budget, as its candidate says; nothing without privacy.
+_PRIVACY = "ALTER TABLE versions ADD COLUMN privacy TEXT NOT NULL DEFAULT '';"
+_STEPS = {1: _ENDORSED + _PRIVACY, 2: _PRIVACY}
+"""What brings the store of an earlier version to this one."""
 
 
 class Transaction:
@@ -103,8 +107,8 @@ class Store:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found == 1:
-            self._connection.executescript(f"BEGIN; {_ENDORSED} PRAGMA user_version={_VERSION}; COMMIT;")
+        if found in _STEPS:
+            self._connection.executescript(f"BEGIN; {_STEPS[found]} PRAGMA user_version={_VERSION}; COMMIT;")
             found = _VERSION
         if found != _VERSION:
             self._connection.close()
@@ -120,7 +124,7 @@ class Store:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(path, isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(f"BEGIN; {_SCHEMA} {_ENDORSED} PRAGMA user_version={_VERSION}; COMMIT;")
+        connection.executescript(f"BEGIN; {_SCHEMA} {_STEPS[1]} PRAGMA user_version={_VERSION}; COMMIT;")
         connection.close()
         return cls(path)
 

@@ -16,7 +16,9 @@ from confed.keybroker.decision import Decision, Issued
 from confed.keybroker.floors import require_counted_cohort
 from confed.keybroker.heads import advance, require_base, witness
 from confed.keybroker.lineage import verified
+from confed.keybroker.spending import verify_follows
 from confed.keybroker.statements import Candidate, Commit, Countersignature
+from confed.record import to_json
 from confed.statement import Signed
 
 _IDENTITY_BYTES = 32
@@ -90,6 +92,8 @@ def _require_candidate(
     head = witness(decision, base_record)
     require_base(decision, head, purpose=candidate.purpose, round_number=candidate.round, base=candidate.base)
     decision.terms.lineage.verify_candidate(candidate, tickets)
+    if candidate.purpose is Purpose.TRAIN:
+        verify_follows(head.privacy, candidate)
     decision.take_seat(
         purpose=candidate.purpose,
         round_number=candidate.round,
@@ -189,5 +193,6 @@ def _record_candidate(decision: Decision, event: str, candidate: Candidate, dige
         instance=candidate.instance,
         cohort=[identity.hex() for identity in candidate.cohort],
         tickets=list(candidate.tickets),
+        privacy=to_json(candidate.privacy),
         **more,
     )

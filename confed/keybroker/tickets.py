@@ -14,6 +14,7 @@ from confed.keybroker.credentials import aggregator_key
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import charge_round
 from confed.keybroker.heads import head_of, require_base
+from confed.keybroker.spending import require_budget
 from confed.keybroker.statements import ClientCredential, Ticket, TicketRequest
 from confed.manifest import Unchecked
 from confed.statement import Signed, unverified, verify
@@ -28,6 +29,7 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
         CredentialError: a client or aggregator that this broker did not credential for this step.
         TicketError: a second one for this step.
         RequestReplayError: a request id used before for something else.
+        PrivacyBudgetError: this attempt's release would spend more than the privacy budget.
         RoundError, BudgetError, RollbackError, LineageError, CohortError, InstanceError: as the names say.
     """
     terms = decision.terms
@@ -44,7 +46,9 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
         raise BudgetError("attempt", expected=f"below {terms.manifest.max_attempts}", got=request.attempt)
     if decision.now > credential.expires_at:
         raise CredentialError("client credential time", expected="now within its validity", got="expired")
-    require_base(decision, head_of(decision), purpose=request.purpose, round_number=request.round, base=request.base)
+    head = head_of(decision)
+    require_base(decision, head, purpose=request.purpose, round_number=request.round, base=request.base)
+    require_budget(terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
     aggregator_key(decision, instance=request.aggregator, round_number=request.round)
     decision.take_seat(
         purpose=request.purpose, round_number=request.round, attempt=request.attempt, instance=request.aggregator

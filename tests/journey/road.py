@@ -210,6 +210,7 @@ class Land:
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
             compression=None,
+            privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

@@ -71,6 +71,7 @@ class Proposed:
             "tickets": tuple(self.tickets[name].digest for name in named),
             "excluded": {},
             "metrics": ClearMetrics.none().digest,
+            "privacy": None,
         }
         return Candidate(**{**values, **changes})
 

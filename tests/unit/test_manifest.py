@@ -66,6 +66,7 @@ def make(**changes):
         "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
         "compression": None,
+        "privacy": None,
         "client_tee": TEE,
         "aggregator_tee": TEE,
         "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),

@@ -440,6 +440,7 @@ class World:
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
             "stop": StopTerms.none(),
             "compression": None,
+            "privacy": None,
             "client_tee": policy,
             "aggregator_tee": policy,
             "trust": TrustTerms(anchors={}),

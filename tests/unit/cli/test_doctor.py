@@ -97,6 +97,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None), "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
         "compression": None,
+        "privacy": None,
         "client_tee": tee,
         "aggregator_tee": dataclasses.replace(tee, measurements=(aggregator_image(LOCK),)),
         "trust": TrustTerms(anchors={"simulated/1": (platform.anchor,)}),

@@ -26,7 +26,7 @@ def record() -> bytes:
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     candidate = Candidate(
         run="run", manifest="", round=1, attempt=0, purpose=Purpose.TRAIN, base="", version=1, digest=DIGEST, state="",
-        instance="", cohort=(), tickets=(), excluded={}, metrics="",
+        instance="", cohort=(), tickets=(), excluded={}, metrics="", privacy=None,
     )  # fmt: skip
     commit = Commit(
         broker=b"", candidate="", run="run", round=1, attempt=0, purpose=Purpose.TRAIN, version=1, digest=DIGEST,

@@ -46,6 +46,8 @@ from confed.manifest import (
     Unchecked,
     UpdateTerms,
 )
+from confed.privacy.accounting import epsilon
+from confed.privacy.terms import PrivacyState
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
 from confed.stopping import StopTerms
@@ -208,6 +210,7 @@ class World:
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
             compression=None,
+            privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
@@ -393,9 +396,27 @@ class World:
             "cohort": tuple(self.identity(name) for name in tickets),
             "tickets": tuple(ticket.digest for ticket in tickets.values()),
             "excluded": {},
-            "metrics": METRICS.digest,
+            "metrics": self.metrics.digest,
+            "privacy": self.spent(first),
         }
         return Candidate(**{**values, **changes})
+
+    @property
+    def metrics(self) -> ClearMetrics:
+        return METRICS if self.manifest.metrics.clear else ClearMetrics.none()
+
+    def spent(self, step: Ticket) -> PrivacyState | None:
+        """The account of an honest enclave after this step."""
+        terms = self.manifest.privacy
+        if terms is None or step.purpose is Purpose.EVALUATE:
+            return None
+        base = PrivacyState.start(terms)
+        if step.round > 1:
+            record = CommitRecord.from_bytes(self.records[step.round - 1])
+            base = unverified(record.candidate, Candidate).privacy or base
+        releases = base.releases + step.attempt + 1
+        spends = epsilon(terms, releases)
+        return PrivacyState(releases=releases, epsilon=spends, clip=base.next_clip, next_clip=base.next_clip)
 
     def tickets(self, aggregator: Enclave, sites: Sequence[str] = SITES, **step: Any) -> dict[str, Signed]:
         client = Enclave(self, Role.CLIENT)
@@ -418,7 +439,7 @@ class World:
             tickets=tuple(tickets),
             countersignatures=tuple(countersignatures),
             commit=commit,
-            metrics=METRICS,
+            metrics=self.metrics,
         )
 
     def run_round(self, round_number: int, *, attempt: int = 0, sites: Sequence[str] = SITES) -> Enclave:

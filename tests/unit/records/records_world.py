@@ -190,6 +190,7 @@ class RecordedRun:
             metrics=MetricTerms(clear=("accuracy", "loss"), decimals=4),
             stop=self._stop,
             compression=None,
+            privacy=None,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
             aggregator_tee=TeePolicy(measurements=(CODE[Role.AGGREGATOR],), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
@@ -387,6 +388,7 @@ class RecordedRun:
             tickets=tuple(ticket.digest for ticket in tickets),
             excluded=excluded,
             metrics=metrics.digest,
+            privacy=None,
         )
         signed, base_record = sign(candidate, aggregator.signing), self._base_record(version)
         agreed = tuple(

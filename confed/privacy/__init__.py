@@ -1,0 +1,1 @@
+"""AT WHAT COST: clipping, noise and accounting of differential privacy for the owners in a run."""
