@@ -2,8 +2,7 @@
 
 Nothing before the noise leaves a worker: of a chunk it keeps the sum of clipped differences in float64, and what it
 writes into the result has noise on it already. Norms are those that senders declared and the pass verifies: a sender
-whose norm is false is excluded, and the fold starts over, with new noise. Tensors that do
-not travel stay as in the base.
+whose norm is false is excluded, and the fold starts over, with new noise.
 
 Source: ``confed.privacy.terms``.
 """

@@ -35,6 +35,7 @@ class RoundView:
     started_at: int
     ended_at: int = 0
     cohort: int = 0
+    epsilon: float | None = None
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     failures: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -109,6 +110,7 @@ class RunProgress:
             view.failures.update(event.fields.get("excluded", {}))
             if event.event is EventName.ROUND_COMBINED:
                 view.cohort = int(event.fields.get("cohort", 0))
+                view.epsilon = event.fields.get("epsilon")
             if event.event is EventName.EVALUATED or not self._evaluates:
                 self.complete.append(view)
                 self.current = None
@@ -194,6 +196,8 @@ def _result(summary: Mapping[str, Any]) -> Text:
     for name in ("accuracy", "loss"):
         if isinstance(summary.get(name), int | float):
             line.append(f"  {name} {summary[name]:.4f}", style="green" if name == "accuracy" else "")
+    if isinstance(summary.get("epsilon"), int | float):
+        line.append(f"  epsilon {summary['epsilon']:.4g}")
     if summary.get("environment") != PRODUCTION:
         line.append(f"  {str(summary.get('environment', '')).upper()}", style="bold yellow")
     line.append(f"\nmodel     {summary.get('model', '')}")
@@ -215,6 +219,8 @@ def _headline(manifest: Manifest) -> Text:
     line.append(f"  {len(manifest.sites)} sites, {manifest.strategy.name}, {manifest.rounds} rounds", style="not bold")
     if manifest.stop.any:
         line.append(f", fewer if {manifest.stop.told}", style="not bold")
+    if manifest.privacy is not None:
+        line.append(f", {manifest.privacy.told}", style="not bold")
     if manifest.environment != PRODUCTION:
         line.append(f"  {manifest.environment.upper()}: its TEEs protect nothing", style="bold yellow")
     return line
@@ -225,6 +231,8 @@ def _plain_line(view: RoundView, rounds: int) -> str:
     for name, value in (("loss", loss_of(view.metrics)), ("accuracy", accuracy_of(view.metrics))):
         if value is not None:
             parts.append(f"{name} {value:.4f}")
+    if view.epsilon is not None:
+        parts.append(f"epsilon {view.epsilon:.4g}")
     parts.append(f"{view.seconds:.1f} s")
     if view.failures:
         parts.append("failed: " + ", ".join(f"{escape(site)} ({escape(code)})" for site, code in view.failures.items()))
@@ -261,14 +269,14 @@ def _bars(progress: RunProgress) -> Table:
 
 def _rounds_table(views: list[RoundView]) -> Table:
     table = Table(box=None, header_style="dim")
-    for name in ("round", "clients", "loss", "accuracy", "seconds", "failed"):
+    for name in ("round", "clients", "loss", "accuracy", "epsilon", "seconds", "failed"):
         table.add_column(name, justify="left" if name == "failed" else "right")
     number: Callable[[float | None], str] = lambda value: "" if value is None else f"{value:.4f}"  # noqa: E731
     for view in views:
         failed = Text(str(len(view.failures)) if view.failures else "", style="yellow")
         table.add_row(
             str(view.number), str(view.cohort), number(loss_of(view.metrics)), number(accuracy_of(view.metrics)),
-            f"{view.seconds:.1f}", failed,
+            number(view.epsilon), f"{view.seconds:.1f}", failed,
         )  # fmt: skip
     return table
 

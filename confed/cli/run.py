@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from confed.cli.display import RunDisplay, print_summary
+from confed.errors import PrivacyBudgetError
 from confed.governor.events import EventReader
 from confed.manifest import Manifest
+from confed.stopping import PRIVACY
 
 app = typer.Typer(add_completion=False)
 _STOPPED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -37,6 +39,9 @@ def run(
 
     Owners are made and approve by themselves where the environment is simulation. TEEs are SIMULATED: the protocol
     is the real one, the protection against this machine's administrator is not.
+
+    Raises:
+        PrivacyBudgetError: the run was closed before its last round, because its privacy budget is spent.
     """
     from confed.experiment.running import RunRequest, run_experiment  # noqa: PLC0415 (imports Flower: only when it runs)
 
@@ -60,6 +65,9 @@ def run(
     print_summary(summary)
     if json_line:
         typer.echo(json.dumps(_ordered(summary)))
+    if summary.get("ended_by") == PRIVACY:
+        # Not what was asked for: whoever waits for this command must not take it for the last round.
+        raise PrivacyBudgetError("rounds", expected="the last one", got=summary["ended"])
 
 
 def _ordered(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,11 +130,12 @@ _TYPES: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     # Tables.
     "excluded": ("codes by site", _map_of(_code)),
     "metrics": ("finite numbers by name", _map_of(_finite)),
+    "epsilon": ("a finite number", _finite),
     "seconds": ("finite numbers by stage", _map_of(_finite)),
 }
 
 _ROUND = frozenset({"run", "round", "attempt", "purpose"})
-_COHORT = _ROUND | {"version", "digest", "cohort", "names", "excluded", "metrics", "seconds", "record"}
+_COHORT = _ROUND | {"version", "digest", "cohort", "names", "excluded", "metrics", "seconds", "record", "epsilon"}
 
 FIELDS: Mapping[EventName, frozenset[str]] = {
     EventName.RUN_STARTED: frozenset(

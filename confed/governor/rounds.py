@@ -202,6 +202,10 @@ class Rounds:
                 )
         # Read, not verified: whoever relies on a version checks the record; the governor only names it.
         self._history.add(CommitRecord.from_bytes(closed.record))
+        record = CommitRecord.from_bytes(closed.record)
+        candidate = unverified(record.candidate, Candidate)
+        self._history.add(record)
+        spent = {} if candidate.privacy is None else {"epsilon": candidate.privacy.epsilon}
         self._events.write(
             event,
             round=self._round,
@@ -212,6 +216,7 @@ class Rounds:
             version=closed.version,
             digest=closed.digest,
             excluded=dict(closed.excluded),
+            **spent,
         )
         return closed.digest, closed.metrics
 

@@ -8,7 +8,7 @@ The protected unit is an identity: everything that one data owner's data did to 
 4. what stands is divided by ``denominator``, which the manifest fixes, and added to the base.
 
 So one identity moves the sum by at most C, whatever weights the others declare: a denominator that is summed from the
-weights would depend on data itself, and on every other share with it. Whole-number tensors stay as in the base.
+weights would depend on data itself, and on every other share with it. What is not trained stays as in the base.
 
 Adjacency: who takes part in a round is public (the commit names the cohort), so "add or remove one identity" means
 here that its contribution is zero or not (``zero-out``); ``replace-one`` lets it be any other, at twice the distance.
@@ -145,6 +145,17 @@ class PrivacyTerms:
         if isinstance(self.clip, AdaptiveClip):
             precision += (2 * self.clip.count_noise) ** -2
         return precision**-0.5 / (2 if self.adjacency == REPLACE_ONE else 1)
+
+    @property
+    def told(self) -> str:
+        """The terms in words."""
+        clip = self.clip
+        norm = f"{clip.norm:g}" if isinstance(clip, FixedClip) else f"from {clip.initial:g}, quantile {clip.quantile:g}"
+        sampled = f", secret sampling at {self.sampling.rate:g}" if self.sampling.by == BY_ENCLAVE else ""
+        return (
+            f"epsilon at most {self.epsilon_budget:g} at delta {self.delta:g} (one identity, {self.adjacency}): "
+            f"clip norm {norm}, noise {self.noise_multiplier:g}{sampled}"
+        )
 
     def require(self, *, strategy: str, clear: Sequence[str], norm_bound: float, sites: int) -> None:
         """Check the terms against the rest of a contract.

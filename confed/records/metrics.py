@@ -27,7 +27,8 @@ def collect(directory: RunDirectory) -> list[dict[str, Any]]:
 
     Each has ``round``, ``version``, ``digest``, ``cohort``, ``train`` and ``evaluate`` (clear metrics by name),
     ``evaluate_cohort`` (0 without evaluation), ``excluded`` and ``evaluate_excluded`` (codes by site) and
-    ``seconds`` (by stage, summed over the clients and the enclave).
+    ``seconds`` (by stage, summed over the clients and the enclave), and ``epsilon`` (spent up to it; ``None`` without
+    central privacy).
 
     Raises:
         EncodingError: a commit record that is not in its one form.
@@ -60,6 +61,7 @@ def line_of(trained: CommitRecord, evaluated: CommitRecord | None) -> dict[str, 
         "evaluate": dict(evaluated.metrics.values) if evaluated else {},
         "evaluate_cohort": len(looked.cohort) if looked else 0,
         "evaluate_excluded": dict(looked.excluded) if looked else {},
+        "epsilon": made.privacy.epsilon if made.privacy else None,
     }
 
 
@@ -83,6 +85,7 @@ def summarize(directory: RunDirectory, *, engine: str, total_s: float, model: st
         **results_of(lines),
         "dropped": dropped(lines) + not_combined(lines, directory.events()),
         "ended": ended(directory),
+        "ended_by": ended_by(directory),
         "seconds": seconds,
         "total_s": round(total_s, 3),
         "confidentiality_share": confidentiality_share(seconds),
@@ -92,7 +95,7 @@ def summarize(directory: RunDirectory, *, engine: str, total_s: float, model: st
 
 
 def results_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the rounds' lines add up to: ``rounds``, the last ``accuracy`` and ``loss``, who was ``dropped``."""
+    """Return what lines add up to: ``rounds``, the last ``accuracy``, ``loss`` and ``epsilon``, who was ``dropped``."""
     last = lines[-1] if lines else {}
     final = {**last.get("train", {}), **last.get("evaluate", {})}
     return {
@@ -100,6 +103,7 @@ def results_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": accuracy_of(final),
         "loss": loss_of(final),
         "dropped": dropped(lines),
+        "epsilon": last.get("epsilon"),
     }
 
 
@@ -111,6 +115,16 @@ def ended(directory: RunDirectory) -> str | None:
     """
     closing = directory.closing()
     return None if closing is None else unverified(closing.closing, Closing).ending.told
+
+
+def ended_by(directory: RunDirectory) -> str | None:
+    """Return the rule that ended the run, as its closing says (unverified), or ``None`` where there is no closing.
+
+    Raises:
+        EncodingError: a closing that is not in its one form.
+    """
+    closing = directory.closing()
+    return None if closing is None else unverified(closing.closing, Closing).ending.rule
 
 
 def dropped(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

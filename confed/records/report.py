@@ -58,6 +58,7 @@ def _headline(
         ("loss", _number(results["loss"])),
         ("rounds", f"{len(lines)} of {manifest.rounds}"),
         ("sites", str(len(manifest.sites))),
+        *([] if manifest.privacy is None else [("epsilon spent", _number(results["epsilon"]))]),
         ("seconds", _number(summary.get("total_s"), digits=1)),
         ("confidentiality's share", _percent(summary.get("confidentiality_share"))),
     ]
@@ -119,6 +120,7 @@ def _terms(manifest: Manifest) -> Html:
         + (f"training loss at most {manifest.update.loss_cap:g}; " if manifest.update.loss_cap else "")
         + "seen by the aggregator enclave alone",
         "leaves in clear": f"{clear}: means over a cohort, {manifest.metrics.decimals} decimals",
+        "central privacy": "none" if manifest.privacy is None else manifest.privacy.told,
         "client code": Html(f"{code(manifest.code.client_app)} {short(manifest.code.client_image)}"),
         "aggregator code": short(manifest.code.aggregator_image),
         "strategy code": short(manifest.code.strategy.digest) if manifest.code.strategy else "in the aggregator's",
@@ -215,6 +217,8 @@ def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
         candidate = unverified(record.candidate, Candidate)
         agreed = f"{len(record.countersignatures)} of {len(manifest.sites)}"
         told = ", ".join(f"{name} {value:g}" for name, value in sorted(record.metrics.values.items()))
+        if candidate.privacy is not None:
+            told = f"epsilon {candidate.privacy.epsilon:.4f} after {candidate.privacy.releases} releases"
         tried = f" (attempt {candidate.attempt + 1})" if candidate.attempt else ""
         body.append(
             cells(
@@ -222,7 +226,14 @@ def _versions(directory: RunDirectory, manifest: Manifest) -> Html:
                 len(candidate.cohort), agreed, told or NONE,
             )
         )  # fmt: skip
-    head = ("version", "file digest", "parent", "cohort", "countersigned", "training metrics")
+    head = (
+        "version",
+        "file digest",
+        "parent",
+        "cohort",
+        "countersigned",
+        "privacy" if manifest.privacy else "training metrics",
+    )
     return section("Versions", rows(head, body))
 
 

@@ -4,7 +4,8 @@
 2. trust          parties' identity keys and trust anchors are those given from outside
 3. approvals      every owner's identity key signed this digest
 4. versions       the start is the model owner's; each version has a commit record that makes it the successor of the
-                  one before, a countersigning majority, a cohort, tickets; its file has that digest and says the same
+                  one before, a countersigning majority, a cohort, tickets; its file has that digest and says the same;
+                  where the manifest has privacy, its account is computed again and follows from the one before
 5. evaluations    the same for the clear metrics of each version
 6. ledgers        every owner's ledger: chain, signatures, order, and nothing cut off before the closing
 7. evidence       behind every release; instances, credentials, tickets, countersignatures, commits (``witnesses``)
@@ -36,6 +37,7 @@ from confed.errors import (
 from confed.journey import Kind, Purpose
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.lineage import Lineage
+from confed.keybroker.spending import base_state, verify_follows
 from confed.keybroker.statements import Approval, ClosingCountersignature
 from confed.manifest import Manifest, Party
 from confed.records.closing import verify_closing
@@ -186,15 +188,20 @@ class _Verification:
             self._start()
         versions, rounds = self._directory.versions(), self._directory.rounds(Purpose.TRAIN)
         trained: list[Committed] = []
-        base = self._manifest.model.start.digest
+        base, spent = self._manifest.model.start.digest, base_state(self._manifest, None)
         for number in range(1, max((*versions, *rounds), default=0) + 1):
             with at(f"version {number}"):
                 one = self._committed(Purpose.TRAIN, number, base)
                 self._version(number, one)
+                verify_follows(spent, one.candidate)
             trained.append(one)
-            base = one.candidate.digest
+            base, spent = one.candidate.digest, one.candidate.privacy
         least = min((len(one.candidate.cohort) for one in trained), default=0)
         self._note("versions", f"{len(trained)} after the start, each the one successor; least cohort {least}")
+        terms = self._manifest.privacy
+        if terms is not None and spent is not None:
+            what = f"epsilon {spent.epsilon:.4f} of {terms.epsilon_budget:g} at delta {terms.delta:g}, computed again"
+            self._note("privacy", f"{what} from {spent.releases} releases")
         return trained
 
     def _start(self) -> None:

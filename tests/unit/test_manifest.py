@@ -19,6 +19,7 @@ from confed.manifest import (
     Unchecked,
     UpdateTerms,
 )
+from confed.privacy.terms import FixedClip, PrivacyTerms, SamplingTerms
 from confed.stopping import BudgetTerms, StopTerms, TargetTerms
 
 DIGEST = "0" * 64
@@ -357,3 +358,55 @@ def test_a_rule_reads_only_metrics_that_the_run_shows():
     with pytest.raises(ConfigError) as refused:
         make(stop=replace(StopTerms.none(), target=TARGET), cohort=cohort)
     assert refused.value.field == "cohort.fraction_evaluate"
+
+
+PRIVATE = PrivacyTerms(
+    mechanism="gaussian",
+    adjacency="zero-out",
+    clip=FixedClip(norm=1.0),
+    noise_multiplier=3.0,
+    weighting="uniform",
+    denominator=3.0,
+    sampling=SamplingTerms(by="manifest", rate=1.0),
+    delta=1e-5,
+    epsilon_budget=20.0,
+)
+NOTHING_CLEAR = MetricTerms(clear=(), decimals=4)
+
+
+def test_a_manifest_says_whether_its_run_is_private():
+    manifest = make(privacy=PRIVATE, metrics=NOTHING_CLEAR)
+    assert Manifest.decode(manifest.encoded) == manifest
+    assert record.to_json(make())["privacy"] is None
+
+
+@pytest.mark.parametrize(
+    ("sentence", "change", "field"),
+    [
+        ("a manifest without the field", lambda _: {}, "privacy"),
+        ("terms without a budget", lambda p: {"privacy": {k: v for k, v in p.items() if k != "epsilon_budget"}}, "privacy.epsilon_budget"),
+        ("an unknown term", lambda p: {"privacy": {**p, "noise": 1}}, "privacy.noise"),
+        ("a fixed clip norm with a quantile", lambda p: {"privacy": {**p, "clip": {"norm": 1, "quantile": 0.5}}}, "privacy.clip.quantile"),
+        ("noise in words", lambda p: {"privacy": {**p, "noise_multiplier": "3"}}, "privacy.noise_multiplier"),
+    ],
+)  # fmt: skip
+def test_privacy_terms_are_read_strictly(sentence, change, field):
+    value = record.to_json(make(privacy=PRIVATE, metrics=NOTHING_CLEAR))
+    value |= change(value.pop("privacy"))
+    with pytest.raises(ConfigError) as refused:
+        Manifest.decode(canonical.encode(value))
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": MetricTerms(clear=("loss",), decimals=4)},
+        {"strategy": StrategyTerms(name="FedMedian", parameters={})},
+        {"update": UpdateTerms(norm_bound=0.5, weight_cap=1.0)},
+    ],
+)
+def test_privacy_is_refused_where_its_sensitivity_is_not_known(change):
+    with pytest.raises(ConfigError) as refused:
+        make(**{"privacy": PRIVATE, "metrics": NOTHING_CLEAR, **change})
+    assert refused.value.field.startswith("privacy.")

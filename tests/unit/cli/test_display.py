@@ -14,6 +14,7 @@ from rich.console import Console
 
 from confed.cli.display import RunDisplay, RunProgress, print_summary
 from confed.governor.events import Event, EventName
+from confed.privacy.terms import FixedClip, PrivacyTerms, SamplingTerms
 from confed.stopping import BudgetTerms, StopTerms
 
 MANIFEST = SimpleNamespace(
@@ -25,6 +26,19 @@ MANIFEST = SimpleNamespace(
     cohort=SimpleNamespace(fraction_evaluate=1.0),
     stop=StopTerms.none(),
     privacy=None,
+)
+
+
+PRIVATE = PrivacyTerms(
+    mechanism="gaussian",
+    adjacency="zero-out",
+    clip=FixedClip(norm=1.0),
+    noise_multiplier=3.0,
+    weighting="uniform",
+    denominator=3.0,
+    sampling=SamplingTerms(by="manifest", rate=1.0),
+    delta=1e-5,
+    epsilon_budget=20.0,
 )
 
 
@@ -163,3 +177,15 @@ def test_a_stop_rule_and_why_it_fired_are_shown() -> None:
     sink = io.StringIO()
     print_summary({"run": "r", "rounds": 1, "ended": reason}, Console(file=sink, width=100, color_system=None))
     assert f"ended by  {reason}" in sink.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_round_of_a_private_run_shows_what_is_spent(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MANIFEST, "privacy", PRIVATE)
+    events = round_events(1)
+    for at, one in enumerate(events):
+        if one.event is EventName.ROUND_COMBINED:
+            events[at] = event(one.event, one.time, **{**one.fields, "epsilon": 1.23456})
+    text = shown(events, terminal=terminal)
+    assert "1.235" in text or "1.2346" in text
+    assert "epsilon at most 20" in text.replace("\n", " ")

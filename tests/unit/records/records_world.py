@@ -45,6 +45,8 @@ from confed.manifest import (
     UpdateTerms,
 )
 from confed.model.weights import pack
+from confed.privacy.accounting import after
+from confed.privacy.terms import PrivacyState, PrivacyTerms
 from confed.records import metrics
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.records.trust import Trust
@@ -104,7 +106,9 @@ class RecordedRun:
         version_key: Ed25519PrivateKey | None = None,
         rounds: int = 2,
         stop: StopTerms | None = None,
+        privacy: PrivacyTerms | None = None,
     ) -> None:
+        self._privacy = privacy
         self._rounds = rounds
         self._stop = stop or StopTerms.none()
         self._draft = draft or {}
@@ -188,9 +192,11 @@ class RecordedRun:
             settings={"local-epochs": 1},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=("accuracy", "loss"), decimals=4),
+            update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
+            metrics=MetricTerms(clear=() if self._privacy else ("accuracy", "loss"), decimals=4),
             stop=self._stop,
             compression=None,
-            privacy=None,
+            privacy=self._privacy,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
             aggregator_tee=TeePolicy(measurements=(CODE[Role.AGGREGATOR],), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),
@@ -372,6 +378,7 @@ class RecordedRun:
         version = number if purpose is Purpose.EVALUATE else number - 1
         evaluates = purpose is Purpose.EVALUATE
         values = {"loss": 1.0 / number, "accuracy": 0.5 + number / 10} if evaluates else {"loss": 0.75}
+        values = {} if self._privacy else values
         metrics = ClearMetrics(salt=bytes(32), values=values)
         candidate = Candidate(
             run=self.manifest.run,
@@ -388,7 +395,7 @@ class RecordedRun:
             tickets=tuple(ticket.digest for ticket in tickets),
             excluded=excluded,
             metrics=metrics.digest,
-            privacy=None,
+            privacy=self._spent(number, attempt) if self._privacy and not evaluates else None,
         )
         signed, base_record = sign(candidate, aggregator.signing), self._base_record(version)
         agreed = tuple(
@@ -399,6 +406,12 @@ class RecordedRun:
         return CommitRecord(
             candidate=signed, tickets=tuple(tickets), countersignatures=agreed, commit=commit, metrics=metrics
         )
+
+    def _spent(self, number: int, attempt: int) -> PrivacyState:
+        assert self._privacy is not None
+        base = self._candidate(Purpose.TRAIN, number - 1).privacy if number > 1 else PrivacyState.start(self._privacy)
+        assert base is not None
+        return after(self._privacy, base, attempt=attempt, next_clip=base.next_clip)
 
     def _note_events(self, candidate: Candidate, sites: Sequence[str], metrics: Mapping[str, float]) -> None:
         step = {"round": candidate.round, "purpose": str(candidate.purpose)}

@@ -28,7 +28,7 @@ def test_a_summary_says_what_the_last_round_came_to(directory: RunDirectory) -> 
     assert summary["dropped"] == [{"round": 2, "purpose": "train", "site": "west", "code": "no-answer"}]
     assert set(summary) == {
         "run", "engine", "environment", "rounds", "accuracy", "loss", "seconds", "total_s", "confidentiality_share",
-        "model", "run_dir", "dropped", "ended",
+        "model", "run_dir", "dropped", "ended", "ended_by", "epsilon",
     }  # fmt: skip
     assert list(summary["seconds"]) == ["fetch", "open", "train", "seal", "send", "combine", "commit"]
 
