@@ -71,7 +71,7 @@ class Base:
         return [replace(entry, chunks=Decoded(entry.chunks, form, part.flats)) for entry in contributions]
 
 
-def successor(
+def successor(  # noqa: PLR0913 (what a round consists of)
     base: Base,
     contributions: Sequence[Contribution],
     *,

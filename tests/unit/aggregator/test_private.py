@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from aggregator_world import norm_of, weights_of
-from test_fold import PlainChunks, contribution, model, packed
+from test_fold import PlainChunks, contribution, packed
 
 from aggregator.combine import private
 from aggregator.combine.fold import combine
@@ -163,15 +163,6 @@ def test_noise_has_the_spread_of_the_clip_norm_over_the_denominator() -> None:
     chunk = 8  # elements of a chunk here: no two chunks or threads share their noise
     parts = found.reshape(-1, chunk)
     assert len(np.unique(parts, axis=0)) == len(parts)
-
-
-@pytest.mark.usefixtures("silent")
-def test_whole_numbers_stay_as_in_the_base() -> None:
-    base, sent = model(1), model(2)
-    result = folded([contribution("a", sent, base)], rule(clip=10.0), base=base).mean.restored().arrays()
-    for name, array in base.items():
-        same = np.array_equal(result[name], array)
-        assert same == (array.dtype.kind != "f" or array.size == 0), name
 
 
 @pytest.mark.usefixtures("silent")
