@@ -17,7 +17,7 @@ from confed.governor.events import EventLog, EventName
 from confed.governor.taking_up import Letters, Survivor
 from confed.journey import Purpose
 from confed.keybroker.history import History
-from confed.keybroker.statements import Closing, CommitRecord
+from confed.keybroker.statements import Candidate, Closing, CommitRecord
 from confed.manifest import Manifest
 from confed.statement import Signed, unverified
 from confed.wire.patience import spread_sleep
@@ -201,11 +201,10 @@ class Rounds:
                     EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code
                 )
         # Read, not verified: whoever relies on a version checks the record; the governor only names it.
-        self._history.add(CommitRecord.from_bytes(closed.record))
         record = CommitRecord.from_bytes(closed.record)
-        candidate = unverified(record.candidate, Candidate)
         self._history.add(record)
-        spent = {} if candidate.privacy is None else {"epsilon": candidate.privacy.epsilon}
+        privacy = unverified(record.candidate, Candidate).privacy
+        spent = {} if privacy is None else {"epsilon": privacy.epsilon}
         self._events.write(
             event,
             round=self._round,
