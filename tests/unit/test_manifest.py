@@ -403,7 +403,7 @@ def test_privacy_terms_are_read_strictly(sentence, change, field):
     [
         {"metrics": MetricTerms(clear=("loss",), decimals=4)},
         {"strategy": StrategyTerms(name="FedMedian", parameters={})},
-        {"update": UpdateTerms(norm_bound=0.5, weight_cap=1.0)},
+        {"update": UpdateTerms(norm_bound=0.5, weight_cap=1.0, loss_cap=None)},
     ],
 )
 def test_privacy_is_refused_where_its_sensitivity_is_not_known(change):

@@ -191,8 +191,6 @@ class RecordedRun:
             cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
             settings={"local-epochs": 1},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
-            metrics=MetricTerms(clear=("accuracy", "loss"), decimals=4),
-            update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0),
             metrics=MetricTerms(clear=() if self._privacy else ("accuracy", "loss"), decimals=4),
             stop=self._stop,
             compression=None,
