@@ -84,6 +84,20 @@ class ModelTerms:
             free = name not in self.trained and source not in self.tied
             _require(free, f"model.tied.{name}", "a name that does not travel, tied to one that is not tied", source)
 
+    def require(self, *, sites: int) -> None:
+        """Check that what is trained can be combined over so many sites.
+
+        Raises:
+            ConfigError: both factors of a low-rank adapter (by PEFT's names), where there is more than one site: the
+                product of two means is not the mean of the products. One of the two may be trained.
+
+        Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning" (2024), section 3.
+        """
+        for name in self.trained if sites > 1 else ():
+            factor = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+            alone = factor == name or factor not in self.trained
+            _require(alone, "model.trained", "one factor of an adapter: means of both do not multiply", name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
@@ -269,6 +283,7 @@ class Manifest:
             f"at least {needed} for {self.strategy.name}",
             self.cohort.least,
         )
+        self.model.require(sites=len(self.sites))
         for site in self.sites:
             _require(
                 (site.dataset is not None) == (self.data_source == "sealed"),

@@ -13,10 +13,10 @@ from confed.client.step import Arrays, Grants, Step
 from confed.compression import name_of
 from confed.journey import Kind
 from confed.manifest import Manifest, Site
-from confed.model.compressed import CompressedForm, compress
+from confed.model.compressed import CompressedForm, apart, compress
 from confed.model.trained import Trained, as_numbers
 from confed.model.update import Declaration, UpdateDetail, update_key_info
-from confed.model.weights import flats_of, layout_of, pack
+from confed.model.weights import layout_of, pack
 from confed.sealing.derivation import new_data_key
 from confed.sealing.header import CHUNK_BYTES
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
@@ -140,8 +140,8 @@ def _compressed(
     seed = manifest.client_seed(site=name, round_number=number)
     made = compress(
         form,
-        flats_of(taken, form.layout),
-        flats_of({tensor.name: step.arrays[tensor.name] for tensor in form.layout.tensors}, form.layout),
+        apart(taken, form.layout),
+        apart(step.arrays, form.layout),
         carried=None if feedback is None else feedback.carried(name, round_number=number),
         generator=np.random.default_rng([seed, _ROUNDING]),
     )

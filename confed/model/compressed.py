@@ -11,6 +11,8 @@ it like one that was sent whole.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +29,18 @@ from confed.model.encodings import Bytes, Encoding, Numbers, encoding_of
 from confed.model.weights import NUMPY_DTYPES, Layout, spans
 
 Array = NDArray[Any]
-Flats = Mapping[str, Array]
-"""Stored values of a model, one flat array for each type, in the order of the data."""
+
+
+class Flat(Protocol):
+    """Stored values of one type, in the order of the data: an array, or ``Apart``."""
+
+    def __getitem__(self, part: slice, /) -> Array:
+        """Return the values from ``part.start`` to ``part.stop``."""
+        ...
+
+
+Flats = Mapping[str, Flat]
+"""Stored values of a model, by type."""
 
 SPAN_BYTES = 1024 * 1024
 LEAST_CHUNK_BYTES = 4 * 1024
@@ -152,6 +164,38 @@ class Piece:
     high: int
     part: slice
     numbers: slice
+
+
+class Apart:
+    """Tensors of one type that lie apart, read like one flat array: a slice within one tensor is a view.
+
+    Args:
+        tensors: in their order, C-contiguous.
+    """
+
+    def __init__(self, tensors: Sequence[Array]) -> None:
+        self._tensors = [tensor.reshape(-1) for tensor in tensors]
+        self._ends = list(itertools.accumulate(tensor.size for tensor in self._tensors))
+
+    def __getitem__(self, part: slice, /) -> Array:
+        """Return the values from ``part.start`` to ``part.stop``, which are within."""
+        at = bisect.bisect_right(self._ends, part.start)
+        found: list[Array] = []
+        low = part.start
+        while low < part.stop:
+            begin = self._ends[at] - self._tensors[at].size
+            high = min(part.stop, self._ends[at])
+            found.append(self._tensors[at][low - begin : high - begin])
+            low, at = high, at + 1
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def apart(arrays: Mapping[str, Array], layout: Layout) -> dict[str, Apart]:
+    """Return arrays of a layout by type; nothing is copied."""
+    groups: dict[str, list[Array]] = {}
+    for tensor in layout.data_order:
+        groups.setdefault(tensor.dtype, []).append(arrays[tensor.name])
+    return {dtype: Apart(tensors) for dtype, tensors in groups.items()}
 
 
 class Decoded:

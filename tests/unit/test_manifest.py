@@ -227,6 +227,33 @@ def test_a_contradiction_is_refused_by_the_key_s_name(sentence, changes, field):
     assert caught.value.field == field
 
 
+ADAPTER = ("q.lora_A.default.weight", "q.lora_B.default.weight", "q.lora_embedding_A", "q.lora_embedding_B")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names", "tied", "field"),
+    [
+        ("nothing is trained", (), {}, "model.trained"),
+        ("one is trained twice", ("weight", "weight"), {}, "model.trained"),
+        ("what follows another travels too", ("a", "b"), {"a": "b"}, "model.tied.a"),
+        ("one follows what follows", ("c",), {"a": "b", "b": "c"}, "model.tied.a"),
+        ("one follows itself", ("c",), {"a": "a"}, "model.tied.a"),
+        ("both factors of an adapter are averaged", ADAPTER[:2], {}, "model.trained"),
+        ("both factors of an embedding's are averaged", ADAPTER[2:], {}, "model.trained"),
+    ],
+)
+def test_what_is_trained_and_tied_is_refused_by_the_key_s_name(sentence, names, tied, field):
+    with pytest.raises(ConfigError) as caught:
+        make(model=replace(make().model, trained=names, tied=tied))
+    assert caught.value.field == field
+
+
+def test_one_factor_of_an_adapter_is_averaged_and_one_site_trains_both():
+    for names in (ADAPTER[1::2], ADAPTER[::2]):
+        make(model=replace(make().model, trained=names))
+    replace(make().model, trained=ADAPTER).require(sites=1)
+
+
 @pytest.mark.parametrize(
     ("make_part", "field"),
     [

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from confed.compression import CompressionTerms
 from confed.errors import CompressionError, NotFiniteError, SizeError
 from confed.model.bfloat16 import narrowed, widened
-from confed.model.compressed import CompressedForm, Decoded, compress
+from confed.model.compressed import Apart, CompressedForm, Decoded, apart, compress
 from confed.model.weights import flats_of, layout_of, unpack
 
 WAYS = {
@@ -167,3 +167,24 @@ def test_bytes_behind_a_chunks_numbers_are_refused():
     parts[0][-1] = 1
     with pytest.raises(CompressionError):
         stood_for(form, parts, flats)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), data=st.data())
+def test_tensors_that_lie_apart_are_read_as_one(sizes, data):
+    arrays = [np.arange(size * 2, dtype=np.float32).reshape(2, -1) + 100 * at for at, size in enumerate(sizes)]
+    whole = np.concatenate([array.reshape(-1) for array in arrays])
+    if not whole.size:
+        return
+    start = data.draw(st.integers(0, whole.size - 1))
+    stop = data.draw(st.integers(start + 1, whole.size))
+    assert (Apart(arrays)[start:stop] == whole[start:stop]).all()
+
+
+def test_what_lies_apart_compresses_alike():
+    base, trained = model(1), model(2)
+    form = CompressedForm.of(layout_of(base), WAYS["int8"])
+    pairs = [[how(arrays, form.layout) for arrays in (trained, base)] for how in (flats_of, apart)]
+    one, other = (compress(form, *pair, carried=None, generator=np.random.default_rng(1)) for pair in pairs)
+    assert [bytes(part) for part in one.parts] == [bytes(part) for part in other.parts]
+    assert np.shares_memory(apart(base, form.layout)["F64"][10:20], base["double"])
