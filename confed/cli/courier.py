@@ -14,7 +14,10 @@ import typer
 
 from confed import record
 from confed.errors import MissingFileError
+from confed.governor.callers import Callers
 from confed.governor.courier import Courier, serve_courier
+from confed.governor.expiry import Terms
+from confed.manifest import Manifest
 from confed.wire.channel import TlsIdentity
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -34,11 +37,29 @@ def serve(
     without_fsync: Annotated[
         bool, typer.Option("--without-fsync", help="Do not wait for the disk: a power cut may lose the last objects.")
     ] = False,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The run's manifest: what no later step of it needs is removed.")
+    ] = None,
+    keep_versions: Annotated[
+        int,
+        typer.Option(help="With --manifest: how many versions stay (0: all, as the run's records need them).", min=0),
+    ] = 0,
+    callers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who may call over the network and their shares of the disk (JSON): name, certificate, share_bytes."
+        ),
+    ] = None,
     keep: Annotated[list[Path] | None, typer.Option(help="A sealed file to start with; may be repeated.")] = None,
 ) -> None:
     """Serve the courier until SIGTERM or Ctrl-C."""
     directory.mkdir(parents=True, exist_ok=True)
-    courier = Courier(directory, durable=not without_fsync)
+    terms = None
+    if manifest is not None:
+        if not manifest.is_file():
+            raise MissingFileError("manifest", expected="a file", got=manifest)
+        terms = Terms(manifest=Manifest.decode(manifest.read_bytes()), keep_versions=keep_versions or None)
+    courier = Courier(directory, durable=not without_fsync, expiry=terms)
     for path in keep or []:
         if not path.is_file():
             raise MissingFileError("sealed file", expected="a file", got=path)
@@ -47,7 +68,8 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     tls = None if listen.startswith("unix:") else _identity(directory / "tls.json")
-    with serve_courier(courier, listen=listen, tls=tls) as server:
+    known = Callers.read(callers) if callers is not None else None
+    with serve_courier(courier, listen=listen, tls=tls, callers=known) as server:
         told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
         if endpoint_file is not None:
             temporary = endpoint_file.with_suffix(".tmp")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from confed.client.launch import BehindSuperNode, FlowerNode
 from confed.errors import DeploymentError, error_for
-from confed.experiment.services import Process, Services
+from confed.experiment.processes import Process
+from confed.experiment.services import Services
 from confed.flower.runtime import RuntimeAccess
 from confed.governor.events import EventName, read_events
 from confed.governor.launch import GOVERNOR_FILE

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from confed.compression import CompressionTerms
 from confed.errors import ConfedError, ConfigError, DeploymentError
 from confed.experiment.resolution import entry_point
-from confed.experiment.services import Services
+from confed.experiment.services import GOVERNOR, Services
 from confed.governor.launch import GOVERNOR_FILE, GovernorLaunch
 from confed.simulation.workers import WorkerPool, workers_for
 
@@ -95,7 +95,7 @@ def _governor_file(services: Services) -> Generator[Path]:
     launch = GovernorLaunch(
         manifest=base64.b64encode(services.manifest.encoded).decode(),
         aggregator=services.aggregator,
-        courier=services.courier,
+        courier=services.courier_for(GOVERNOR if services.network else ""),
         events_file=str(services.run_directory / "events.jsonl"),
         round_timeout_s=services.prepared.experiment.run.round_timeout_s,
     )

@@ -16,7 +16,7 @@ from confed.experiment.config import load_experiment
 from confed.experiment.engines import early_pool, require_engine, require_staying, run_engine, uses_separate_brokers
 from confed.experiment.owners import Owners, approve, load_owners, seal_everything
 from confed.experiment.resolution import Prepared, prepare, resolve
-from confed.experiment.services import Services, running_services
+from confed.experiment.services import GOVERNOR, Services, running_services
 from confed.governor.events import EventReader
 from confed.journey import Purpose
 from confed.keybroker.client import connect_brokers
@@ -125,7 +125,7 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
         ConfedError: the courier or a broker does not answer.
     """
     manifest = services.manifest
-    courier = CourierClient(services.courier)
+    courier = CourierClient(services.courier_for(GOVERNOR if services.network else ""))
     for body in courier.collect(f"{manifest.run}/evidence"):
         directory.write_evidence(body)
     for site in manifest.sites:

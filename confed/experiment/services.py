@@ -1,6 +1,7 @@
 """The processes of one run on this machine: brokers, courier, aggregator; and what each is told.
 
-Secrets (a simulated TEE's instance key, a TLS key) go over an inherited pipe, never into a file or an argument.
+Secrets (a simulated TEE's instance key, a TLS key) go over an inherited pipe, never into a file or an argument; but the
+key by which the governor may read at the courier, and no more, stands in its launch document among the run's sockets.
 """
 
 from __future__ import annotations
@@ -9,124 +10,37 @@ import base64
 import contextlib
 import datetime
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from confed import canonical, record
 from confed.attestation.attesters.launch import AttesterTerms
 from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
 from confed.client.launch import ClientLaunch
-from confed.errors import DeploymentError
 from confed.experiment.owners import Owners
+from confed.experiment.processes import Process
 from confed.experiment.resolution import Prepared
 from confed.experiment.tees import attester_terms
+from confed.governor.callers import Caller, Callers
 from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
-from confed.simulation.tethered import tether
 from confed.simulation.workers import WorkerPool, workers_for
 from confed.wire.channel import Endpoint, TlsIdentity
 
-_START_S = 60.0
-_STOP_S = 5.0
 _POLL_S = 0.01
-_RESTARTS = 3
+AGGREGATOR = "the aggregator"
+GOVERNOR = "the governor"
+"""Names of the courier's callers beside the sites; no site's, since these have spaces."""
+_SITE_LETTERS_BYTES = 256 * 1024**2
+_STORE_BYTES = 1024**4
 _DYING_S = 1.0
 """How long a process that caused a failure may take to be seen dead: its sockets close before it can be reaped."""
-
-
-class Process:
-    """A child process with its log; it ends with this one, and its early death is told by name."""
-
-    def __init__(self, name: str, arguments: Sequence[str], *, log: Path, secret: bytes | None = None) -> None:
-        self.name = name
-        self._log = log
-        self._starts_again: Callable[[], tuple[Sequence[str], bytes]] | None = None
-        self._starts = 0
-        self.process = self._spawn(arguments, secret or b"")
-
-    def _spawn(self, arguments: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
-        self._starts += 1
-        read_end, write_end = os.pipe()
-        filled = [str(read_end) if argument == "{fd}" else argument for argument in arguments]
-        with self._log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603
-                tether(filled),
-                pass_fds=(read_end,),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        os.close(read_end)
-        with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as stream:
-            stream.write(secret)
-        return process
-
-    def start_again_with(self, document: Callable[[], tuple[Sequence[str], bytes]]) -> None:
-        """Let ``keep_alive`` start it again, with the arguments and secret that ``document`` then returns."""
-        self._starts_again = document
-
-    def keep_alive(self) -> None:
-        """Start it again if it has died, a few times.
-
-        Raises:
-            DeploymentError: it died too often, or is not of those that go on.
-        """
-        if self.process.poll() is None:
-            return
-        if self._starts_again is None or self._starts > _RESTARTS:
-            self.require_alive()
-            return
-        arguments, secret = self._starts_again()
-        self.process = self._spawn(arguments, secret)
-
-    def require_alive(self) -> None:
-        """Raise if the process has ended.
-
-        Raises:
-            DeploymentError: names it and its last words.
-        """
-        if self.process.poll() is not None:
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-            raise DeploymentError(self.name, expected="a running process", got=lines[-1] if lines else "its end")
-
-    def wait_for_endpoint(self, path: Path) -> Mapping[str, Any]:
-        """Return the endpoint document that the process writes once it listens.
-
-        Raises:
-            DeploymentError: it died, or took longer than a minute.
-        """
-        deadline = time.monotonic() + _START_S
-        while not path.is_file():
-            self.require_alive()
-            if time.monotonic() > deadline:
-                raise DeploymentError(self.name, expected=f"to listen within {_START_S:.0f} s", got="nothing")
-            time.sleep(_POLL_S)
-        return json.loads(path.read_bytes())
-
-    def stop(self) -> None:
-        """Ask it to end, and end it if it does not."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-
-    def reap(self) -> None:
-        """Wait for its end."""
-        try:
-            self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 @dataclass(kw_only=True)
@@ -143,6 +57,7 @@ class Services:
     courier: Endpoint = field(default_factory=lambda: Endpoint(target="unix:none", certificate=""))
     aggregator: Endpoint = field(default_factory=lambda: Endpoint(target="unix:none", certificate=""))
     pool: WorkerPool | None = None
+    callers: dict[str, TlsIdentity] = field(default_factory=dict[str, TlsIdentity], repr=False)
     processes: list[Process] = field(default_factory=list[Process])
 
     @property
@@ -184,13 +99,17 @@ class Services:
             self.require_alive()
             time.sleep(_POLL_S)
 
+    def courier_for(self, caller: str) -> Endpoint:
+        """Return where the courier listens, with what a caller shows there (nothing on a Unix socket)."""
+        return replace(self.courier, identity=self.callers[caller]) if caller else self.courier
+
     def client_launch(self, *, sites: Sequence[str], measurement: str, shared: bool) -> ClientLaunch:
         """Return the launch document of a client TEE, with a fresh simulated instance for it."""
         return ClientLaunch(
             manifest=base64.b64encode(self.manifest.encoded).decode(),
             attester=self._attester(measurement, shared=shared),
             brokers=self.brokers,
-            courier=self.courier,
+            courier=self.courier_for(sites[0] if self.network else ""),
             sites=tuple(sites),
             client_app=self.manifest.code.client_app,
             app_directory=str(self.prepared.directory),
@@ -204,7 +123,7 @@ class Services:
             "manifest": base64.b64encode(self.manifest.encoded).decode(),
             "attester": record.to_json(self._attester(measurement, shared=False)),
             "brokers": record.to_json(self.brokers),
-            "courier": record.to_json(self.courier),
+            "courier": record.to_json(self.courier_for(AGGREGATOR if self.network else "")),
             "listen": listen,
             "tls": record.to_json(tls) if tls else None,
             "endpoint_file": str(self.sockets / "aggregator" / "endpoint.json"),
@@ -287,6 +206,12 @@ def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> Non
 
 def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool) -> None:
     endpoint_file = services.sockets / "courier.json"
+    callers_file = services.sockets / "callers.json"
+    if apart:
+        now = datetime.datetime.now(datetime.UTC)
+        names = [site.owner.name for site in services.manifest.sites]
+        services.callers = {name: TlsIdentity.generate(now=now) for name in (*names, AGGREGATOR, GOVERNOR)}
+        callers_file.write_text(json.dumps(record.to_json(_shares(services))))
 
     def arguments(listen: str) -> list[str]:
         return [
@@ -294,6 +219,8 @@ def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool
             *("--directory", str(services.courier_directory)),
             *("--listen", listen),
             *("--endpoint-file", str(endpoint_file)),
+            *(("--callers", str(callers_file)) if apart else ()),
+            *("--manifest", str(services.run_directory / "manifest.json")),
             *(argument for path in files.values() for argument in ("--keep", str(path))),
             # On one machine for one run: a process that dies loses nothing, and a power cut ends the run anyway.
             *([] if apart else ["--without-fsync"]),
@@ -306,6 +233,19 @@ def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool
     services.courier = Endpoint(target=found["target"], certificate=found["certificate"])
     # The same directory at the same address: whoever was cut off goes on where it stopped.
     courier.start_again_with(lambda: (arguments(services.courier.target), b""))
+
+
+def _shares(services: Services) -> Callers:
+    """Return who may call the courier: each site may hold what its attempts at a round and an evaluation come to."""
+    manifest = services.manifest
+    site_bytes = (manifest.max_attempts + 1) * 2 * manifest.model.start.size_bytes + _SITE_LETTERS_BYTES
+    shares = {AGGREGATOR: _STORE_BYTES, GOVERNOR: 0}
+    return Callers(
+        callers=tuple(
+            Caller(name=name, certificate=identity.certificate, share_bytes=shares.get(name, site_bytes))
+            for name, identity in services.callers.items()
+        )
+    )
 
 
 def _groups(owners: Owners, *, apart: bool) -> list[list[OwnerHome]]:

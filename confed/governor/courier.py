@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,8 @@ from typing import TypeVar
 import grpc
 
 from confed.errors import ConfedError, DiskFullError, EncodingError, QuotaError, RefusedError, StorageError
+from confed.governor.callers import Callers, Shares
+from confed.governor.expiry import Expiry, Terms
 from confed.governor.incoming import TakenOverError
 from confed.governor.letter_box import LetterBox
 from confed.governor.object_store import DISK_FULL, ObjectStore, Progress
@@ -51,16 +54,23 @@ class Courier:
     """A ciphertext store and letter box in one directory, for use in the process; ``serve_courier`` serves it.
 
     ``durable=False`` leaves out fsync: a power cut may then lose what was stored last (never more than that: readers
-    check digests), while kill -9 of the courier still loses nothing.
+    check digests), while kill -9 of the courier still loses nothing. With ``expiry`` it removes what
+    a run needs no more.
     """
 
-    def __init__(self, directory: Path, *, limits: Limits | None = None, durable: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, limits: Limits | None = None, durable: bool = True, expiry: Terms | None = None
+    ) -> None:
         limits = limits or Limits()
         self._quota = Quota(limits.store_bytes)
         self.objects = ObjectStore(directory, object_bytes=limits.object_bytes, quota=self._quota, durable=durable)
         self.letters = LetterBox(
             directory, topics=limits.topics, topic_bytes=limits.topic_bytes, quota=self._quota, durable=durable
         )
+        self.shares = Shares(directory / "callers", lambda digest: self.objects.progress(digest).stored_bytes)
+        self.expiry = Expiry(expiry, self.objects, self.letters) if expiry is not None else None
+        if self.expiry is not None:
+            self.expiry.catch_up()
 
     @property
     def used_bytes(self) -> int:
@@ -111,6 +121,8 @@ class Courier:
             StorageError: the disk is full or fails.
         """
         _on_disk(lambda: self.letters.post(topic, body))
+        if self.expiry is not None:
+            self.expiry.notice(topic, body)
 
     def collect(self, topic: str) -> list[bytes]:
         """Return the letters under a topic, oldest first.
@@ -123,36 +135,47 @@ class Courier:
 
 
 def serve_courier(
-    directory: Path | Courier, *, listen: str, tls: TlsIdentity | None, limits: Limits | None = None, threads: int = 256
+    directory: Path | Courier,
+    *,
+    listen: str,
+    tls: TlsIdentity | None,
+    limits: Limits | None = None,
+    threads: int = 256,
+    callers: Callers | None = None,
 ) -> RunningServer:
     """Serve the courier of a directory, or one that this process uses too, and return the running server.
 
-    Every transfer holds one of ``threads`` threads while it runs; further ones wait.
+    Every transfer holds one of ``threads`` threads while it runs; further ones wait. With ``callers`` nobody else gets
+    a connection, and each may have its share of the disk; without, whoever reaches the address may use all of it.
 
     Raises:
         PortInUseError: the address cannot be bound.
         EncodingError: a network address without TLS.
     """
     courier = directory if isinstance(directory, Courier) else Courier(directory, limits=limits)
-    service = _CourierService(courier)
+    if callers is not None and tls is None:
+        raise EncodingError("callers", expected="TLS, which tells who calls", got="none")
+    service = _CourierService(courier, callers)
     return serve(
         lambda server: services.add_CourierServicer_to_server(service, server),
         listen=listen,
         tls=tls,
         threads=threads,
+        callers=callers.certificates if callers is not None else (),
     )
 
 
 class _CourierService(services.CourierServicer):
     """The edge: messages in, messages out, and every failure as a code."""
 
-    def __init__(self, courier: Courier) -> None:
+    def __init__(self, courier: Courier, callers: Callers | None) -> None:
         self._courier = courier
+        self._callers = callers
 
     def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:
         """Store one object, or one part more of it."""
         try:
-            return pb.PutReply(stored_bytes=_at_edge(lambda: self._receive(request_iterator)))
+            return pb.PutReply(stored_bytes=_at_edge(lambda: self._receive(request_iterator, context)))
         except ConfedError as error:
             return pb.PutReply(refusal=refusal(error))
         except TakenOverError:
@@ -183,9 +206,8 @@ class _CourierService(services.CourierServicer):
 
     def Post(self, request: pb.Letter, context: grpc.ServicerContext) -> pb.PostReply:
         """Add a letter."""
-        del context
         try:
-            _at_edge(lambda: self._courier.post(request.topic, request.body))
+            _at_edge(lambda: self._post(request, context))
         except ConfedError as error:
             return pb.PostReply(refusal=refusal(error))
         return pb.PostReply()
@@ -197,7 +219,12 @@ class _CourierService(services.CourierServicer):
         except ConfedError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
 
-    def _receive(self, messages: Iterator[pb.PutPart]) -> int:
+    def _post(self, request: pb.Letter, context: grpc.ServicerContext) -> None:
+        if self._callers is not None:
+            self._courier.shares.post(self._callers.calling(context), len(request.body))
+        self._courier.post(request.topic, request.body)
+
+    def _receive(self, messages: Iterator[pb.PutPart], context: grpc.ServicerContext) -> int:
         first = next(messages, None)
         if first is None:
             raise EncodingError("upload", expected="at least one part", got="none")
@@ -207,9 +234,16 @@ class _CourierService(services.CourierServicer):
             for message in messages:
                 yield message.offset, message.data
 
-        return self._courier.objects.receive(
-            first.digest, size_bytes=first.size_bytes, offset=first.offset, parts=parts()
-        )
+        with self._counted(first, context):
+            return self._courier.objects.receive(
+                first.digest, size_bytes=first.size_bytes, offset=first.offset, parts=parts()
+            )
+
+    def _counted(self, first: pb.PutPart, context: grpc.ServicerContext) -> AbstractContextManager[None]:
+        # What is there already is counted for whoever brought it.
+        if self._callers is None or self._courier.progress(first.digest).complete:
+            return nullcontext()
+        return self._courier.shares.uploading(self._callers.calling(context), first.digest, first.size_bytes)
 
 
 def _on_disk(work: Callable[[], T]) -> T:

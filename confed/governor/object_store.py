@@ -14,7 +14,7 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +168,11 @@ class ObjectStore:
         check_digest(digest)
         with self._lock:
             self._unlink(self._path(digest))
+
+    def stored(self) -> Iterator[tuple[str, Path]]:
+        """Yield the digest and the file of each complete object."""
+        for path in self._objects.glob("*/*"):
+            yield path.name, path
 
     @contextmanager
     def _upload(self, digest: str, *, size_bytes: int, offset: int) -> Generator[Upload | None, None, None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Callable, Generator
+import secrets
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,10 +46,14 @@ _OPTIONS: list[tuple[str, int | str]] = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a service listens: ``127.0.0.1:PORT`` with its pinned PEM certificate, or ``unix:PATH`` without."""
+    """Where a service listens: ``127.0.0.1:PORT`` with its pinned PEM certificate, or ``unix:PATH`` without.
+
+    ``identity`` is what the caller shows there, where the service asks who calls (the courier does); a secret.
+    """
 
     target: str
     certificate: str
+    identity: TlsIdentity | None = None
 
     def __post_init__(self) -> None:
         if not self.certificate and not self.target.startswith("unix:"):
@@ -57,7 +62,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsIdentity:
-    """A server's certificate and private key, PEM."""
+    """A server's or a caller's certificate and private key, PEM."""
 
     certificate: str
     private_key: str
@@ -69,7 +74,13 @@ class TlsIdentity:
     def generate(cls, *, now: datetime.datetime) -> TlsIdentity:
         """Make a self-signed P-256 certificate, valid for a year, to be pinned by those who are told of it."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _SERVER_NAME)])
+        # No two have one name: who is asked to accept several looks a certificate up by its issuer's.
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COMMON_NAME, _SERVER_NAME),
+                x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16)),
+            ]
+        )
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -118,9 +129,17 @@ class RunningServer:
 
 
 def serve(
-    register: Callable[[grpc.Server], None], *, listen: str, tls: TlsIdentity | None, threads: int = 8
+    register: Callable[[grpc.Server], None],
+    *,
+    listen: str,
+    tls: TlsIdentity | None,
+    threads: int = 8,
+    callers: Sequence[str] = (),
 ) -> RunningServer:
     """Start a server at ``listen`` (``127.0.0.1:0`` for a free port, or ``unix:PATH``) and return it, listening.
+
+    With ``callers`` (PEM certificates) only who holds the key of one of them, or of one that such a key has signed,
+    gets a connection over the network; whose it is says ``caller_digest``.
 
     Raises:
         PortInUseError: the address cannot be bound.
@@ -135,7 +154,9 @@ def serve(
             port = server.add_insecure_port(listen)
         else:
             pair = (tls.private_key.encode(), tls.certificate.encode())
-            port = server.add_secure_port(listen, grpc.ssl_server_credentials([pair]))
+            roots = "".join(callers).encode() or None
+            credentials = grpc.ssl_server_credentials([pair], roots, require_client_auth=bool(callers))
+            port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise PortInUseError("listen", expected="a free address", got=listen) from error
     if port == 0:
@@ -149,9 +170,33 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
     """Return a channel to a service; it connects when first used."""
     if not endpoint.certificate:
         return grpc.insecure_channel(endpoint.target, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(endpoint.certificate.encode())
+    own = endpoint.identity
+    credentials = grpc.ssl_channel_credentials(
+        endpoint.certificate.encode(),
+        own.private_key.encode() if own else None,
+        own.certificate.encode() if own else None,
+    )
     options = [*_OPTIONS, ("grpc.ssl_target_name_override", _SERVER_NAME)]
     return grpc.secure_channel(endpoint.target, credentials, options=options)
+
+
+def certificate_digest(certificate: str | bytes) -> str:
+    """Return the SHA-256 of a PEM certificate's DER, in hexadecimal.
+
+    Raises:
+        EncodingError: not a certificate.
+    """
+    pem = certificate if isinstance(certificate, bytes) else certificate.encode()
+    try:
+        return x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
+    except ValueError as error:
+        raise EncodingError("certificate", expected="PEM", got="something else") from error
+
+
+def caller_digest(context: grpc.ServicerContext) -> str:
+    """Return the digest of the certificate whose key the caller has shown in TLS; empty where it was not asked for."""
+    shown: list[bytes] = context.auth_context().get("x509_pem_cert", [])  # pyright: ignore[reportAssignmentType]
+    return certificate_digest(shown[0]) if shown else ""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from confed.errors import DeploymentError
-from confed.experiment.services import Process
+from confed.experiment.processes import Process
 
 ENDS = [sys.executable, "-c", "raise SystemExit('its last words')"]
 

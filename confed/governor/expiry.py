@@ -1,0 +1,154 @@
+"""What of a run the courier removes, and when: by a rule that nobody but the owners' brokers can set off.
+
+When a commit record of a round is posted that holds (signatures, countersignatures, cohort: ``Lineage``), these go:
+
+- sealed updates for that round and every earlier one, whoever made them, those of abandoned attempts included;
+- sealed evaluations of that version (after its evaluation) and of earlier ones;
+- strategy states of earlier versions, and versions of that round that are not the one committed;
+- versions before the last ``keep_versions``, where the operator says so: records need them all unless they are
+  collected elsewhere;
+- the letters that tickets and credentials of those rounds were shown in: commit records hold what counted.
+
+The start, datasets, the newest version and its state, commit records, evidence and the closing stay, and so does
+whatever does not say in its header that it belongs to this run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from confed.errors import ConfedError
+from confed.governor.letter_box import LetterBox
+from confed.governor.object_store import ObjectStore
+from confed.journey import Kind, Purpose
+from confed.keybroker.lineage import Lineage
+from confed.keybroker.statements import CommitRecord
+from confed.manifest import Manifest
+from confed.sealing.header import FRAME_BYTES, Header, header_length
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Of which run things are removed, and how many versions stay; ``None``: all of them."""
+
+    manifest: Manifest
+    keep_versions: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Belonging:
+    """What an object says it is: unverified, and believed only to its sender's own cost."""
+
+    kind: Kind
+    round: int
+
+
+class Expiry:
+    """Applies the rules of this module to one store; safe between threads, removes in a thread of its own."""
+
+    def __init__(self, terms: Terms, objects: ObjectStore, letters: LetterBox) -> None:
+        self._manifest, self._keep = terms.manifest, terms.keep_versions
+        self._digest = terms.manifest.digest
+        self._lineage = Lineage(terms.manifest)
+        self._objects, self._letters = objects, letters
+        self._topics = {
+            f"{self._manifest.run}/commit/{purpose}/{number}": (purpose, number)
+            for purpose in (Purpose.TRAIN, Purpose.EVALUATE)
+            for number in range(1, self._manifest.rounds + 1)
+        }
+        self._known: dict[str, _Belonging | None] = {}
+        self._over: dict[Purpose, int] = {}
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="confed-expiry")
+
+    def notice(self, topic: str, body: bytes) -> None:
+        """Look at a letter that was posted, later and elsewhere, if it may be a commit record of the run."""
+        if topic in self._topics:
+            self._worker.submit(self._look_at, topic, body)
+
+    def catch_up(self) -> None:
+        """Do what an earlier process may have left undone."""
+        for topic in self._topics:
+            for body in self._letters.collect(topic):
+                self.notice(topic, body)
+
+    def settle(self) -> None:
+        """Wait until everything noticed so far is done."""
+        done: Future[None] = self._worker.submit(lambda: None)
+        done.result()
+
+    def _look_at(self, topic: str, body: bytes) -> None:
+        purpose, number = self._topics[topic]
+        try:
+            candidate = self._lineage.verify(CommitRecord.from_bytes(body), round_number=number, purpose=purpose)
+        except ConfedError as error:
+            _logger.warning("a letter under %s is no commit record that holds: %s", topic, error.code)
+            return
+        try:
+            self._remove(purpose, number, committed=candidate.digest)
+        except OSError as error:
+            _logger.warning("what is over could not be removed: %s", error.strerror)
+
+    def _remove(self, purpose: Purpose, number: int, *, committed: str) -> None:
+        with self._lock:
+            for digest, path in list(self._objects.stored()):
+                belonging = self._belonging(digest, path)
+                if belonging is not None and self._is_over(belonging, digest, purpose, number, committed=committed):
+                    self._objects.remove(digest)
+                    del self._known[digest]
+            for ended, last in self._ended(purpose, number):
+                first = self._over.get(ended, 0) + 1
+                self._letters.remove(topic for each in range(first, last + 1) for topic in self._shown(ended, each))
+                self._over[ended] = max(last, self._over.get(ended, 0))
+
+    def _is_over(self, belonging: _Belonging, digest: str, purpose: Purpose, number: int, *, committed: str) -> bool:
+        about, trains = belonging.round, purpose is Purpose.TRAIN
+        match belonging.kind:
+            case Kind.UPDATE:
+                return trains and about <= number
+            case Kind.METRICS:
+                return about < number or (not trains and about == number)
+            case Kind.STRATEGY_STATE:
+                return trains and about < number
+            case Kind.MODEL:
+                abandoned = about == number and digest != committed
+                old = self._keep is not None and 0 < about <= number - self._keep
+                return trains and (abandoned or old)
+            case _:
+                return False
+
+    def _ended(self, purpose: Purpose, number: int) -> list[tuple[Purpose, int]]:
+        if purpose is Purpose.EVALUATE:
+            return [(Purpose.EVALUATE, number)]
+        return [(Purpose.TRAIN, number), (Purpose.EVALUATE, number - 1)]
+
+    def _shown(self, purpose: Purpose, number: int) -> list[str]:
+        """Return the topics under which sites showed their tickets for a round."""
+        run = self._manifest.run
+        return [
+            f"{run}/{purpose}/{number}/{attempt}/{site.owner.name}"
+            for site in self._manifest.sites
+            for attempt in range(self._manifest.max_attempts)
+        ]
+
+    def _belonging(self, digest: str, path: Path) -> _Belonging | None:
+        if digest not in self._known:
+            self._known[digest] = self._read(path)
+        return self._known[digest]
+
+    def _read(self, path: Path) -> _Belonging | None:
+        try:
+            with path.open("rb") as file:
+                header = Header.decode(file.read(header_length(file.read(FRAME_BYTES))))
+        except (ConfedError, FileNotFoundError):
+            return None
+        if header.manifest != self._digest:
+            return None
+        number = header.detail.get("round") if header.kind in (Kind.UPDATE, Kind.METRICS) else header.version
+        return _Belonging(kind=header.kind, round=number) if isinstance(number, int) else None
