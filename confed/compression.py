@@ -47,6 +47,16 @@ class CompressionTerms:
         elif self.fraction is not None:
             raise ConfigError("compression.fraction", expected=f"none for {self.name}", got=self.fraction)
 
+    def require(self, *, strategy: str) -> None:
+        """Check the terms against the rest of a contract.
+
+        Raises:
+            ConfigError: feedback where an update may count in a later version than its round's: a site could not tell
+                whether what it carried over arrived.
+        """
+        if self.feedback and strategy == "FedBuff":
+            raise ConfigError("compression.feedback", expected="false for FedBuff", got=True)
+
 
 def name_of(terms: CompressionTerms | None) -> str:
     """Return what an update's header says of its compression."""

@@ -307,6 +307,8 @@ class Manifest:
             "above 0, since a stop rule reads evaluations",
             self.cohort.fraction_evaluate,
         )
+        if self.compression is not None:
+            self.compression.require(strategy=self.strategy.name)
         if self.privacy is not None:
             self.privacy.require(
                 strategy=self.strategy.name,

@@ -1,5 +1,6 @@
 """What may be compressed how, and what is refused by the name of its key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_a_table_is_refused_by_the_name_of_its_key(table, field, tmp_path):
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, f"[compression]\n{table}")
     assert refused.value.field == field
+
+
+def test_an_update_that_may_count_later_carries_nothing_over():
+    buffered = replace(make().strategy, name="FedBuff")
+    with pytest.raises(ConfigError) as refused:
+        make(compression=INT8, strategy=buffered)
+    assert refused.value.field == "compression.feedback"
 
 
 def test_ray_whose_workers_change_carries_nothing_over():

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from aggregator_world import Changes, World, as_floats
+from aggregator_world import Changes, World, as_floats, norm_of
 from test_fold import same_bits
+from test_own_strategy import HEAD
+from test_own_strategy import world_of as own_strategy
 from test_partial_rounds import model, opened, retrained, version_of
+from test_private import TERMS, Silent
 from test_run import candidate_of
 
+from aggregator.combine import private
 from confed.compression import CompressionTerms
 from confed.errors import CompressionError, ConfedError, SizeError
-from confed.manifest import CohortTerms, StrategyTerms, UpdateTerms
+from confed.manifest import CohortTerms, MetricTerms, StrategyTerms, UpdateTerms
 from confed.model.compressed import Decoded, compress
 from confed.model.weights import flats_of, unpack
+from confed.privacy.terms import FixedClip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +104,35 @@ def test_every_rule_reads_them(way: str, strategy: str, tmp_path: Path) -> None:
     assert not same_bits(found, world.traveling(base))
     if strategy == "Krum":
         assert any(same_bits(found, stood_for(world, number, base)) for number in range(4))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_class_of_ones_own_gets_them_opened(way: str, tmp_path: Path) -> None:
+    base = {"w": BASE["w"]}
+    world = own_strategy(tmp_path / "own", HEAD, model=base, compression=WAYS[way])
+    plain = World(tmp_path / "plain", model=base, compression=WAYS[way])
+    found = [version_of(each, walk(each, base)) for each in (world, plain)]
+    assert same_bits(*found)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_they_are_clipped_and_noised_as_others_are(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "GaussianNoise", Silent)
+    base = model()
+    terms = dataclasses.replace(TERMS, clip=FixedClip(norm=0.5))
+    world = world_of(tmp_path, way, model=base, privacy=terms, metrics=MetricTerms(clear=(), decimals=4))
+    closed = walk(world, base)
+    assert closed.excluded == {}
+    version = version_of(world, closed)
+    updates = [stood_for(world, number, base) for number in range(4)]
+    norms = [norm_of(update, base) for update in updates]
+    assert min(norms) > 0.5
+    for name in world.manifest.model.trained:
+        here = as_floats(base[name])
+        pairs = zip(updates, norms, strict=True)
+        expected = here + sum((as_floats(update[name]) - here) * 0.5 / norm for update, norm in pairs) / 4
+        coarse = {"float16": 2e-3, "uint16": 1e-2}.get(str(version[name].dtype), 1e-3)
+        np.testing.assert_allclose(as_floats(version[name]), expected, rtol=coarse, atol=coarse, err_msg=name)
 
 
 @pytest.mark.parametrize(("way", "share"), [("bf16", 0.52), ("int8", 0.27), ("top-k", 0.42)])
