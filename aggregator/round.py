@@ -13,6 +13,7 @@ A round (``Round``) accepts an update only if:
 
 - it is open, and its site is in the cohort that the manifest draws;
 - its site has no update in it yet: an identity counts once;
+- fewer than the manifest takes are in it: where more are drawn than taken, the first that come are the cohort;
 - it is of the purpose's kind, and every field of its signed header is this run, manifest, round, attempt, purpose,
   base, aggregator instance and site;
 - its signer has a credential from the site's own broker for exactly this step;
@@ -47,6 +48,7 @@ from confed.errors import (
     PurposeError,
     RecipientError,
     RoundError,
+    RoundFullError,
     ShapeError,
     ShortCohortError,
     SignatureError,
@@ -143,6 +145,7 @@ class Round:
         self._open = True
         self._accepted: dict[str, Accepted] = {}
         self._refused: dict[str, str] = {}
+        self._taken = manifest.cohort.taken(len(manifest.sites), purpose=step.purpose)
         self.cohort = manifest.draw(purpose=step.purpose, round_number=step.round)
         if not self.cohort:
             raise CohortError("cohort", expected=f"sites drawn to {step.purpose}", got="none")
@@ -186,6 +189,7 @@ class Round:
             RoundError: the round is closed.
             CohortError: a site that was not drawn.
             DuplicateUpdateError: a second update of the site, or a ticket that was used.
+            RoundFullError: as many as the round takes are there.
             StaleUpdateError: another kind, run, manifest, round, attempt, purpose, base, aggregator or site.
             CredentialError, TicketError: a document that is not for exactly this.
             RecipientError: not sealed to this aggregator alone.
@@ -194,6 +198,10 @@ class Round:
         site = self.drawn(arrival.site)
         if arrival.site in self._accepted:
             raise DuplicateUpdateError(f"{arrival.site} update", expected="one in a round", got="a second")
+        if len(self._accepted) >= self._taken:
+            raise RoundFullError(
+                f"{arrival.site} update", expected=f"one of the first {self._taken}", got="a later one"
+            )
         self._check_header(arrival, site)
         self._check_credential(arrival, site, now_ms)
         ticket = self._check_ticket(arrival, site, now_ms)

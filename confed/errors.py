@@ -40,8 +40,8 @@
         │   │   ├── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
         │   │   └── PrivacyBudgetError  under BudgetError: one more release would spend more epsilon than there is
         ├── UpdateError             the aggregator refused an update
-        │   ├── DuplicateUpdateError, NotFiniteError, ShapeError, NormError, WeightError, LossError, StaleUpdateError,
-        │   │   DeclarationError, CompressionError
+        │   ├── DuplicateUpdateError, RoundFullError, NotFiniteError, ShapeError, NormError, WeightError, LossError,
+        │   │   StaleUpdateError, DeclarationError, CompressionError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
         │   └── StrategyError           a strategy class of one's own failed, or gave no model
         ├── ManifestMismatchError   something differs from what the manifest says
@@ -702,6 +702,12 @@ class DuplicateUpdateError(UpdateError):
     """A second update of one identity or one ticket."""
 
     code = "duplicate-update"
+
+
+class RoundFullError(UpdateError):
+    """An update that comes when the round has as many as it takes: nothing is wrong with it."""
+
+    code = "round-full"
 
 
 class NotFiniteError(UpdateError):

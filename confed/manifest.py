@@ -123,20 +123,26 @@ class CodeTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortTerms:
-    """Least number of distinct identities in a combined result, and the fractions drawn a round (0 < f <= 1)."""
+    """Least number of distinct identities in a combined result, and the fractions that a round takes (0 < f <= 1).
+
+    ``extra`` sites are drawn beyond those, in training and evaluation alike: the first that answer fill the round.
+    """
 
     least: int
     fraction_train: float
     fraction_evaluate: float
+    extra: int
 
     def __post_init__(self) -> None:
         _require(self.least >= 1, "cohort.least", "at least 1", self.least)
         _require(0 < self.fraction_train <= 1, "cohort.fraction_train", "above 0 and at most 1", self.fraction_train)
         _require(0 <= self.fraction_evaluate <= 1, "cohort.fraction_evaluate", "from 0 to 1", self.fraction_evaluate)
+        _require(self.extra >= 0, "cohort.extra", "0 or more", self.extra)
 
-    def drawn_to_train(self, sites: int) -> int:
-        """Return how many of so many sites are drawn for a round to train."""
-        return max(int(sites * self.fraction_train), self.least)
+    def taken(self, sites: int, *, purpose: str) -> int:
+        """Return how many results a round takes of so many sites: with that many it is full."""
+        fraction = self.fraction_evaluate if purpose == "evaluate" else self.fraction_train
+        return max(int(sites * fraction), self.least) if fraction else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +316,8 @@ class Manifest:
         if self.compression is not None:
             self.compression.require(strategy=self.strategy.name)
         if self.privacy is not None:
+            # Who is absent would have somebody else counted in its place: twice the difference that noise is for.
+            _require(self.cohort.extra == 0, "cohort.extra", "0 where privacy is on", self.cohort.extra)
             self.privacy.require(
                 strategy=self.strategy.name,
                 clear=self.metrics.clear,
@@ -379,12 +387,12 @@ class Manifest:
     def draw(self, *, purpose: str, round_number: int) -> tuple[Site, ...]:
         """Return the round's cohort in identity order (by site name), drawn from the manifest's seed alone.
 
-        At least ``cohort.least`` sites are drawn (for evaluation only if its fraction is not zero).
+        At least ``cohort.least`` sites are drawn (for evaluation only if its fraction is not zero), and ``extra`` more.
         """
-        fraction = self.cohort.fraction_evaluate if purpose == "evaluate" else self.cohort.fraction_train
-        if fraction == 0:
+        taken = self.cohort.taken(len(self.sites), purpose=purpose)
+        if taken == 0:
             return ()
-        count = max(int(len(self.sites) * fraction), self.cohort.least)
+        count = min(taken + self.cohort.extra, len(self.sites))
         ordered = sorted(self.sites, key=lambda site: site.owner.name)
         drawn = random.Random(self._seed_for(purpose, str(round_number))).sample(ordered, count)  # noqa: S311
         return tuple(sorted(drawn, key=lambda site: site.owner.name))

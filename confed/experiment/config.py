@@ -65,9 +65,13 @@ class SitesTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortTable:
-    """Least number of distinct identities behind anything that leaves the enclave."""
+    """Least number of distinct identities behind anything that leaves the enclave.
+
+    ``extra`` sites are asked beyond those that a round takes: it closes with the first that answer.
+    """
 
     least: int
+    extra: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,6 +178,7 @@ def resolve(
         least=experiment.cohort.least,
         fraction_train=_fraction(start, "train"),
         fraction_evaluate=_fraction(start, "evaluate"),
+        extra=experiment.cohort.extra,
     )
     privacy = experiment.privacy
     tee = partial(tee_policy, experiment.tee, prepared.config_directory, now=datetime.now(UTC))
@@ -212,7 +213,7 @@ def resolve(
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,
-        privacy=None if privacy is None else privacy.terms(drawn=cohort.drawn_to_train(len(site_owners))),
+        privacy=None if privacy is None else privacy.terms(drawn=cohort.taken(len(site_owners), purpose="train")),
         client_tee=tee(code=client, role=Role.CLIENT),
         aggregator_tee=tee(code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),

@@ -11,7 +11,15 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from confed import canonical
-from confed.errors import ConfedError, EnclaveLostError, RefusedError, RoundError, RunEndedError, ShortCohortError
+from confed.errors import (
+    ConfedError,
+    EnclaveLostError,
+    RefusedError,
+    RoundError,
+    RoundFullError,
+    RunEndedError,
+    ShortCohortError,
+)
 from confed.governor.enclave_client import ClosedRound, EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.governor.taking_up import Letters, Survivor
@@ -70,6 +78,12 @@ class Rounds:
         self._published: ClosedRound | None = None
         self.lost: EnclaveLostError | None = None
         """Set while the enclave of the open round is gone: there is nothing to wait for."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the enclave has as many results as the round takes: it would take no other."""
+        taken = self.manifest.cohort.taken(len(self.manifest.sites), purpose=self._purpose)
+        return sum(not code for code in self._answered.values()) >= taken > 0
 
     def ended(self, round_number: int) -> bool:
         """Return whether a stop rule or the privacy budget ended the run before this round; the enclave refuses it."""
@@ -220,12 +234,13 @@ class Rounds:
         return closed.digest, closed.metrics
 
     def _absent(self) -> dict[str, str]:
-        absent = {site: self._answered.get(site, "no-answer") for site in self._expected}
+        unheard = RoundFullError.code if self.full else "no-answer"
+        absent = {site: self._answered.get(site, unheard) for site in self._expected}
         for site in self._expected:
             if site not in self._answered:
-                self._answered[site] = "no-answer"
+                self._answered[site] = unheard
                 self._events.write(
-                    EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code="no-answer"
+                    EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=unheard
                 )
         return {site: code for site, code in absent.items() if code}
 

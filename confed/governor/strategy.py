@@ -187,8 +187,8 @@ class _WatchedGrid(Grid):
         for reply in exchange(self._grid, asked, timeout_s=timeout):
             self._rounds.receive(reply)
             replies.append(reply)
-            if self._rounds.lost is not None:
-                break  # Whoever still answers answers an attempt that is over.
+            if self._rounds.lost is not None or self._rounds.full:
+                break  # Whoever still answers answers an attempt that is over, or a round that is full.
         return replies
 
 

@@ -204,7 +204,7 @@ class Land:
                 strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={}),
-            cohort=CohortTerms(least=self.least, fraction_train=1.0, fraction_evaluate=1.0),
+            cohort=CohortTerms(least=self.least, fraction_train=1.0, fraction_evaluate=1.0, extra=0),
             settings={},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=("loss",), decimals=4),

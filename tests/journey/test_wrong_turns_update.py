@@ -562,7 +562,7 @@ def test_a_puppet_that_the_manifest_does_not_list_does_not_count(road: Road) -> 
 
 
 def test_a_site_that_was_not_drawn_does_not_count(make_road: MakeRoad) -> None:
-    half = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0)
+    half = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0, extra=0)
     road = make_road(change=lambda m: dataclasses.replace(m, cohort=half))
     opened = road.aggregator().open(1)
     (other, *_) = [name for name in SITES if name not in opened.cohort]

@@ -61,7 +61,7 @@ def make(**changes):
         "sites": tuple(Site(owner=party(f"site-{n:02d}"), dataset=reference(f"data-{n}")) for n in range(6)),
         "code": CodeTerms(client_app="a:b", client_image=DIGEST, aggregator_image=DIGEST, lock=DIGEST, strategy=None),
         "strategy": StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
-        "cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0),
+        "cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0, extra=0),
         "settings": {"learning-rate": 0.5},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
@@ -140,7 +140,7 @@ def test_a_quorum_is_more_than_half():
 
 
 SITES = make().sites
-FOUR = {"cohort": CohortTerms(least=4, fraction_train=1.0, fraction_evaluate=1.0)}
+FOUR = {"cohort": CohortTerms(least=4, fraction_train=1.0, fraction_evaluate=1.0, extra=0)}
 
 
 def strategy(name, **parameters):
@@ -181,7 +181,7 @@ def test_a_selection_mixes_fewer_identities_than_its_cohort(terms, mixed):
         ),
         (
             "a cohort larger than the sites is refused",
-            {"cohort": CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=1.0)},
+            {"cohort": CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=1.0, extra=0)},
             "cohort.least",
         ),
         (
@@ -257,9 +257,9 @@ def test_one_factor_of_an_adapter_is_averaged_and_one_site_trains_both():
 @pytest.mark.parametrize(
     ("make_part", "field"),
     [
-        (lambda: CohortTerms(least=0, fraction_train=1.0, fraction_evaluate=1.0), "cohort.least"),
-        (lambda: CohortTerms(least=1, fraction_train=0.0, fraction_evaluate=1.0), "cohort.fraction_train"),
-        (lambda: CohortTerms(least=1, fraction_train=1.5, fraction_evaluate=1.0), "cohort.fraction_train"),
+        (lambda: CohortTerms(least=0, fraction_train=1.0, fraction_evaluate=1.0, extra=0), "cohort.least"),
+        (lambda: CohortTerms(least=1, fraction_train=0.0, fraction_evaluate=1.0, extra=0), "cohort.fraction_train"),
+        (lambda: CohortTerms(least=1, fraction_train=1.5, fraction_evaluate=1.0, extra=0), "cohort.fraction_train"),
         (lambda: UpdateTerms(norm_bound=0, weight_cap=1.0, loss_cap=None), "update.norm_bound"),
         (lambda: UpdateTerms(norm_bound=1.0, weight_cap=-1.0, loss_cap=None), "update.weight_cap"),
         (lambda: UpdateTerms(norm_bound=1.0, weight_cap=1.0, loss_cap=0.0), "update.loss_cap"),
@@ -381,7 +381,7 @@ def test_a_rule_reads_only_metrics_that_the_run_shows():
         make(stop=replace(StopTerms.none(), target=replace(TARGET, metric="accuracy")))
     assert refused.value.field == "stop.target.metric"
     assert "loss" in str(refused.value)
-    cohort = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0)
+    cohort = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0, extra=0)
     with pytest.raises(ConfigError) as refused:
         make(stop=replace(StopTerms.none(), target=TARGET), cohort=cohort)
     assert refused.value.field == "cohort.fraction_evaluate"
@@ -437,3 +437,17 @@ def test_privacy_is_refused_where_its_sensitivity_is_not_known(change):
     with pytest.raises(ConfigError) as refused:
         make(**{"privacy": PRIVATE, "metrics": NOTHING_CLEAR, **change})
     assert refused.value.field.startswith("privacy.")
+
+
+def test_more_are_drawn_than_a_round_takes_where_the_manifest_says_so():
+    terms = {"least": 2, "fraction_train": 0.5, "fraction_evaluate": 0.34}
+    exact, more, all_of_them = (make(cohort=CohortTerms(**terms, extra=extra)) for extra in (0, 2, 100))
+    for purpose, taken in (("train", 3), ("evaluate", 2)):
+        counts = [len(manifest.draw(purpose=purpose, round_number=1)) for manifest in (exact, more, all_of_them)]
+        assert counts == [taken, taken + 2, 6]
+        for manifest in (exact, more, all_of_them):
+            assert manifest.cohort.taken(6, purpose=purpose) == taken
+    nobody = make(cohort=CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0, extra=2))
+    assert nobody.draw(purpose="evaluate", round_number=1) == ()
+    with pytest.raises(ConfigError, match=r"cohort\.extra"):
+        CohortTerms(**terms, extra=-1)

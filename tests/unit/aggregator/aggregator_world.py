@@ -434,7 +434,7 @@ class World:
                 client_app="app:app", client_image="0" * 64, aggregator_image="0" * 64, lock="0" * 64, strategy=None
             ),
             "strategy": strategy or StrategyTerms(name="FedAvg", parameters={}),
-            "cohort": CohortTerms(least=least, fraction_train=1.0, fraction_evaluate=1.0),
+            "cohort": CohortTerms(least=least, fraction_train=1.0, fraction_evaluate=1.0, extra=0),
             "settings": {},
             "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0, loss_cap=None),
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),

@@ -96,7 +96,7 @@ def test_the_version_is_the_mean_of_what_updates_stand_for(
 def test_every_rule_reads_them(way: str, strategy: str, tmp_path: Path) -> None:
     base = model()
     terms = StrategyTerms(name=strategy, parameters={"num_malicious_nodes": 0} if strategy == "Krum" else {})
-    cohort = CohortTerms(least=4, fraction_train=1.0, fraction_evaluate=1.0)
+    cohort = CohortTerms(least=4, fraction_train=1.0, fraction_evaluate=1.0, extra=0)
     world = world_of(tmp_path, way, model=base, strategy=terms, cohort=cohort)
     closed = walk(world, base)
     assert closed.excluded == {}

@@ -362,7 +362,7 @@ def test_an_update_of_a_voided_attempt_does_not_count_in_the_next(world: World) 
 
 
 def test_an_update_of_a_site_that_was_not_drawn_is_refused(tmp_path: Path) -> None:
-    cohort = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0)
+    cohort = CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=1.0, extra=0)
     world = World(tmp_path / "enclave", cohort=cohort)
     run = opened(world)
     drawn = {site.owner.name for site in world.manifest.draw(purpose="train", round_number=1)}

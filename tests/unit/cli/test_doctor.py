@@ -93,7 +93,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "sites": tuple(Site(owner=party(f"site-{number}"), dataset=None) for number in range(2)),
         "code": CodeTerms(client_app="a:b", client_image="11" * 32, aggregator_image="22" * 32, lock=LOCK, strategy=None),
         "strategy": StrategyTerms(name="FedAvg", parameters={}),
-        "cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0), "settings": {},
+        "cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0), "settings": {},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None), "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
         "compression": None,

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from confed.errors import EnclaveLostError, InstanceError, LineageError, RoundError, RunEndedError
+from confed.governor import rounds as rounds_module
 from confed.governor import taking_up
 from confed.governor.enclave_client import OpenedRound
 from confed.governor.events import EventLog, EventName, read_events
@@ -164,8 +165,10 @@ def test_an_enclave_that_does_not_come_back_is_waited_for_with_pauses_that_doubl
 
 def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, monkeypatch):
     """The enclave died after it published the record and before the governor heard of it."""
-    record = SimpleNamespace(metrics=SimpleNamespace(values={"loss": 0.5}))
-    candidate = SimpleNamespace(version=1, digest="cd" * 32, excluded={"west": "norm"}, cohort=(b"1", b"2"))
+    record = SimpleNamespace(metrics=SimpleNamespace(values={"loss": 0.5}), candidate=b"signed")
+    candidate = SimpleNamespace(
+        privacy=None, version=1, digest="cd" * 32, excluded={"west": "norm"}, cohort=(b"1", b"2")
+    )
     verified = []
 
     def verify(found, *, manifest, round_number, purpose):
@@ -179,6 +182,7 @@ def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, mo
         taking_up.CommitRecord, "from_bytes", lambda body: body if body.startswith(b"somebody") else record
     )
     monkeypatch.setattr(rounds._history, "add", lambda _: None)
+    monkeypatch.setattr(rounds_module, "unverified", lambda signed, kind: candidate)
     open_first(rounds)
     letters.bodies = [b"somebody else's letter", b"the record"]
     assert rounds.again(LOST) == []
@@ -187,3 +191,16 @@ def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, mo
     assert enclave.calls[-1] == ("attest", 2, 0)
     assert rounds.close([]) == ("cd" * 32, {"loss": 0.5})
     assert not any(call[0] == "close" for call in enclave.calls)
+
+
+def test_a_round_that_is_full_is_not_waited_for(rounds, tmp_path):
+    """Six sites, of which half are taken."""
+    open_first(rounds)
+    rounds._expected = ("a", "b", "c", "d")
+    rounds._answered = {"a": "", "b": "norm", "c": ""}
+    assert not rounds.full
+    rounds._answered["e"] = ""
+    assert rounds.full
+    assert rounds._absent() == {"b": "norm", "d": "round-full"}
+    failed = [event for event in read_events(tmp_path / "events.jsonl") if event.event is EventName.CLIENT_FAILED]
+    assert [(event.fields["site"], event.fields["code"]) for event in failed] == [("d", "round-full")]

@@ -204,7 +204,7 @@ class World:
                 strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={}),
-            cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
+            cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0),
             settings={},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=("loss",), decimals=4),

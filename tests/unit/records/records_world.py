@@ -188,7 +188,7 @@ class RecordedRun:
                 strategy=None,
             ),
             strategy=StrategyTerms(name="FedAvg", parameters={"fraction_train": 1.0}),
-            cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0),
+            cohort=CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0),
             settings={"local-epochs": 1},
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=() if self._privacy else ("accuracy", "loss"), decimals=4),
