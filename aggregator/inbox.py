@@ -1,7 +1,7 @@
 """Fetches sealed updates from the courier, bounded, and keeps them, still sealed, until their round is over.
 
-Small ones stay in memory; the others lie as ciphertext in the enclave's folder, which its host may read and change:
-a container's header is signed and each chunk carries a tag, so a change is refused, not believed.
+Small ones stay in memory while there are few; the others lie as ciphertext in the enclave's folder, which its host may
+read and change: a container's header is signed and each chunk carries a tag, so a change is refused, not believed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 SMALL_BYTES = 4 * 1024 * 1024
+MEMORY_BYTES = 16 * 1024 * 1024
+"""How much of one round is kept in memory: with what the fold holds it stays below 64 MiB."""
 _PART_BYTES = 16 * 1024 * 1024
 
 
@@ -74,7 +76,7 @@ class Inbox:
     """
 
     def __init__(
-        self, store: Store, *, folder: Path, beside: Path | None = None, memory_bytes: int = 256 * 1024 * 1024
+        self, store: Store, *, folder: Path, beside: Path | None = None, memory_bytes: int = MEMORY_BYTES
     ) -> None:
         self._store = store
         self._beside = beside
@@ -104,9 +106,13 @@ class Inbox:
             return Parcel(Container.parse(self._store.get(digest, limit_bytes=limit)), None, in_memory=True)
         if self._beside is not None and (stored := object_path(self._beside, digest)).is_file():
             return Parcel(_mapped(stored, limit), None)
+        sealed = self._store.get(digest, limit_bytes=limit) if limit <= SMALL_BYTES else None
         path = self._folder / f"{next(self._next)}.{digest[:16]}"
         try:
-            self._download(digest, path, limit)
+            if sealed is None:
+                self._download(digest, path, limit)
+            else:
+                path.write_bytes(sealed)
             return Parcel(Container.map(path), path)
         except BaseException:
             path.unlink(missing_ok=True)
