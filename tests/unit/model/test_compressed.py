@@ -188,3 +188,22 @@ def test_what_lies_apart_compresses_alike():
     one, other = (compress(form, *pair, carried=None, generator=np.random.default_rng(1)) for pair in pairs)
     assert [bytes(part) for part in one.parts] == [bytes(part) for part in other.parts]
     assert np.shares_memory(apart(base, form.layout)["F64"][10:20], base["double"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(way=st.sampled_from(list(WAYS)), data=st.data())
+def test_whatever_a_chunk_holds_it_stands_for_something_or_is_refused(way, data):
+    base = model(1, 60)
+    form, compressed, flats = made(way, model(2, 60), base)
+    chunk = bytearray(compressed.parts[0])
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(chunk) - 1))
+        piece = data.draw(
+            st.sampled_from([b"\xff\xff\xff\xff", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x01", b"\x80"])
+        )
+        chunk[at : at + len(piece)] = piece[: len(chunk) - at]
+    try:
+        found = stood_for(form, [bytes(chunk)], flats)
+    except (CompressionError, NotFiniteError):
+        return
+    assert layout_of(found) == form.layout
