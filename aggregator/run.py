@@ -139,7 +139,6 @@ class Run:
         self._course = Course(self._manifest, courier, records=records)
         self._optimizer = strategy_of(self._manifest, strategy or {})
         self._account = Account(self._manifest)
-        self._inbox = Inbox(courier, folder=folder)
         self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
         self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
