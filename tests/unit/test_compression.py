@@ -65,9 +65,10 @@ def test_a_table_is_refused_by_the_name_of_its_key(table, field, tmp_path):
 
 
 def test_an_update_that_may_count_later_carries_nothing_over():
-    buffered = replace(make().strategy, name="FedBuff")
+    with pytest.raises(ConfigError):
+        make(compression=INT8, strategy=replace(make().strategy, name="FedBuff"))
     with pytest.raises(ConfigError) as refused:
-        make(compression=INT8, strategy=buffered)
+        INT8.require(strategy="FedBuff")
     assert refused.value.field == "compression.feedback"
 
 
