@@ -147,6 +147,7 @@ class Round:
         self._refused: dict[str, str] = {}
         self._taken = manifest.cohort.taken(len(manifest.sites), purpose=step.purpose)
         self.cohort = manifest.draw(purpose=step.purpose, round_number=step.round)
+        self._drawn = {site.owner.name: site for site in self.cohort}
         if not self.cohort:
             raise CohortError("cohort", expected=f"sites drawn to {step.purpose}", got="none")
 
@@ -173,10 +174,10 @@ class Round:
             CohortError: not drawn.
         """
         self._require_open()
-        for site in self.cohort:
-            if site.owner.name == name:
-                return site
-        raise CohortError("site", expected="one that was drawn for this round", got=name[:60])
+        site = self._drawn.get(name)
+        if site is None:
+            raise CohortError("site", expected="one that was drawn for this round", got=name[:60])
+        return site
 
     def accept(self, arrival: Arrival, *, now_ms: int) -> None:
         """Count an update, or refuse it; a refusal changes nothing but the site's code.
@@ -213,7 +214,7 @@ class Round:
 
     def note_refused(self, site: str, error: ConfedError) -> None:
         """Remember why a drawn site's update did not count, unless one did."""
-        if self._open and site not in self._accepted and any(site == entry.owner.name for entry in self.cohort):
+        if self._open and site not in self._accepted and site in self._drawn:
             self._refused[site] = error.code
 
     def close(self) -> tuple[Accepted, ...]:

@@ -435,8 +435,8 @@ class Run:
                 spent = self._account.after(private, attempt=step.attempt)
                 opened = {site: entry for site, entry in opened.items() if site not in failed}
             cohort = tuple(entry for entry in accepted if entry.site.owner.name in opened)
+            identities = frozenset(entry.site.owner.identity for entry in cohort)
             for entry in cohort:  # each owner's own terms, before anything is made of the result
-                identities = [other.site.owner.identity for other in cohort]
                 require_counted(identities, unverified(entry.ticket, Ticket))
             metrics = clear_metrics(
                 self._manifest.metrics.clear,

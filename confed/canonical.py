@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from enum import StrEnum
 from typing import Any
 
 import rfc8785
@@ -15,6 +16,7 @@ LIMIT_BYTES = 16 * 1024 * 1024
 
 
 _MAX_INTEGER = 2**53 - 1
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
 def encode(value: Any) -> bytes:
@@ -24,6 +26,9 @@ def encode(value: Any) -> bytes:
         EncodingError: a value that JSON, or RFC 8785's number range, cannot hold.
     Source: RFC 8785.
     """
+    plain = _encoded_plain(value)
+    if plain is not None:
+        return plain
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
@@ -40,6 +45,9 @@ def decode(data: bytes, *, limit_bytes: int = LIMIT_BYTES) -> Any:
     if len(data) > limit_bytes:
         raise SizeError("document size in bytes", expected=f"at most {limit_bytes}", got=len(data))
     try:
+        value = json.loads(data)
+        if _encoded_plain(value) == data:
+            return value
         value = json.loads(data, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise EncodingError("document", expected="JSON", got="something else") from error
@@ -51,6 +59,31 @@ def decode(data: bytes, *, limit_bytes: int = LIMIT_BYTES) -> Any:
 def digest(data: bytes | bytearray | memoryview) -> str:
     """Return the SHA-256 of ``data`` as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _encoded_plain(value: Any) -> bytes | None:
+    """Return the canonical form of a value for which the standard library's encoder writes it, else ``None``.
+
+    That is text, whole numbers in range, lists, and objects with ASCII keys (whose code points sort as UTF-16 does):
+    nearly all statements, which are encoded and compared several times each.
+    """
+    try:
+        return _ENCODER.encode(value).encode() if _is_plain(value) else None
+    except (UnicodeEncodeError, RecursionError):
+        return None
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return -_MAX_INTEGER <= value <= _MAX_INTEGER
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _is_plain(entry) for key, entry in value.items())
+    if kind is list:
+        return all(_is_plain(entry) for entry in value)
+    return isinstance(value, StrEnum)
 
 
 def _integer(text: str) -> int | float:

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from confed import canonical, record
@@ -29,6 +30,7 @@ OLDEST_S = 24 * 3600
 """Age beyond which evidence serves no more, whatever a policy says."""
 
 _MAX_MODEL_BYTES = 64 * 1024**3
+_KEPT_COHORTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,9 +217,9 @@ class TrustTerms:
     anchors: Mapping[str, tuple[bytes, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole contract of one run.
+    """The whole contract of one run. It has no slots, so that what is worked out from it is kept with it.
 
     Attributes:
         run: unique name of this run, in every statement made for it.
@@ -326,15 +328,27 @@ class Manifest:
             )
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
 
-    @property
+    @cached_property
     def encoded(self) -> bytes:
         """The manifest as canonical JSON: what is signed, stored and sent."""
         return canonical.encode(record.to_json(self))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of ``encoded`` in hexadecimal."""
         return canonical.digest(self.encoded)
+
+    @cached_property
+    def _by_identity(self) -> Mapping[bytes, Site]:
+        return {site.owner.identity: site for site in self.sites}
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Site]:
+        return {site.owner.name: site for site in self.sites}
+
+    @cached_property
+    def _cohorts(self) -> dict[tuple[str, int], tuple[Site, ...]]:
+        return {}
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
@@ -352,10 +366,15 @@ class Manifest:
         Raises:
             ManifestMismatchError: no such site.
         """
-        for site in self.sites:
-            if site.owner.identity == identity:
-                return site
-        raise ManifestMismatchError("identity", expected="one that the manifest lists", got=identity.hex()[:16])
+        site = self._by_identity.get(identity)
+        if site is None:
+            raise ManifestMismatchError("identity", expected="one that the manifest lists", got=identity.hex()[:16])
+        return site
+
+    def site_with(self, *, identity: bytes, broker: bytes) -> Site | None:
+        """Return the site with this identity and broker key, if the manifest lists it."""
+        site = self._by_identity.get(identity)
+        return site if site is not None and site.owner.broker == broker else None
 
     def site_named(self, name: str) -> Site:
         """Return the site of this name.
@@ -363,10 +382,10 @@ class Manifest:
         Raises:
             ManifestMismatchError: no such site.
         """
-        for site in self.sites:
-            if site.owner.name == name:
-                return site
-        raise ManifestMismatchError("site", expected="one that the manifest lists", got=name)
+        site = self._by_name.get(name)
+        if site is None:
+            raise ManifestMismatchError("site", expected="one that the manifest lists", got=name)
+        return site
 
     def broker_key(self, broker: bytes) -> Party:
         """Return the party whose broker has this public key.
@@ -389,13 +408,20 @@ class Manifest:
 
         At least ``cohort.least`` sites are drawn (for evaluation only if its fraction is not zero), and ``extra`` more.
         """
+        known = self._cohorts.get((purpose, round_number))
+        if known is not None:
+            return known
         taken = self.cohort.taken(len(self.sites), purpose=purpose)
         if taken == 0:
             return ()
         count = min(taken + self.cohort.extra, len(self.sites))
         ordered = sorted(self.sites, key=lambda site: site.owner.name)
         drawn = random.Random(self._seed_for(purpose, str(round_number))).sample(ordered, count)  # noqa: S311
-        return tuple(sorted(drawn, key=lambda site: site.owner.name))
+        cohort = tuple(sorted(drawn, key=lambda site: site.owner.name))
+        if len(self._cohorts) >= _KEPT_COHORTS:
+            self._cohorts.clear()
+        self._cohorts[purpose, round_number] = cohort
+        return cohort
 
     def client_seed(self, *, site: str, round_number: int) -> int:
         """Return the 63-bit seed of one client in one round; the attempt is left out, so a retry repeats it."""

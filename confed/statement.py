@@ -7,8 +7,9 @@ worthless as any other. The bytes received are what is hashed and verified; noth
 from __future__ import annotations
 
 import base64
+import hashlib
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -20,6 +21,9 @@ from confed.errors import EncodingError, SignatureError
 T = TypeVar("T")
 
 _DOMAIN = b"confed/v1/statement\x00"
+_SIGNER_BYTES = 32
+_SIGNATURE_BYTES = 64
+_MOST_KNOWN = 262_144
 
 
 class Statement(Protocol):
@@ -82,7 +86,9 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
 def sign(statement: Statement, key: Ed25519PrivateKey) -> Signed:
     """Sign a statement."""
     payload = canonical.encode({"type": statement.TYPE, **record.to_json(statement)})
-    return Signed(payload=payload, signer=public_bytes(key), signature=key.sign(_DOMAIN + payload))
+    signed = Signed(payload=payload, signer=public_bytes(key), signature=key.sign(_DOMAIN + payload))
+    _known.add(_known_by(signed))
+    return signed
 
 
 def verify(signed: Signed, kind: type[T], *, signer: bytes) -> T:
@@ -94,7 +100,7 @@ def verify(signed: Signed, kind: type[T], *, signer: bytes) -> T:
     """
     if signed.signer != signer:
         raise SignatureError(f"{kind.__name__} signer", expected=signer.hex()[:16], got=signed.signer.hex()[:16])
-    if not _signature_holds(signed.signer, signed.signature, signed.payload):
+    if not _signature_holds(signed):
         raise SignatureError(f"{kind.__name__} signature", expected="a valid signature", got="another")
     return unverified(signed, kind)
 
@@ -113,11 +119,45 @@ def unverified(signed: Signed, kind: type[T]) -> T:
     return record.from_json(kind, value, at=kind.__name__)
 
 
-@lru_cache(maxsize=65536)
-def _signature_holds(signer: bytes, signature: bytes, payload: bytes) -> bool:
-    # Verification is a pure function of these three, so brokers that share a process check a ticket once.
+class _Known:
+    """Signatures that hold, by a digest of signer, signature and payload; the oldest are forgotten.
+
+    Verification is a pure function of these three, so brokers that share a process check a ticket once, and nobody
+    checks what this very process signed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._names: dict[bytes, None] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._names
+
+    def add(self, name: bytes) -> None:
+        with self._lock:
+            self._names[name] = None
+            if len(self._names) > self._most:
+                del self._names[next(iter(self._names))]
+
+
+_known = _Known(_MOST_KNOWN)
+
+
+def _known_by(signed: Signed) -> bytes:
+    # Signer and signature have fixed sizes where a signature can hold, so nothing can move between the three.
+    return hashlib.sha256(signed.signer + signed.signature + signed.payload).digest()
+
+
+def _signature_holds(signed: Signed) -> bool:
+    if len(signed.signer) != _SIGNER_BYTES or len(signed.signature) != _SIGNATURE_BYTES:
+        return False
+    name = _known_by(signed)
+    if name in _known:
+        return True
     try:
-        Ed25519PublicKey.from_public_bytes(signer).verify(signature, _DOMAIN + payload)
+        Ed25519PublicKey.from_public_bytes(signed.signer).verify(signed.signature, _DOMAIN + signed.payload)
     except (InvalidSignature, ValueError):
         return False
+    _known.add(name)
     return True

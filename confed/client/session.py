@@ -79,13 +79,15 @@ class ClientSession:
         self._attester = attester
         self._services = services
         self._hosted = tuple(sites)
+        self._hosts = frozenset(sites)
+        self._cohort: tuple[tuple[Purpose, int], Mapping[str, Site]] | None = None
         self._hpke = HpkeIdentity.generate()
         self._signing = Ed25519PrivateKey.generate()
         self._signing_public = self._signing.public_key().public_bytes_raw()
         self.instance = instance_of(self._hpke.public, self._signing_public)
         self._clock = EnclaveClock()
         self._lock = threading.RLock()
-        self._steps: dict[tuple[int, int, Purpose, tuple[str, ...]], Step] = {}
+        self._steps: dict[tuple[int, int, Purpose, str], Step] = {}
         self._attested: dict[bytes, tuple[int, int]] = {}
         self._datasets: dict[str, Arrays] = {}
         self._bases: dict[str, Arrays] = {}
@@ -111,7 +113,7 @@ class ClientSession:
         if partition is None or not 0 <= partition < len(self.manifest.sites):
             raise SessionError("partition-id", expected=f"from 0 to {len(self.manifest.sites) - 1}", got=partition)
         site = self.manifest.sites[partition]
-        if self._hosted and site.owner.name not in self._hosted:
+        if self._hosted and site.owner.name not in self._hosts:
             raise SessionError("site", expected="one that this TEE acts for", got=site.owner.name)
         return site
 
@@ -121,23 +123,30 @@ class ClientSession:
         Raises:
             ConfedError: any refusal, of the class that says why; nothing was opened then.
         """
-        drawn = self.manifest.draw(purpose=purpose, round_number=round_number)
-        if site not in drawn:
+        if site.owner.name not in self._drawn(purpose, round_number):
             raise SessionError("site", expected="one drawn for this round", got=site.owner.name)
-        if self._hosted and site.owner.name not in self._hosted:
+        if self._hosted and site.owner.name not in self._hosts:
             raise SessionError("site", expected="one that this TEE acts for", got=site.owner.name)
-        group = tuple(entry for entry in drawn if entry.owner.name in self._hosted) if self._hosted else (site,)
-        key = (round_number, attempt, purpose, tuple(entry.owner.name for entry in group))
+        key = (round_number, attempt, purpose, "" if self._hosted else site.owner.name)
         with self._lock:
             step = self._steps.get(key)
             if step is None:
-                step = self._prepare(group, round_number=round_number, attempt=attempt, purpose=purpose)
+                group = self._drawn(purpose, round_number) if self._hosted else {site.owner.name: site}
+                hosted = [entry for name, entry in group.items() if not self._hosted or name in self._hosts]
+                step = self._prepare(hosted, round_number=round_number, attempt=attempt, purpose=purpose)
                 self._steps = {old: kept for old, kept in self._steps.items() if old[0] >= round_number - 1}
                 self._steps[key] = step
         grants = step.grants[site.owner.name]
         if isinstance(grants, ConfedError):
             raise grants
         return step, grants
+
+    def _drawn(self, purpose: Purpose, round_number: int) -> Mapping[str, Site]:
+        """Return the drawn sites by name, in identity order; worked out once a round."""
+        if self._cohort is None or self._cohort[0] != (purpose, round_number):
+            drawn = self.manifest.draw(purpose=purpose, round_number=round_number)
+            self._cohort = ((purpose, round_number), {site.owner.name: site for site in drawn})
+        return self._cohort[1]
 
     def dataset(self, site: Site) -> Arrays:
         """Return the opened dataset of a site: name -> array.

@@ -118,6 +118,7 @@ def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tupl
                 path=path,
             )
             files[datasets[owner.party.name].digest] = path
+        owner.close()
     return SealedParts(start=start, datasets=datasets), files
 
 
@@ -127,7 +128,12 @@ def approve(owners: Owners, manifest: Manifest) -> list[Signed]:
     Raises:
         FloorError: a key that was not born in simulation.
     """
-    return [owner.approve_simulation(manifest) for owner in owners.every]
+    approvals: list[Signed] = []
+    for owner in owners.every:
+        approvals.append(owner.approve_simulation(manifest))
+        # Thousands of open stores would be more files than a process may have; the owner's broker opens it next.
+        owner.close()
+    return approvals
 
 
 def _owner(name: str, home: Path, now: int) -> OwnerHome:

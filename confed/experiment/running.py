@@ -156,6 +156,7 @@ def _collect_ledgers(services: Services, directory: RunDirectory) -> None:
     for owner in services.owners.every:
         # This run's part: what an owner did in other runs is nobody's business here.
         first = owner.approved_at(manifest)
+        owner.close()
         directory.write_ledger(owner.party.name, clients[owner.party.broker].records(owner.party.broker, first=first))
 
 

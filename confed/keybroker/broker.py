@@ -34,6 +34,7 @@ from confed.errors import (
 )
 from confed.keybroker.closing import close as close_run
 from confed.keybroker.decision import Decision, Terms
+from confed.keybroker.documents import approved_manifest
 from confed.keybroker.heads import head_of, witness
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import Ledger
@@ -46,7 +47,7 @@ from confed.keybroker.store import Store, Transaction
 from confed.keybroker.succession import commit, countersign
 from confed.keybroker.tickets import ticket as issue_ticket
 from confed.keybroker.vault import Vault
-from confed.manifest import Manifest, Party
+from confed.manifest import Party
 from confed.statement import Signed, sign, unverified, verify
 from confed.wire.v1 import confed_pb2 as pb
 
@@ -343,7 +344,8 @@ class Broker:
             row = tx.one("SELECT document FROM approvals WHERE manifest = ?", (manifest,))
             if row is None:
                 raise NotApprovedError("manifest", expected="one that this owner approved", got=manifest[:64])
-            terms = self._terms[manifest] = Terms.of(Manifest.decode(row[0]), self.party)
+            approved = approved_manifest(self._store.folder, manifest, lambda: row[0])
+            terms = self._terms[manifest] = Terms.of(approved, self.party)
         return terms
 
     def _manifest_of_run(self, run: str) -> str:

@@ -134,11 +134,13 @@ class BrokerClient:
         Raises:
             UnreachableError: the server did not answer.
         """
+        places = {record: at for at, record in enumerate(dict.fromkeys(item[2] for item in items if item[2]), 1)}
         batch = pb.ReleaseBatch(
             items=[
-                pb.ReleaseBatch.Item(request=pack(request), envelope=envelope, base_record=record)
+                pb.ReleaseBatch.Item(request=pack(request), envelope=envelope, base_record=places.get(record, 0))
                 for request, envelope, record in items
-            ]
+            ],
+            base_records=places,
         )
         replies = self._items(self._stub.Release, batch, len(items))
         return _outcomes(replies, lambda at: _read_release(items[at][0], replies[at].released))

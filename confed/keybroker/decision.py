@@ -42,16 +42,17 @@ class Terms:
         Raises:
             ManifestMismatchError: the manifest does not list this party with these keys.
         """
-        listed = [manifest.model.owner, *(site.owner for site in manifest.sites)]
         keys = (party.identity, party.broker)
-        if keys not in [(owner.identity, owner.broker) for owner in listed]:
+        is_model_owner = (manifest.model.owner.identity, manifest.model.owner.broker) == keys
+        site = manifest.site_with(identity=party.identity, broker=party.broker)
+        if site is None and not is_model_owner:
             raise ManifestMismatchError("owner", expected="a party of the manifest", got=party.name)
         policies = {Role.CLIENT: manifest.client_tee, Role.AGGREGATOR: manifest.aggregator_tee}
         return cls(
             manifest=manifest,
             lineage=lineage_of(manifest),
-            is_model_owner=(manifest.model.owner.identity, manifest.model.owner.broker) == keys,
-            site=next((s for s in manifest.sites if (s.owner.identity, s.owner.broker) == keys), None),
+            is_model_owner=is_model_owner,
+            site=site,
             policies={role: (policy, policy_digest(policy)) for role, policy in policies.items()},
         )
 

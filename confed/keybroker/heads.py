@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from confed import canonical, record
 from confed.errors import ForkError, LineageError, RollbackError, RoundError
@@ -22,6 +23,12 @@ class HeadVersion:
     digest: str
     attempt: int
     privacy: PrivacyState | None
+
+
+@lru_cache(maxsize=4)
+def _digest(data: bytes) -> str:
+    """The digest of a record, of which one call shows the same bytes to every broker of a server."""
+    return canonical.digest(data)
 
 
 def head_of(decision: Decision) -> HeadVersion:
@@ -66,7 +73,7 @@ def witness(decision: Decision, data: bytes) -> HeadVersion:
         verify_follows(head.privacy, candidate)
     decision.record(
         "witnessed",
-        record=canonical.digest(data),
+        record=_digest(data),
         commit=found.commit.digest,
         candidate=found.candidate.digest,
         version=version,

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confed import canonical
 from confed.errors import ConfigError, EncodingError, FloorError, MissingFileError, NotApprovedError
 from confed.keybroker.decision import Terms
+from confed.keybroker.documents import keep_document
 from confed.keybroker.ledger import Ledger
 from confed.keybroker.statements import Approval
 from confed.keybroker.store import Store, Transaction
@@ -205,8 +206,8 @@ class OwnerHome:
             NotApprovedError: another manifest with the same run is approved; a run's name is used once.
         """
         Terms.of(manifest, self.party)
-        document = manifest.encoded
-        digest = canonical.digest(document)
+        digest = manifest.digest
+        document = keep_document(self.path, manifest.encoded, digest=digest)
         with self.store.transaction() as tx:
             known = self._approval(tx, manifest.run)
             if known is not None:

@@ -17,9 +17,11 @@ brokers, each of which attested and credentialed it, sign the candidate's digest
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import TypeVar
 
@@ -34,6 +36,9 @@ T = TypeVar("T")
 _HEX = frozenset("0123456789abcdef")
 _KEPT = 64
 _KEPT_RECORDS = 512
+_KEPT_LARGE = 4
+_KEPT_IDENTITIES = 65_536
+_SMALL_BYTES = 64 * 1024
 
 
 class Lineage:
@@ -45,7 +50,10 @@ class Lineage:
         self._names = {site.owner.name: site.owner.identity for site in manifest.sites}
         self._brokers = {site.owner.identity: site.owner.broker for site in manifest.sites}
         self._drawn: dict[tuple[str, int], tuple[bytes, ...]] = {}
+        self._members: tuple[Candidate, bytes] | None = None
+        self._checked: tuple[Candidate, tuple[Signed, ...]] | None = None
         self._verified: OrderedDict[tuple[object, ...], Candidate] = OrderedDict()
+        self._newest: tuple[CommitRecord, tuple[object, ...], Candidate] | None = None
         self._lock = threading.Lock()
 
     def drawn(self, purpose: Purpose, round_number: int) -> tuple[bytes, ...]:
@@ -55,6 +63,23 @@ class Lineage:
         if found is None:
             sites = self.manifest.draw(purpose=purpose, round_number=round_number)
             found = self._drawn[key] = tuple(site.owner.identity for site in sites)
+        return found
+
+    def members(self, candidate: Candidate) -> bytes:
+        """Return which of the drawn identities are in a candidate's cohort: a bit for each, in identity order.
+
+        The first identity is the highest bit; what is left of the last byte is zero. This is how ledgers name a
+        cohort: a thousand brokers each note it in every round.
+        """
+        known = self._members
+        if known is not None and known[0] is candidate:
+            return known[1]
+        cohort = frozenset(candidate.cohort)
+        drawn = self.drawn(candidate.purpose, candidate.round)
+        size = -(-len(drawn) // 8)
+        bits = "".join("1" if identity in cohort else "0" for identity in drawn).ljust(size * 8, "0")
+        found = int(bits or "0", 2).to_bytes(size, "big")
+        self._members = (candidate, found)
         return found
 
     def verify(
@@ -74,10 +99,15 @@ class Lineage:
             CohortError: too few identities, one twice, or one that was not drawn.
             TicketError: a ticket that is absent or for something else.
         """
-        signed = (record.candidate, record.tickets, record.countersignatures, record.commit)
-        key = (*signed, record.metrics.digest, round_number, purpose, attempt, base)
+        step, newest = (round_number, purpose, attempt, base), self._newest
+        # The same object again: the brokers of one server are asked about one record in one call.
+        if newest is not None and newest[0] is record and newest[1] == step:
+            return newest[2]
+        signed = (record.candidate, *record.tickets, record.commit, *record.countersignatures)
+        key = (_digest_of(signed), record.metrics.digest, *step)
         known = self._verified.get(key)
         if known is not None:
+            self._newest = (record, step, known)
             return known
         candidate = verified(record.candidate, Candidate, record.candidate.signer)
         _equal("candidate round", round_number, candidate.round)
@@ -90,9 +120,11 @@ class Lineage:
         digests = self.verify_countersignatures(record.candidate.digest, candidate, record.countersignatures)
         _equal("commit countersignatures", digests, self._verify_commit(record, candidate).countersignatures)
         self._verify_metrics(record.metrics, candidate)
+        self._newest = (record, step, candidate)
         with self._lock:
             self._verified[key] = candidate
-            if len(self._verified) > _KEPT_RECORDS:
+            # A record of many sites is large, so fewer of those are remembered.
+            while len(self._verified) > max(_KEPT_LARGE, min(_KEPT_RECORDS, _KEPT_IDENTITIES // len(self._brokers))):
                 self._verified.popitem(last=False)
         return candidate
 
@@ -126,14 +158,21 @@ class Lineage:
             TicketError: a ticket that is absent, used twice or for something else.
             ManifestMismatchError: a metric in clear that the manifest does not allow.
         """
+        # The very objects that were checked last: they cannot change, so one call's brokers check them once.
+        checked = self._checked
+        if checked is not None and checked[0] is candidate and checked[1] is tickets:
+            return
         self._verify_fields(candidate)
         self._verify_cohort(candidate)
         if len(tickets) != len(candidate.cohort) or tuple(ticket.digest for ticket in tickets) != candidate.tickets:
             raise TicketError("tickets", expected="those that the candidate names, in its order", got="others")
         if len({*candidate.tickets}) != len(candidate.tickets):
             raise TicketError("tickets", expected="each once", got="one twice")
+        cohort = frozenset(candidate.cohort)
         for identity, signed in zip(candidate.cohort, tickets, strict=True):
-            self._verify_ticket(candidate, identity, signed)
+            self._verify_ticket(candidate, cohort, identity, signed)
+        if isinstance(tickets, tuple):
+            self._checked = (candidate, tickets)
 
     def verify_countersignatures(
         self, digest: str, candidate: Candidate, countersignatures: Sequence[Signed]
@@ -216,17 +255,18 @@ class Lineage:
         if len(set(cohort)) != len(cohort):
             raise CohortError("cohort", expected="distinct identities", got="one twice")
         drawn = self.drawn(candidate.purpose, candidate.round)
-        if any(identity not in drawn for identity in cohort):
+        members = frozenset(cohort)
+        if not members.issubset(drawn):
             raise CohortError("cohort", expected="identities drawn for this round", got="another")
         if len(cohort) < self.manifest.cohort.least:
             raise CohortError("cohort", expected=f"at least {self.manifest.cohort.least}", got=len(cohort))
-        if cohort != tuple(identity for identity in drawn if identity in set(cohort)):
+        if cohort != tuple(identity for identity in drawn if identity in members):
             raise CohortError("cohort", expected="identity order", got="another order")
         for name in candidate.excluded:
             if self._names.get(name) not in drawn or self._names[name] in cohort:
                 raise CohortError("excluded", expected="drawn sites outside the cohort", got=name[:40])
 
-    def _verify_ticket(self, candidate: Candidate, identity: bytes, signed: Signed) -> None:
+    def _verify_ticket(self, candidate: Candidate, cohort: frozenset[bytes], identity: bytes, signed: Signed) -> None:
         broker = self._brokers[identity]
         if signed.signer != broker:
             raise TicketError("ticket signer", expected="the identity's own broker", got="another")
@@ -241,16 +281,26 @@ class Lineage:
         )  # fmt: skip
         if expected != got:
             raise TicketError("ticket", expected="for this step, base and aggregator", got="for another")
-        require_counted(candidate.cohort, ticket)
+        require_counted(cohort, ticket)
 
 
-def require_counted(cohort: Sequence[bytes], ticket: Ticket) -> None:
+def members_apart(one: bytes, other: bytes) -> int:
+    """Return in how many identities two cohorts differ, given as ``Lineage.members`` of the same round and purpose.
+
+    What is not of one length cannot be compared and counts as the smallest difference there is, which refuses.
+    """
+    if len(one) != len(other):
+        return 1
+    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
+
+
+def require_counted(cohort: AbstractSet[bytes], ticket: Ticket) -> None:
     """Check that a cohort has as many identities that count as the owner behind a ticket in it asks for.
 
     Raises:
         CohortError: fewer.
     """
-    counted = set(cohort) & set(ticket.counted) if ticket.counted else set(cohort)
+    counted = cohort & set(ticket.counted) if ticket.counted else cohort
     if len(counted) < ticket.least_cohort:
         raise CohortError("identities that count", expected=f"at least {ticket.least_cohort}", got=len(counted))
 
@@ -307,13 +357,22 @@ def lineage_of(manifest: Manifest) -> Lineage:
     return lineage
 
 
-@lru_cache(maxsize=_KEPT_RECORDS)
 def read_record(data: bytes) -> CommitRecord:
     """Return the commit record of canonical JSON, unverified; equal bytes are parsed once.
 
     Raises:
         EncodingError: anything else.
     """
+    return _read_small(data) if len(data) <= _SMALL_BYTES else _read_large(data)
+
+
+@lru_cache(maxsize=_KEPT_RECORDS)
+def _read_small(data: bytes) -> CommitRecord:
+    return CommitRecord.from_bytes(data)
+
+
+@lru_cache(maxsize=_KEPT_LARGE)
+def _read_large(data: bytes) -> CommitRecord:
     return CommitRecord.from_bytes(data)
 
 
@@ -345,6 +404,14 @@ _by_object: OrderedDict[int, tuple[Manifest, Lineage]] = OrderedDict()
 def _equal(field: str, expected: object, got: object) -> None:
     if expected != got:
         raise LineageError(field, expected=_short(expected), got=_short(got))
+
+
+def _digest_of(statements: Iterable[Signed]) -> bytes:
+    found = hashlib.sha256()
+    for signed in statements:
+        for part in (signed.payload, signed.signer, signed.signature):
+            found.update(len(part).to_bytes(8, "big") + part)
+    return found.digest()
 
 
 def _short(value: object) -> object:

@@ -51,11 +51,14 @@ class BrokerService(KeyBrokerServicer):
         """A decision about each request."""
         _require_bounded(context, len(request.items))
         item = pb.ReleaseReplies.Item
+        records = (b"", *request.base_records)  # the same object for all, so that it is hashed and parsed once
 
         def release(asked: pb.ReleaseBatch.Item) -> pb.ReleaseReplies.Item:
+            if asked.base_record >= len(records):
+                raise EncodingError("base record", expected=f"one of {len(records) - 1}", got=asked.base_record)
             signed = unpack(asked.request)
             broker = self._broker(_addressee(signed))
-            released = broker.release(signed, envelope=asked.envelope, base_record=asked.base_record)
+            released = broker.release(signed, envelope=asked.envelope, base_record=records[asked.base_record])
             return item(released=released.to_wire())
 
         return pb.ReleaseReplies(items=self._each(request.items, release, item))
@@ -75,10 +78,12 @@ class BrokerService(KeyBrokerServicer):
         """A countersignature of one candidate by each broker."""
         _require_bounded(context, len(request.brokers))
         item = pb.CountersignReplies.Item
-        candidate, tickets = unpack(request.candidate), [unpack(signed) for signed in request.tickets]
+        # One object each for all brokers, so that what was checked for one need not be checked for the next.
+        candidate, tickets = unpack(request.candidate), tuple(unpack(signed) for signed in request.tickets)
+        base_record = request.base_record
 
         def countersign(broker: bytes) -> pb.CountersignReplies.Item:
-            signed = self._broker(broker).countersign(candidate, tickets=tickets, base_record=request.base_record)
+            signed = self._broker(broker).countersign(candidate, tickets=tickets, base_record=base_record)
             return item(countersignature=pack(signed))
 
         return pb.CountersignReplies(items=self._each(request.brokers, countersign, item))
@@ -114,14 +119,15 @@ class BrokerService(KeyBrokerServicer):
         _require_bounded(context, len(request.brokers))
         item = pb.CloseReply.Item
         closing = unpack(request.closing) if request.HasField("closing") else None
+        final_record, history = request.final_record, tuple(request.history)
 
         def close(broker: bytes) -> pb.CloseReply.Item:
             signed = self._broker(broker).close(
                 run=request.run,
                 manifest=request.manifest,
-                final_record=request.final_record,
+                final_record=final_record,
                 closing=closing,
-                history=tuple(request.history),
+                history=history,
             )
             return item(signed=pack(signed))
 

@@ -343,6 +343,7 @@ class ClosingCountersignature:
     time: int
 
 
+_RECORD_BYTES = 64 * 1024 * 1024
 _RECORD_PARTS = ["candidate", "commit", "countersignatures", "metrics", "tickets"]
 
 
@@ -382,8 +383,9 @@ class CommitRecord:
 
         Raises:
             EncodingError: anything else.
+            SizeError: more than a record of the largest cohort has.
         """
-        value = canonical.decode(data)
+        value = canonical.decode(data, limit_bytes=_RECORD_BYTES)
         if not isinstance(value, dict) or sorted(value) != _RECORD_PARTS:  # pyright: ignore[reportUnknownArgumentType]
             raise EncodingError("commit record", expected="its five parts", got="something else")
         parts: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]

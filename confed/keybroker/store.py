@@ -100,6 +100,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise MissingFileError("broker store", expected="a file", got=str(path))
+        self.folder = path.parent
         self._lock = threading.RLock()
         # isolation_level=None: transactions are begun and ended here, never by the module behind our back.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

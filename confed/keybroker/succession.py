@@ -15,13 +15,11 @@ from confed.keybroker.credentials import aggregator_key
 from confed.keybroker.decision import Decision, Issued
 from confed.keybroker.floors import require_counted_cohort
 from confed.keybroker.heads import advance, require_base, witness
-from confed.keybroker.lineage import verified
+from confed.keybroker.lineage import members_apart, verified
 from confed.keybroker.spending import verify_follows
 from confed.keybroker.statements import Candidate, Commit, Countersignature
 from confed.record import to_json
 from confed.statement import Signed
-
-_IDENTITY_BYTES = 32
 
 
 def countersign(
@@ -68,7 +66,7 @@ def countersign(
         round_number=candidate.round,
         attempt=candidate.attempt,
         about=signed.digest,
-        detail=b"".join(candidate.cohort),
+        detail=decision.terms.lineage.members(candidate),
     )
 
 
@@ -116,14 +114,11 @@ def _require_own_ticket(decision: Decision, candidate: Candidate) -> None:
 
 def _require_no_difference(decision: Decision, candidate: Candidate, earlier: Sequence[Issued]) -> None:
     least = decision.terms.manifest.cohort.least
-    cohort = set(candidate.cohort)
+    cohort = decision.terms.lineage.members(candidate)
     for issued in earlier:
-        starts = range(0, len(issued.detail), _IDENTITY_BYTES)
-        before = {issued.detail[start : start + _IDENTITY_BYTES] for start in starts}
-        if before != cohort and len(before ^ cohort) < least:
-            raise CohortError(
-                "cohort of a repeated round", expected=f"the same, or {least} apart", got=len(before ^ cohort)
-            )
+        apart = members_apart(cohort, issued.detail)
+        if 0 < apart < least:
+            raise CohortError("cohort of a repeated round", expected=f"the same, or {least} apart", got=apart)
 
 
 def commit(
@@ -191,8 +186,7 @@ def _record_candidate(decision: Decision, event: str, candidate: Candidate, dige
         digest=candidate.digest,
         state=candidate.state,
         instance=candidate.instance,
-        cohort=[identity.hex() for identity in candidate.cohort],
-        tickets=list(candidate.tickets),
+        cohort=decision.terms.lineage.members(candidate).hex(),
         privacy=to_json(candidate.privacy),
         **more,
     )

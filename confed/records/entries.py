@@ -111,6 +111,18 @@ def texts(entry: Entry, name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def members(entry: Entry, name: str) -> bytes:
+    """Return a field that is a cohort as ``Lineage.members`` writes it, in hexadecimal.
+
+    Raises:
+        LedgerError: it is not there, or not hexadecimal.
+    """
+    try:
+        return bytes.fromhex(text(entry, name))
+    except ValueError:
+        raise LedgerError(name, expected="a cohort in hexadecimal", got="something else") from None
+
+
 def choice(entry: Entry, name: str, kind: type[E]) -> E:
     """Return a field that is one of an enumeration.
 

@@ -37,10 +37,10 @@ from confed.errors import (
     TicketError,
 )
 from confed.journey import STEPS, Purpose, Role, Step, Use, base_version
-from confed.keybroker.lineage import Lineage
+from confed.keybroker.lineage import Lineage, members_apart
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket
 from confed.manifest import Manifest
-from confed.records.entries import Entry, Witness, choice, number, text, texts
+from confed.records.entries import Entry, Witness, choice, members, number, text
 from confed.records.instances import Attested, Instances
 from confed.records.places import at
 from confed.records.run_directory import RunDirectory
@@ -206,10 +206,12 @@ class _Reader:
         if step[2] < self._newest.get(step[:2], 0):
             raise ForkError("attempt", expected=f"at least {self._newest[step[:2]]}", got=step[2])
         self._require_aggregator(entry, text(entry, "instance"))
-        cohort = set(texts(entry, "cohort"))
+        cohort, least = members(entry, "cohort"), self._manifest.cohort.least
         for other in self._book.countersigned.values():
-            apart, least = len(cohort ^ set(texts(other, "cohort"))), self._manifest.cohort.least
-            if self._attempt(other)[:2] == step[:2] and 0 < apart < least:
+            if self._attempt(other)[:2] != step[:2]:
+                continue
+            apart = members_apart(cohort, members(other, "cohort"))
+            if 0 < apart < least:
                 raise CohortError("cohort of a repeated round", expected=f"the same, or {least} apart", got=apart)
         self._book.countersigned[step] = entry
         self._newest[step[:2]] = step[2]

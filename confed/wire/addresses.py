@@ -13,8 +13,8 @@ from confed.errors import EncodingError, SizeError
 PART_BYTES = 1024 * 1024
 """Most bytes of an object in one message: measured, larger parts are no faster and 64 KiB ones take twice as long."""
 
-LETTER_BYTES = 1024 * 1024
-"""Most bytes in one letter."""
+LETTER_BYTES = 48 * 1024 * 1024
+"""Most bytes in one letter: a commit record of 10,000 sites has half of that."""
 
 LETTERS_PER_TOPIC = 10_000
 """Most letters under one topic."""

@@ -1,4 +1,5 @@
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,21 @@ JSON = st.recursive(
 def test_what_is_encoded_decodes_to_itself(value):
     encoded = canonical.encode(value)
     assert canonical.encode(canonical.decode(encoded)) == encoded
+
+
+@given(JSON)
+def test_the_quick_way_writes_what_the_reference_writes(value):
+    assert canonical.encode(value) == rfc8785.dumps(value)
+
+
+@pytest.mark.parametrize("value", ["\ud800", {"\ud800": 1}, 2**53, float("nan"), {1: 2}, b"", object()])
+def test_what_the_reference_refuses_is_refused(value):
+    with pytest.raises(EncodingError):
+        canonical.encode(value)
+
+
+def test_keys_are_in_the_order_of_utf_16_where_code_points_differ():
+    assert canonical.encode({"\ufb33": 1, "\U0001f600": 2}) == '{"\U0001f600":2,"\ufb33":1}'.encode()
 
 
 # RFC 8785, section 3.2.2 and 3.2.3: numbers in ECMAScript form, keys by UTF-16 code units.

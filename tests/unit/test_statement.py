@@ -79,3 +79,11 @@ def test_an_unverified_statement_is_only_parsed():
 def test_other_json_is_no_statement(value):
     with pytest.raises(EncodingError):
         Signed.from_json(value)
+
+
+def test_what_was_verified_once_vouches_for_nothing_else():
+    verify(SIGNED, Promise, signer=public_bytes(KEY))
+    moved = replace(SIGNED, signature=SIGNED.signature + SIGNED.payload[:1], payload=SIGNED.payload[1:])
+    for changed in (moved, replace(SIGNED, signature=flipped(SIGNED.signature))):
+        with pytest.raises(SignatureError):
+            verify(changed, Promise, signer=public_bytes(KEY))

@@ -49,7 +49,7 @@ class ChallengeReplies(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[ChallengeReplies.Item, _Mapping]]] = ...) -> None: ...
 
 class ReleaseBatch(_message.Message):
-    __slots__ = ("items",)
+    __slots__ = ("items", "base_records")
     class Item(_message.Message):
         __slots__ = ("request", "envelope", "base_record")
         REQUEST_FIELD_NUMBER: _ClassVar[int]
@@ -57,11 +57,13 @@ class ReleaseBatch(_message.Message):
         BASE_RECORD_FIELD_NUMBER: _ClassVar[int]
         request: Signed
         envelope: bytes
-        base_record: bytes
-        def __init__(self, request: _Optional[_Union[Signed, _Mapping]] = ..., envelope: _Optional[bytes] = ..., base_record: _Optional[bytes] = ...) -> None: ...
+        base_record: int
+        def __init__(self, request: _Optional[_Union[Signed, _Mapping]] = ..., envelope: _Optional[bytes] = ..., base_record: _Optional[int] = ...) -> None: ...
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    BASE_RECORDS_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ReleaseBatch.Item]
-    def __init__(self, items: _Optional[_Iterable[_Union[ReleaseBatch.Item, _Mapping]]] = ...) -> None: ...
+    base_records: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, items: _Optional[_Iterable[_Union[ReleaseBatch.Item, _Mapping]]] = ..., base_records: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ReleaseReplies(_message.Message):
     __slots__ = ("items",)

@@ -1,0 +1,47 @@
+"""The app's own training loop and nothing else: one process of ``benchmarks.simulation``'s bare measurement.
+
+Arguments: the experiment's folder, a JSON list of all sites, this process' number and how many there are, the seed and
+the settings. For each line on standard input it trains every one of its sites once and prints the CPU seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+
+import torch
+
+from clients.tasks.digits import Network, train
+
+
+def main() -> None:
+    """Serve rounds until standard input ends."""
+    folder, names, number, count, seed, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
+    sys.path.insert(0, folder)
+    shards = importlib.import_module("data").shards(names, seed, settings)
+    torch.set_num_threads(1)
+    base = Network().state_dict()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.process_time()
+        for name in names[number::count]:
+            torch.manual_seed(seed)
+            network = Network()
+            network.load_state_dict(base)
+            train(
+                network,
+                shards[name],
+                epochs=int(settings["local-epochs"]),
+                learning_rate=float(settings["learning-rate"]),
+                batch_size=int(settings["batch-size"]),
+            )
+            network.state_dict()
+        print(time.process_time() - started, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main()
