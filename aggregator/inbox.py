@@ -118,6 +118,26 @@ class Inbox:
             path.unlink(missing_ok=True)
             raise
 
+    def enclosed(self, sealed: bytes, *, plaintext_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
+        """Return a container that came inside a bundle, its header's signature checked; nothing else is.
+
+        Raises:
+            SizeError: larger than an update can be.
+            SealError, SignatureError: not a whole container, or its header is not its signer's.
+        """
+        limit = _sealed_limit(plaintext_bytes, chunk_bytes)
+        if len(sealed) > limit:
+            raise SizeError("update size in bytes", expected=f"at most {limit}", got=len(sealed))
+        if self._held_bytes + len(sealed) <= self._memory_bytes:
+            return Parcel(Container.parse(sealed), None)
+        path = self._folder / f"{next(self._next)}.enclosed"
+        try:
+            path.write_bytes(sealed)
+            return Parcel(Container.map(path), path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
     def keep(self, site: str, parcel: Parcel) -> None:
         """Remember the accepted container of a site."""
         with self._lock:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aggregator.combine.choose import strategy_of
+from aggregator.arrivals import arrived, documents
 from aggregator.combine.passes import Contribution
 from aggregator.combine.private import PrivateMean
 from aggregator.combine.successor import Base, successor
@@ -28,28 +29,28 @@ from aggregator.round import NOTHING, Accepted, Arrival, Round, Rounds, check_de
 from confed import canonical
 from confed.errors import (
     ConfedError,
-    CredentialError,
     LineageError,
     QuorumError,
     RoundError,
     ShapeError,
     ShortCohortError,
-    StaleUpdateError,
-    TicketError,
 )
 from confed.journey import Kind, Purpose, base_version
 from confed.keybroker.lineage import require_counted
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket
+from confed.model.bundle import MOST_BYTES, Enclosed, unbundle
 from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
 from confed.sealing.container import Container, OpenContainer
-from confed.statement import Signed, unverified
+from confed.statement import unverified
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from confed.manifest import Party
 
 _LOG = logging.getLogger("confed.aggregator")
 STAGES: tuple[str, ...] = ("release", "fetch", "open", "combine", "seal", "send", "commit")
@@ -231,12 +232,7 @@ class Run:
             size = current.size
             parcel = self._inbox.fetch(digest, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes)
             try:
-                arrival = self._arrival(current, site, digest, parcel)
-                with self._lock:
-                    if current is not self._rounds.current:
-                        raise RoundError("round", expected="the one that was open", got="another")
-                    current.accept(arrival, now_ms=self._enclave.now(owner.broker))
-                    self._inbox.keep(site, parcel)
+                self._count(current, self._arrival(current, site, digest, parcel), owner, parcel)
             except BaseException:
                 self._inbox.discard(parcel)
                 raise
@@ -247,6 +243,54 @@ class Run:
             with self._lock:
                 current.note_refused(site, error)
             raise
+
+    def submit_bundle(self, *, digest: str) -> dict[str, str]:
+        """Fetch sealed results that came as one object, and count each as ``submit`` would.
+
+        Returns:
+            Each site's code of why its result does not count; empty where it does.
+
+        Raises:
+            RoundError: no round is open.
+            ConfedError: the bundle is not to be had, or is none.
+        """
+        with self._lock:
+            current = self._current()
+        started = time.perf_counter()
+        results = unbundle(self._courier.get(digest, limit_bytes=MOST_BYTES))
+        with self._lock:
+            self._seconds["fetch"] += time.perf_counter() - started
+        codes: dict[str, str] = {}
+        for entry in results:
+            try:
+                self._take_enclosed(current, entry)
+                codes[entry.site] = ""
+            except ConfedError as error:
+                codes[entry.site] = error.code
+                with self._lock:
+                    current.note_refused(entry.site, error)
+        return codes
+
+    def _take_enclosed(self, current: Round, entry: Enclosed) -> None:
+        with self._lock:
+            owner = current.drawn(entry.site).owner
+        size = current.size
+        parcel = self._inbox.enclosed(
+            entry.sealed, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes
+        )
+        try:
+            arrival = arrived(entry.site, canonical.digest(entry.sealed), parcel, [(entry.credential, entry.ticket)])
+            self._count(current, arrival, owner, parcel)
+        except BaseException:
+            self._inbox.discard(parcel)
+            raise
+
+    def _count(self, current: Round, arrival: Arrival, owner: Party, parcel: Parcel) -> None:
+        with self._lock:
+            if current is not self._rounds.current:
+                raise RoundError("round", expected="the one that was open", got="another")
+            current.accept(arrival, now_ms=self._enclave.now(owner.broker))
+            self._inbox.keep(arrival.site, parcel)
 
     def close_round(self, *, absent: Mapping[str, str]) -> Closed:
         """Combine what counts, seal it, have it countersigned and committed, publish it.
@@ -396,30 +440,9 @@ class Run:
 
     def _arrival(self, current: Round, site: str, digest: str, parcel: Parcel) -> Arrival:
         """Find the documents that the container's header names among the site's letters."""
-        header, step = parcel.container.header, current.step
+        step = current.step
         topic = f"{step.run}/{step.purpose}/{step.round}/{step.attempt}/{site}"
-        if header.detail.get("site") != site:
-            raise StaleUpdateError("site", expected=site, got=str(header.detail.get("site"))[:60])
-        wanted = (header.detail.get("credential"), header.detail.get("ticket"))
-        found: list[tuple[Signed, Signed]] = []
-        for body in self._courier.collect(topic):
-            try:
-                found.append(_documents(body))
-            except ConfedError:
-                continue  # somebody else's letter: the governor may post what it likes here
-        for credential, ticket in found:
-            if (credential.digest, ticket.digest) == wanted:
-                return Arrival(
-                    site=site,
-                    digest=digest,
-                    header=header,
-                    signer=parcel.container.signer,
-                    credential=credential,
-                    ticket=ticket,
-                )
-        if any(ticket.digest == wanted[1] for _, ticket in found):
-            raise CredentialError(f"{site} credential", expected="the one that the header names", got="none")
-        raise TicketError(f"{site} ticket", expected="the one that the header names", got="none")
+        return arrived(site, digest, parcel, documents(self._courier.collect(topic)))
 
     def _combined(self, current: Round, absent: Mapping[str, str]) -> _Pending:
         step, failed = current.step, dict[str, ConfedError]()
@@ -550,15 +573,3 @@ class Run:
             yield
         finally:
             self._seconds[stage] += time.perf_counter() - started
-
-
-def _documents(body: bytes) -> tuple[Signed, Signed]:
-    """Return the credential and ticket in a letter; nothing is verified yet.
-
-    Raises:
-        CredentialError, EncodingError: another kind of letter.
-    """
-    value = canonical.decode(body)
-    if not isinstance(value, dict) or sorted(value) != ["credential", "ticket"]:  # pyright: ignore[reportUnknownArgumentType]
-        raise CredentialError("letter", expected="credential and ticket", got="something else")
-    return Signed.from_json(value["credential"]), Signed.from_json(value["ticket"])

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("confed.aggregator")
 
-Reply = TypeVar("Reply", pb.AttestReply, pb.OpenRoundReply, pb.SubmitReply, pb.CloseRoundReply, pb.CloseRunReply)
+Reply = TypeVar(
+    "Reply",
+    pb.AttestReply,
+    pb.OpenRoundReply,
+    pb.SubmitReply,
+    pb.SubmitBundleReply,
+    pb.CloseRoundReply,
+    pb.CloseRunReply,
+)
 
 
 class AggregatorService(services.AggregatorServicer):
@@ -66,6 +74,13 @@ class AggregatorService(services.AggregatorServicer):
             return pb.SubmitReply()
 
         return _answered(answer, pb.SubmitReply)
+
+    def SubmitBundle(self, request: pb.SubmitBundleCall, context: Any) -> pb.SubmitBundleReply:
+        """Check several sealed results that came as one object, each by itself."""
+        del context
+        return _answered(
+            lambda: pb.SubmitBundleReply(codes=self._run.submit_bundle(digest=request.digest)), pb.SubmitBundleReply
+        )
 
     def CloseRound(self, request: pb.CloseRoundCall, context: Any) -> pb.CloseRoundReply:
         """Combine, commit and publish; a refusal comes with why each drawn site is not in the round."""

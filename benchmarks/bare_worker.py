@@ -28,7 +28,6 @@ def main() -> None:
     for _ in sys.stdin:
         started = time.process_time()
         for name in names[number::count]:
-            torch.manual_seed(seed)
             network = Network()
             network.load_state_dict(base)
             train(

@@ -19,7 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from flwr.app import Message
 
 from confed.client.host import receive_frame, send_frame
 from confed.experiment.config import load_experiment
@@ -44,13 +47,14 @@ class PlainWorker:
         )
         theirs.close()
 
-    def handle(self, partition: int, message: object) -> object:
-        """Send one message and wait for its reply."""
-        send_frame(self.channel, partition.to_bytes(4, "big") + encode_message(message))
-        frame = receive_frame(self.channel)
-        if frame is None:
-            raise SystemExit("a plain worker died")
-        return decode_message(frame)
+    def handle_all(self, messages: Sequence[tuple[int, Message]]) -> Iterator[Message]:
+        """Send one message after another, each when the reply to the one before is there."""
+        for partition, message in messages:
+            send_frame(self.channel, partition.to_bytes(4, "big") + encode_message(message))
+            frame = receive_frame(self.channel)
+            if frame is None:
+                raise SystemExit("a plain worker died")
+            yield decode_message(frame)
 
     def stop(self) -> None:
         """End the process."""

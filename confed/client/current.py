@@ -70,6 +70,11 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 (apps use the global generator)
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:
+            # The same seed for the only device there is: ``manual_seed`` would note a millisecond of stack traces for
+            # devices that are not there.
+            torch.default_generator.manual_seed(seed)
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)

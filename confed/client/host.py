@@ -25,7 +25,6 @@ from confed.manifest import Manifest
 from confed.wire.courier_client import CourierClient
 
 if TYPE_CHECKING:
-    from flwr.app import Context
     from flwr.clientapp import ClientApp
 
     from confed.flower.fleet import FleetAccess
@@ -90,28 +89,22 @@ def load_client_app(launch: ClientLaunch, manifest: Manifest) -> ClientApp:
 def serve_socket(launch: ClientLaunch, channel_fd: int, *, layers: Sequence[str]) -> None:
     """Answer Flower messages that come over an inherited socket until it is closed.
 
-    A frame is an 8-byte big-endian length and an encoded message, preceded by the partition's number.
+    A frame is an 8-byte big-endian length and what ``batches.encode_batch`` made: messages for some of the hosted
+    sites. Each is answered by a frame of its own, in their order.
     """
-    from flwr.app import Context as FlowerContext  # noqa: PLC0415
-    from flwr.app import RecordDict  # noqa: PLC0415
-
-    from confed.flower.messages import decode_message, encode_message  # noqa: PLC0415
+    from confed.client.batches import answers, decode_batch  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.client.outbox import Outbox  # noqa: PLC0415
+    from confed.flower.messages import encode_message  # noqa: PLC0415
 
     channel = socket.socket(fileno=channel_fd)
     session = session_of(launch, layers=layers)
+    if len(launch.sites) > 1:
+        session.outbox = Outbox(session.courier)
     app = load_client_app(launch, session.manifest)
     send_frame(channel, b"ready")
     while (frame := receive_frame(channel)) is not None:
-        partition = int.from_bytes(frame[:4], "big")
-        message = decode_message(frame[4:])
-        context: Context = FlowerContext(
-            run_id=message.metadata.run_id,
-            node_id=message.metadata.dst_node_id,
-            node_config={"partition-id": partition, "num-partitions": len(session.manifest.sites)},
-            state=RecordDict(),
-            run_config={},
-        )
-        send_frame(channel, encode_message(app(message, context)))
+        for reply in answers(app, session, decode_batch(frame)):
+            send_frame(channel, encode_message(reply))
 
 
 def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
 from confed.client.counterpart import AggregatorCheck
 from confed.client.feedback import Feedback
+from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
 from confed.client.step import Arrays, Grants, Step, no_seconds, timed
 from confed.errors import (
@@ -96,6 +97,13 @@ class ClientSession:
         compression = manifest.compression
         self._feedback = Feedback(self._tickets_of) if compression is not None and compression.feedback else None
         self.states: dict[str, Any] = {}
+        self.outbox: Outbox | None = None
+        """Where small results wait to be sent together, in a TEE that hosts many sites; else each is sent alone."""
+
+    @property
+    def courier(self) -> CourierClient:
+        """Where sealed things are fetched from and sent to."""
+        return self._services.courier
 
     @property
     def follows_flower(self) -> bool:
@@ -214,7 +222,9 @@ class ClientSession:
                     failure = error
             if known is None:
                 raise failure
-            self._records[version] = known
+            # Of a thousand sites a record has megabytes; those of long ago are collected again if they are asked for.
+            recent = {number: record for number, record in self._records.items() if number >= version - 2}
+            self._records = {**recent, version: known}
         return known[1].digest, known[0].to_bytes(), known[1].attempt
 
     def _tickets_of(self, version: int) -> tuple[str, ...]:
@@ -422,10 +432,14 @@ class ClientSession:
         ticket = verify(grants.ticket, Ticket, signer=site.owner.broker)
         if (ticket.base, ticket.aggregator) != (terms.base, grants.aggregator.instance):
             raise RefusedError("ticket", expected="for this base and aggregator", got="for another")
-        topic = f"{self.manifest.run}/{terms.purpose}/{terms.round_number}/{terms.attempt}/{site.owner.name}"
+        if self.outbox is None:
+            self._post(site, grants, purpose=terms.purpose, round_number=terms.round_number, attempt=terms.attempt)
+        return grants
+
+    def _post(self, site: Site, grants: Grants, *, purpose: Purpose, round_number: int, attempt: int) -> None:
+        topic = f"{self.manifest.run}/{purpose}/{round_number}/{attempt}/{site.owner.name}"
         documents = {"credential": grants.credential.to_json(), "ticket": grants.ticket.to_json()}
         self._services.courier.post(topic, canonical.encode(documents))
-        return grants
 
     def seal_result(
         self,
@@ -438,7 +452,9 @@ class ClientSession:
         metrics: Mapping[str, float],
         seconds: dict[str, float],
     ) -> str:
-        """Seal an update (or, with no arrays, metrics alone) to the aggregator, send it, and return its digest.
+        """Seal an update (or, with no arrays, metrics alone) to the aggregator, and return its digest.
+
+        It is sent, or put into the outbox, from where it is sent with others.
 
         Raises:
             ShapeError: tensors other than the base's.
@@ -465,6 +481,11 @@ class ClientSession:
                 feedback=self._feedback,
             )
         with timed(seconds, "send"):
+            if self.outbox is not None and len(data) <= LARGEST_RESULT_BYTES:
+                self.outbox.add(site.owner.name, grants, data, digest=sealed.digest)
+                return sealed.digest
+            if self.outbox is not None:
+                self._post(site, grants, purpose=step.purpose, round_number=step.round_number, attempt=step.attempt)
             return self._services.courier.put(data, digest=sealed.digest)
 
     def _let_go(self, step: Step) -> None:

@@ -113,6 +113,19 @@ class EnclaveClient:
         call = pb.SubmitCall(site=site, digest=digest)
         self._ask(self._stub.Submit, call)
 
+    def submit_bundle(self, *, digest: str) -> dict[str, str]:
+        """Say that sealed updates of several sites lie in the courier as one object.
+
+        Returns:
+            Each site's code of why its update does not count; empty where it does.
+
+        Raises:
+            RefusedError: the enclave could not take it at all, of the class that its code names.
+            UnreachableError: the aggregator is down.
+        """
+        reply: pb.SubmitBundleReply = self._ask(self._stub.SubmitBundle, pb.SubmitBundleCall(digest=digest))
+        return dict(reply.codes)
+
     def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
         """Close the cohort, combine, commit; ``absent`` maps sites to the code of why they sent nothing.
 

@@ -14,6 +14,7 @@ from confed import canonical
 from confed.errors import (
     ConfedError,
     EnclaveLostError,
+    MissingObjectError,
     RefusedError,
     RoundError,
     RoundFullError,
@@ -72,6 +73,7 @@ class Rounds:
         self._attested = False
         self._expected: tuple[str, ...] = ()
         self._answered: dict[str, str] = {}
+        self._bundles: dict[str, Mapping[str, str]] = {}
         self._purpose = ""
         self._round = 0
         self._history = History(manifest)
@@ -147,7 +149,7 @@ class Rounds:
     def _opened(self) -> list[Message]:
         attempt = self._survivor.next_attempt(self._round, Purpose(self._purpose))
         opened = self._enclave.open_round(round_number=self._round, attempt=attempt, purpose=Purpose(self._purpose))
-        self.lost, self._answered = None, {}
+        self.lost, self._answered, self._bundles = None, {}, {}
         self._expected = opened.cohort
         self._events.write(
             EventName.ROUND_STARTED,
@@ -174,7 +176,7 @@ class Rounds:
         else:
             told = reply.content.config_records.get(RECORD, ConfigRecord())
             seconds = _seconds(told)
-            code = self._submit(site, str(told.get("digest", "")))
+            code = self._submit(site, told)
         if self.lost is not None:
             return
         self._answered[site] = code
@@ -185,14 +187,21 @@ class Rounds:
                 EventName.CLIENT_DONE, round=self._round, purpose=self._purpose, site=site, seconds=seconds
             )
 
-    def _submit(self, site: str, digest: str) -> str:
+    def _submit(self, site: str, told: ConfigRecord) -> str:
+        """Return why a site's result does not count, as a code; a bundle is handed over with its first reply."""
+        bundle = str(told.get("bundle", ""))
         try:
-            self._enclave.submit(site=site, digest=digest)
+            if not bundle:
+                self._enclave.submit(site=site, digest=str(told.get("digest", "")))
+                return ""
+            if bundle not in self._bundles:
+                self._bundles[bundle] = self._enclave.submit_bundle(digest=bundle)
+            return self._bundles[bundle].get(site, MissingObjectError.code)
         except EnclaveLostError as error:
             self.lost = error
+            return ""
         except RefusedError as error:
             return error.code
-        return ""
 
     def close(self, replies: Iterable[Message]) -> tuple[str, Mapping[str, float]]:
         """Close the round and return the digest of the version and the cohort's clear metrics.
@@ -305,7 +314,7 @@ def exchange(grid: Grid, messages: list[Message], *, timeout_s: float | None) ->
     started = time.monotonic()
     deadline = None if timeout_s is None else started + timeout_s
     while waiting and (deadline is None or time.monotonic() < deadline):
-        arrived = list(grid.pull_messages(list(waiting)))
+        arrived = list(grid.pull_messages(waiting))
         for reply in arrived:
             waiting.discard(reply.metadata.reply_to_message_id)
             yield reply

@@ -10,7 +10,8 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from flwr.app import Message, RecordDict
@@ -25,8 +26,8 @@ _STOP_S = 5.0
 class Handler(Protocol):
     """Who answers the messages of its partitions, one after another (``confed.simulation.workers.Worker``)."""
 
-    def handle(self, partition: int, message: Message) -> Message:
-        """Answer one message; an error is an answer too."""
+    def handle_all(self, messages: Sequence[tuple[int, Message]]) -> Iterator[Message]:
+        """Answer each message in turn; an error is an answer too."""
         ...
 
 
@@ -84,10 +85,12 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived, waiting up to a tenth of a second for the first."""
-        wanted = set(message_ids)
+        # A set is taken as it is: of thousands who wait, each look would copy thousands of names.
+        wanted = message_ids if isinstance(message_ids, AbstractSet) else set(message_ids)
         with self._arrived:
-            self._arrived.wait_for(lambda: bool(wanted & self._replies.keys()), timeout=0.1)
-            return [self._replies.pop(identifier) for identifier in wanted & self._replies.keys()]
+            self._arrived.wait_for(lambda: any(identifier in wanted for identifier in self._replies), timeout=0.1)
+            found = [identifier for identifier in self._replies if identifier in wanted]
+            return [self._replies.pop(identifier) for identifier in found]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies until all are there or the time is over."""
@@ -101,8 +104,16 @@ class LocalGrid(Grid):
         return replies
 
     def _serve(self, worker: Handler, inbox: queue.SimpleQueue[Message | None]) -> None:
-        while (message := inbox.get()) is not None:
-            reply = worker.handle(message.metadata.dst_node_id - 1, message)
-            with self._arrived:
-                self._replies[message.metadata.message_id] = reply
-                self._arrived.notify_all()
+        message = inbox.get()
+        while message is not None:
+            # All that waits goes as one batch.
+            batch = [message]
+            while not inbox.empty() and (message := inbox.get()) is not None:
+                batch.append(message)
+            replies = worker.handle_all([(asked.metadata.dst_node_id - 1, asked) for asked in batch])
+            for asked, reply in zip(batch, replies, strict=True):
+                with self._arrived:
+                    self._replies[asked.metadata.message_id] = reply
+                    self._arrived.notify_all()
+            if message is not None:
+                message = inbox.get()

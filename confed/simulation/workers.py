@@ -12,15 +12,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flwr.app import Error, Message
 
+from confed.client.batches import encode_batch
 from confed.client.host import receive_frame, send_frame
 from confed.client.launch import ClientLaunch
 from confed.errors import ConfedError, DeploymentError
-from confed.flower.messages import decode_message, encode_message
+from confed.flower.messages import decode_message
 from confed.simulation.tethered import tether
 
 _READY_S = 120.0
@@ -97,21 +98,29 @@ class Worker:
             raise self._died()
         channel.settimeout(None)
 
-    def handle(self, partition: int, message: Message) -> Message:
-        """Send one message and wait for its reply.
+    def handle_all(self, messages: Sequence[tuple[int, Message]]) -> Iterator[Message]:
+        """Send messages, each to a partition, as one batch and yield their replies in that order, as they come.
 
-        A TEE that dies meanwhile answers with a stable code, and is started again for the next message.
+        A TEE that dies meanwhile answers all that it has not answered with a stable code, since those results are
+        lost with it, and is started again for the next messages.
         """
-        try:
-            if self._channel is None:
-                self._start_again()
-            frame = self._exchanged(partition.to_bytes(4, "big") + encode_message(message))
-        except (OSError, ConfedError):
+        sent = False
+        for _, message in messages:
             frame = None
-        if frame is None:
-            self.stop()
-            return Message(Error(code=0, reason="client-died"), reply_to=message)
-        return decode_message(frame)
+            try:
+                if not sent:
+                    sent = True
+                    if self._channel is None:
+                        self._start_again()
+                    self._send(encode_batch(messages))
+                frame = receive_frame(self._channel) if self._channel is not None else None
+            except (OSError, ConfedError):
+                frame = None
+            if frame is None:
+                self.stop()
+                yield Message(Error(code=0, reason="client-died"), reply_to=message)
+            else:
+                yield decode_message(frame)
 
     def stop(self) -> None:
         """Close the channel, which ends the TEE; a process of its own is ended if it does not end by itself."""
@@ -122,11 +131,9 @@ class Worker:
             _end(self._process)
             self._process = None
 
-    def _exchanged(self, frame: bytes) -> bytes | None:
-        if self._channel is None:
-            return None
-        send_frame(self._channel, frame)
-        return receive_frame(self._channel)
+    def _send(self, frame: bytes) -> None:
+        if self._channel is not None:
+            send_frame(self._channel, frame)
 
     def _start_again(self) -> None:
         self._process, ((descriptor, self._channel),) = _start(1, self._log)

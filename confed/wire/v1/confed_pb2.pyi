@@ -363,6 +363,27 @@ class SubmitReply(_message.Message):
     refusal: Refusal
     def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
+class SubmitBundleCall(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class SubmitBundleReply(_message.Message):
+    __slots__ = ("codes", "refusal")
+    class CodesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    codes: _containers.ScalarMap[str, str]
+    refusal: Refusal
+    def __init__(self, codes: _Optional[_Mapping[str, str]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
 class CloseRoundCall(_message.Message):
     __slots__ = ("absent",)
     class AbsentEntry(_message.Message):

@@ -666,6 +666,11 @@ class AggregatorStub:
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitCall.SerializeToString,
                 response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitReply.FromString,
                 _registered_method=True)
+        self.SubmitBundle = channel.unary_unary(
+                '/confed.wire.v1.Aggregator/SubmitBundle',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.FromString,
+                _registered_method=True)
         self.CloseRound = channel.unary_unary(
                 '/confed.wire.v1.Aggregator/CloseRound',
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseRoundCall.SerializeToString,
@@ -694,6 +699,12 @@ class AggregatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitBundle(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -728,6 +739,11 @@ def add_AggregatorServicer_to_server(servicer, server):
                     servicer.Submit,
                     request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitCall.FromString,
                     response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitReply.SerializeToString,
+            ),
+            'SubmitBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitBundle,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.SerializeToString,
             ),
             'CloseRound': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseRound,
@@ -821,6 +837,33 @@ class Aggregator:
             '/confed.wire.v1.Aggregator/Submit',
             confed_dot_wire_dot_v1_dot_confed__pb2.SubmitCall.SerializeToString,
             confed_dot_wire_dot_v1_dot_confed__pb2.SubmitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.Aggregator/SubmitBundle',
+            confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.FromString,
             options,
             channel_credentials,
             insecure,

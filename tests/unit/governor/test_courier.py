@@ -34,6 +34,7 @@ from confed.errors import (
 from confed.governor import incoming
 from confed.governor.courier import Courier, Limits, serve_courier
 from confed.wire import courier_client
+from confed.wire.addresses import LETTER_BYTES
 from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel, serve
 from confed.wire.courier_client import CourierClient
 from confed.wire.patience import PAUSES_S
@@ -287,7 +288,7 @@ def test_everything_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     refusals: dict[str, Callable[[], object]] = {
         "an object above its bound": lambda: courier.put(b"0123456789a"),
         "a topic above its bound": lambda: courier.post("one", b"56"),
-        "a letter above 1 MiB": lambda: Courier(tmp_path / "other").post("two", bytes(PART + 1)),
+        "a letter above its bound": lambda: Courier(tmp_path / "other").post("two", bytes(LETTER_BYTES + 1)),
         "more parts than announced": lambda: courier.objects.receive(
             digest_of(b"abc"), size_bytes=2, offset=0, parts=[(0, b"abc")]
         ),
@@ -442,7 +443,7 @@ class _Liar(services.CourierServicer):
 
     def Collect(self, request: pb.CollectCall, context: grpc.ServicerContext) -> pb.CollectReply:  # noqa: N802
         del request, context
-        return pb.CollectReply(bodies=[bytes(PART + 1)])
+        return pb.CollectReply(bodies=[bytes(LETTER_BYTES + 1)])
 
 
 def lying(liar: _Liar, tmp_path: Path) -> RunningServer:

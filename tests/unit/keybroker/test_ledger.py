@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from broker_world import SITES, World
+from broker_world import World
 
 from confed.errors import LedgerError, NotApprovedError
 from confed.keybroker.ledger import verify_ledger

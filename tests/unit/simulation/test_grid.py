@@ -6,19 +6,23 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from confed.flower.messages import use_local_task_identity
+from confed.governor.rounds import exchange
 from confed.simulation.grid import LocalGrid
 
 
 class FakeWorker:
     def __init__(self, number):
         self.number, self.seen, self.go = number, [], threading.Event()
+        self.batches = []
         self.go.set()
 
-    def handle(self, partition, message):
-        assert self.go.wait(10)
-        self.seen.append(partition)
-        content = RecordDict({"r": ConfigRecord({"worker": self.number, "partition": partition})})
-        return Message(content, reply_to=message)
+    def handle_all(self, messages):
+        self.batches.append(len(messages))
+        for partition, message in messages:
+            assert self.go.wait(10)
+            self.seen.append(partition)
+            content = RecordDict({"r": ConfigRecord({"worker": self.number, "partition": partition})})
+            yield Message(content, reply_to=message)
 
 
 @pytest.fixture
@@ -64,3 +68,45 @@ def test_who_does_not_answer_in_time_is_missing(grid):
     replies = list(made.send_and_receive(messages([1, 2, 3]), timeout=0.3))
     assert sorted(reply.metadata.src_node_id for reply in replies) == [1, 3]
     workers[1].go.set()
+
+
+class CountingGrid(LocalGrid):
+    """Counts how often replies are looked for, and how many names that takes."""
+
+    looks, names = 0, 0
+
+    def pull_messages(self, message_ids):
+        self.looks += 1
+        self.names += 0 if isinstance(message_ids, set) else len(list(message_ids))
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize("clients", [50, 400])
+def test_looks_and_batches_do_not_grow_with_the_square_of_clients(clients):
+    use_local_task_identity(run_id=1, node_id=1)
+    workers = [FakeWorker(0), FakeWorker(1)]
+    grid = CountingGrid(workers, partitions=clients)
+    # Nobody starts before all are asked, as in a round whose clients take longer than the asking.
+    for worker in workers:
+        worker.go.clear()
+    replies = exchange(grid, messages(grid.get_node_ids()), timeout_s=60)
+    for worker in workers:
+        worker.go.set()
+    assert len(list(replies)) == clients
+    assert grid.looks <= clients + 20
+    assert grid.names == 0
+    # The first message, which may have gone alone, and the rest.
+    assert all(len(worker.batches) <= 2 + clients // 10 for worker in workers)
+    grid.close()
+
+
+def test_messages_that_wait_for_a_worker_go_as_one_batch(grid):
+    made, workers = grid
+    workers[0].go.clear()
+    waiting = set(made.push_messages(messages([1, 3, 5, 1, 3, 5])))
+    workers[0].go.set()
+    found = []
+    while len(found) < len(waiting):
+        found += made.pull_messages(waiting)
+    assert sum(workers[0].batches) == 6
+    assert workers[0].seen == [0, 2, 4, 0, 2, 4]
