@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aggregator.combine.choose import strategy_of
 from aggregator.arrivals import arrived, documents
+from aggregator.combine.choose import strategy_of
 from aggregator.combine.passes import Contribution
 from aggregator.combine.private import PrivateMean
 from aggregator.combine.successor import Base, successor
@@ -275,9 +275,7 @@ class Run:
         with self._lock:
             owner = current.drawn(entry.site).owner
         size = current.size
-        parcel = self._inbox.enclosed(
-            entry.sealed, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes
-        )
+        parcel = self._inbox.enclosed(entry.sealed, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes)
         try:
             arrival = arrived(entry.site, canonical.digest(entry.sealed), parcel, [(entry.credential, entry.ticket)])
             self._count(current, arrival, owner, parcel)
