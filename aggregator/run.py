@@ -257,7 +257,7 @@ class Run:
         with self._lock:
             current = self._current()
         started = time.perf_counter()
-        results = unbundle(self._courier.get(digest, limit_bytes=MOST_BYTES))
+        results = unbundle(bytes(self._courier.get(digest, limit_bytes=MOST_BYTES)))
         with self._lock:
             self._seconds["fetch"] += time.perf_counter() - started
         codes: dict[str, str] = {}

@@ -21,12 +21,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Watch
+from benchmarks.processes import Processes
 from confed.experiment.config import Experiment, load_experiment
 from confed.simulation.workers import workers_for
 
 ROOT = Path(__file__).resolve().parents[1]
 CROWD = Path(__file__).parent / "crowd"
+_LOOK_S = 0.2
+_NAMES = (
+    ("broker serve", "brokers"),
+    ("courier serve", "courier"),
+    ("aggregator", "aggregator"),
+    ("clients --launch-fd", "clients"),
+    ("confed.cli.main run", "governor"),
+)
 
 
 def prepare(folder: Path, *, rounds: int, clients: int) -> Path:
@@ -43,34 +51,47 @@ def prepare(folder: Path, *, rounds: int, clients: int) -> Path:
 def confed_run(config: Path, folder: Path) -> dict[str, Any]:
     """Run through confed and return what each part took, and what its processes cost."""
     started = time.time()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "confed.cli.main", "run", str(config), "--runs", str(folder / "runs"), "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "CONFED_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)},
-    )
-    watch = Watch(process.pid).start()
-    output, _ = process.communicate()
-    watch.stop()
+    output = folder / "summary.json"
+    looks: list[tuple[float, dict[str, float]]] = []
+    with Processes(_named) as watched, output.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "confed.cli.main", "run", str(config), "--runs", str(folder / "runs"), "--json"],
+            stdout=stream,
+            cwd=ROOT,
+            env={**os.environ, "CONFED_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)},
+        )
+        while process.poll() is None:
+            time.sleep(_LOOK_S)
+            looks.append((time.time(), watched.seconds()))
     if process.returncode:
         raise SystemExit(f"confed run ended with {process.returncode}")
-    summary = json.loads(output.splitlines()[-1])
+    summary = json.loads(output.read_text().splitlines()[-1])
     lines = (Path(summary["run_dir"]) / "events.jsonl").read_text().splitlines()
     events = [event for line in lines if (event := json.loads(line))["event"] != "client-done"]
     begun = {event["round"]: event["time"] / 1000 for event in events if event["event"] == "round-started"}
     done = {event["round"]: event["time"] / 1000 for event in events if event["event"] == "round-combined"}
     rounds = [done[number] - begun[number] for number in sorted(done)]
     later = len(rounds) - 1
-    cpu = watch.cpu_between(done[1], done[len(rounds)])
+    cpu = _between(looks, done[1], done[len(rounds)])
     return {
         "start_s": round(begun[1] - started, 2),
         "first_round_s": round(rounds[0], 3),
         "rounds_s": [round(value, 3) for value in rounds[1:]],
         "cpu_s": {name: round(value / later, 3) for name, value in cpu.items()},
-        "peak_rss_mb": watch.peak_mb,
+        "peak_rss_mb": watched.peaks_mb,
         "complete_s": round(time.time() - started, 1),
     }
+
+
+def _named(command: str) -> str:
+    return next((name for part, name in _NAMES if part in command), "")
+
+
+def _between(looks: list[tuple[float, dict[str, float]]], start: float, end: float) -> dict[str, float]:
+    """Return processor seconds by name between two moments, as the nearest looks after them say."""
+    first = next((seen for at, seen in looks if at >= start), {})
+    last = next((seen for at, seen in looks if at >= end), looks[-1][1])
+    return {name: value - first.get(name, 0.0) for name, value in last.items()}
 
 
 class Bare:

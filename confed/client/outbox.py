@@ -26,7 +26,7 @@ class Outbox:
         """Whether it is time to send."""
         return len(self._waiting) >= _RESULTS or self._bytes >= _BYTES
 
-    def add(self, site: str, grants: Grants, sealed: bytes, *, digest: str) -> None:
+    def add(self, site: str, grants: Grants, sealed: bytes | bytearray | memoryview, *, digest: str) -> None:
         """Keep a result until ``send``."""
         self._waiting[digest] = Enclosed(
             site=site, credential=grants.credential, ticket=grants.ticket, sealed=bytes(sealed)

@@ -48,7 +48,7 @@ def test_a_client_is_told_fedproxs_mu_as_flower_tells_it(name, parameters, purpo
     use_local_task_identity(run_id=1, node_id=1)
     manifest = make(strategy=StrategyTerms(name=name, parameters=parameters), train_config={"lr": 0.1})
     session = SimpleNamespace(manifest=manifest, states={})
-    step = SimpleNamespace(purpose=purpose, arrays={}, encoded={}, round_number=2)
+    step = SimpleNamespace(purpose=purpose, arrays={}, round_number=2)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     mod._for_the_app(session, step, manifest.sites[0], message, context)
