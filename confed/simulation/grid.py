@@ -84,11 +84,11 @@ class LocalGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, waiting up to a tenth of a second for the first."""
+        """Return the replies that have arrived, waiting up to a second for the first."""
         # A set is taken as it is: of thousands who wait, each look would copy thousands of names.
         wanted = message_ids if isinstance(message_ids, AbstractSet) else set(message_ids)
         with self._arrived:
-            self._arrived.wait_for(lambda: any(identifier in wanted for identifier in self._replies), timeout=0.1)
+            self._arrived.wait_for(lambda: any(identifier in wanted for identifier in self._replies), timeout=1.0)
             found = [identifier for identifier in self._replies if identifier in wanted]
             return [self._replies.pop(identifier) for identifier in found]
 
