@@ -28,6 +28,7 @@ from confed.journey import Kind, Purpose
 from confed.keybroker.lineage import Lineage
 from confed.keybroker.statements import CommitRecord
 from confed.manifest import Manifest
+from confed.model.bundle import FRONT_BYTES, results_offset
 from confed.sealing.header import FRAME_BYTES, Header, header_length
 
 _logger = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class Expiry:
     def _read(self, path: Path) -> _Belonging | None:
         try:
             with path.open("rb") as file:
+                # A bundle's results are of one step, so its first one tells.
+                file.seek(results_offset(file.read(FRONT_BYTES)))
                 header = Header.decode(file.read(header_length(file.read(FRAME_BYTES))))
         except (ConfedError, FileNotFoundError):
             return None

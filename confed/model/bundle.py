@@ -21,6 +21,7 @@ MAGIC = b"confed-bundle/1\n"
 MOST_RESULTS = 1024
 MOST_BYTES = 16 * 1024 * 1024
 _LENGTH_BYTES = 4
+FRONT_BYTES = len(MAGIC) + _LENGTH_BYTES
 _KEYS = ["credential", "site", "size_bytes", "ticket"]
 
 
@@ -65,7 +66,7 @@ def unbundle(data: bytes | bytearray) -> list[Enclosed]:
         EncodingError: not a bundle, a site twice, or sizes that are not those of the results.
         SizeError: more than a bundle may hold.
     """
-    start = len(MAGIC) + _LENGTH_BYTES
+    start = FRONT_BYTES
     if len(data) > MOST_BYTES:
         raise SizeError("bundle size in bytes", expected=f"at most {MOST_BYTES}", got=len(data))
     if data[: len(MAGIC)] != MAGIC or len(data) < start:
@@ -92,6 +93,13 @@ def unbundle(data: bytes | bytearray) -> list[Enclosed]:
     if end != len(data) or len({entry.site for entry in found}) != len(found):
         raise EncodingError("bundle", expected="each site once, and results of the listed sizes", got="others")
     return found
+
+
+def results_offset(front: bytes) -> int:
+    """Return where the first result of a bundle lies, from its first ``FRONT_BYTES``; 0 for what is no bundle."""
+    if len(front) < FRONT_BYTES or front[: len(MAGIC)] != MAGIC:
+        return 0
+    return FRONT_BYTES + int.from_bytes(front[len(MAGIC) :], "big")
 
 
 def _size(entry: Any) -> int:

@@ -20,7 +20,7 @@ from confed.errors import (
     StaleUpdateError,
     TicketError,
 )
-from confed.model.bundle import MAGIC, MOST_RESULTS, Enclosed, bundle, unbundle
+from confed.model.bundle import FRONT_BYTES, MAGIC, MOST_RESULTS, Enclosed, bundle, results_offset, unbundle
 from confed.statement import Signed
 
 if TYPE_CHECKING:
@@ -117,6 +117,13 @@ def result(site: str, sealed: bytes = b"sealed") -> Enclosed:
 def test_a_bundle_survives_the_way_there_and_back() -> None:
     results = [result("a"), result("b", b"x" * 1000)]
     assert unbundle(bundle(results)) == results
+
+
+def test_where_the_first_result_lies_is_read_off_the_front() -> None:
+    data = bundle([result("a", b"first"), result("b", b"second")])
+    assert data[results_offset(data[:FRONT_BYTES]) :] == b"firstsecond"
+    assert results_offset(b"another file of some length") == 0
+    assert results_offset(MAGIC) == 0
 
 
 @pytest.mark.parametrize(
