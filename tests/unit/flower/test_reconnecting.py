@@ -13,11 +13,9 @@ from confed.flower.assignment import Assignment
 from confed.flower.reconnecting import Reconnecting
 
 
-class AwayError(UnreachableError):
-    """What a peer that does not answer looks like."""
-
-    def __init__(self) -> None:
-        super().__init__("SuperLink", expected="an answer", got="none")
+def away():
+    """Return what a peer that does not answer looks like."""
+    return UnreachableError("SuperLink", expected="an answer", got="none")
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Peer:
             raise DeploymentError("node", expected="a registered one", got="another")
         if self.away > 0:
             self.away -= 1
-            raise AwayError
+            raise away()
 
     def connect(self) -> Connection:
         self.answer("connect")
