@@ -50,6 +50,7 @@ from confed.keybroker.statements import (
     TicketRequest,
 )
 from confed.manifest import Manifest, Site
+from confed.memory import give_back
 from confed.model.weights import layout_of, unpack
 from confed.sealing.container import Container
 from confed.sealing.identities import HpkeIdentity
@@ -374,6 +375,7 @@ class ClientSession:
             self._datasets[site.owner.name] = unpack(container.unlock(keys[0]).read_all())
 
     def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
+        give_back()  # what the app left of the round before
         with timed(seconds, "fetch"):
             sealed = self._services.courier.get(base)
         with timed(seconds, "open"):

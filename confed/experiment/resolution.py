@@ -25,6 +25,7 @@ from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
 from confed.experiment.starting import StartingModel, starting_model
 from confed.experiment.tees import tee_policy
+from confed.flower.arrays import numbers_of
 from confed.flower.no_grid import NoGrid
 from confed.governor.agreement import Start, catch_start
 from confed.journey import Role
@@ -131,7 +132,7 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         config_directory=config_file.resolve().parent,
         directory=directory,
         start=start,
-        model=starting_model(experiment.model, {name: array.numpy() for name, array in start.arrays.items()}),
+        model=starting_model(experiment.model, {name: numbers_of(array) for name, array in start.arrays.items()}),
         lock=lock_digest(config_file),
         strategy_source=StrategySource.read(directory, start.name) if experiment.app.strategy else None,
     )
