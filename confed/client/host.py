@@ -6,6 +6,7 @@ Two ways to be fed, one way to work: messages over an inherited socket (``local`
 
 from __future__ import annotations
 
+import gc
 import importlib
 import signal
 import socket
@@ -43,6 +44,9 @@ def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
     Raises:
         ConfedError: the launch document does not fit the manifest.
     """
+    from confed.flower.arrays import serialize_in_one_copy  # noqa: PLC0415 (imports Flower: after confinement)
+
+    serialize_in_one_copy()
     manifest = launch.manifest_decoded()
     services = Services(
         brokers=connect_brokers(launch.brokers),
@@ -124,6 +128,7 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
         raise SessionError("launch flower", expected="a SuperLink or SuperNode to serve", got="none")
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
+    gc.freeze()  # what is imported stays: collecting after a large model takes milliseconds then
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     with Reconnecting(_access(launch.flower).connect, stop) as connection:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from confed.client.current import acting_for, installed, seed_everything
 from confed.client.session import ClientSession
 from confed.client.step import Step, no_seconds
 from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
-from confed.flower.arrays import OpenedArray, numbers_of
+from confed.flower.arrays import let_go, numbers_of, record_of
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
 from confed.model.bfloat16 import widened
@@ -75,12 +75,14 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     with acting_for(site):
         reply = call_next(message, inner_context)
     seconds["train"] += time.perf_counter() - started
-    message.content = RecordDict()  # the base is let go of as soon as nobody needs it
+    if reply.has_error() or reply.content is not message.content:
+        let_go(message.content)
     if reply.has_error():
         return _failed(message, _APP_FAILED)
     _keep_state(session, site, inner_context)
     arrays, weight, metrics = _result(session, reply, purpose)
     digest = session.seal_result(site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds)
+    let_go(reply.content)
     answer: dict[str, str | float] = {"site": site.owner.name, "digest": digest}
     if session.manifest.environment == SIMULATION:
         # Seconds per stage tell about the size of a site's data, so they leave only where nothing is at stake.
@@ -119,8 +121,8 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
         config["proximal-mu"] = parameters.get("proximal_mu") or 0.0  # as Flower's configure_train sets it
     content = RecordDict(
         {
-            str(parameters.get("arrayrecord_key", "arrays")): ArrayRecord(
-                {name: OpenedArray(_for_numpy(array)) for name, array in step.arrays.items()}
+            str(parameters.get("arrayrecord_key", "arrays")): record_of(
+                {name: _for_numpy(array) for name, array in step.arrays.items()}
             ),
             str(parameters.get("configrecord_key", "config")): ConfigRecord(
                 {**config, "server-round": step.round_number}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, RecordDict
 
-from confed.flower.arrays import OpenedArray, numbers_of
+from confed.flower import arrays
+from confed.flower.arrays import OpenedArray, let_go, numbers_of, record_of, serialize_in_one_copy
 
 TENSORS = [
     np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -28,7 +32,7 @@ def test_an_opened_array_is_what_flower_would_have_made(tensor: np.ndarray) -> N
 def test_an_app_gets_memory_of_its_own() -> None:
     pytest.importorskip("torch")
     base = np.zeros(4, dtype=np.float32)
-    record = ArrayRecord({"a": OpenedArray(base)})
+    record = record_of({"a": base})
     record["a"].numpy()[:] = 7.0
     record.to_torch_state_dict()["a"].fill_(7.0)
     record.to_numpy_ndarrays()[0][:] = 7.0
@@ -68,3 +72,52 @@ def test_what_is_no_array_is_refused(array: Array) -> None:
 def test_another_serialization_is_refused() -> None:
     with pytest.raises(TypeError):
         numbers_of(Array(dtype="float32", shape=(4,), stype="another", data=b"0000"))
+
+
+@pytest.fixture
+def _in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Array, "from_numpy_ndarray", Array.from_numpy_ndarray)  # put back afterwards
+    serialize_in_one_copy()
+
+
+@pytest.mark.usefixtures("_in_one_copy")
+@pytest.mark.parametrize("tensor", [*TENSORS, np.arange(24, dtype=">f4").reshape(2, 3, 4)[:, 1:]])
+def test_one_copy_makes_the_bytes_that_flower_makes(tensor: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Array(tensor)
+    monkeypatch.setattr(Array, "from_numpy_ndarray", arrays._flowers_own)
+    flowers = Array(tensor)
+    assert made == flowers
+    assert made.object_id == flowers.object_id
+    assert np.array_equal(made.numpy(), tensor)
+
+
+@pytest.mark.usefixtures("_in_one_copy")
+def test_one_copy_serves_torch_and_copies() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(4, dtype=torch.float32)
+    array = Array(tensor)
+    tensor.fill_(7.0)
+    assert array.numpy().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_record_over_numbers_makes_no_bytes() -> None:
+    base = np.zeros(4, dtype=np.float32)
+    assert numbers_of(record_of({"a": base})["a"]) is base
+
+
+def test_what_is_let_go_of_is_freed_at_once_if_large_unless_an_app_kept_it() -> None:
+    base = np.zeros(4_000_000, dtype=np.float32)
+    alive = weakref.ref(base)
+    content, kept = RecordDict({"arrays": record_of({"a": base})}), RecordDict()
+    kept["mine"] = content["arrays"]
+    del base
+    gc.disable()
+    try:
+        let_go(content)
+        assert not content
+        assert alive() is not None
+        assert not numbers_of(kept.array_records["mine"]["a"]).any()
+        let_go(kept)
+        assert alive() is None
+    finally:
+        gc.enable()
