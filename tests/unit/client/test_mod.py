@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedProx
 
 from confed.client import mod
+from confed.client.step import no_seconds
 from confed.errors import ConfedError, ShapeError
 from confed.flower.messages import use_local_task_identity
 from confed.journey import Purpose
@@ -80,3 +82,58 @@ def test_an_error_leaves_as_a_stable_code(sentence, raising, reason, monkeypatch
     reply = mod.confidential(message, context, lambda *_: message)
     assert reply.error.reason == reason
     assert "4711" not in caplog.text
+
+
+class OneStep:
+    """A session with one open step, which notes what would be sealed."""
+
+    follows_flower = False
+
+    def __init__(self) -> None:
+        self.manifest = make()
+        self.states = {}
+        self.sealed = {}
+
+    def site_for(self, _):
+        return self.manifest.sites[0]
+
+    def step(self, _, **__):
+        base = {"w": np.arange(4, dtype=np.float32)}
+        return SimpleNamespace(
+            purpose=Purpose.TRAIN, arrays=base, round_number=1, attempt=0, seconds=no_seconds()
+        ), object()
+
+    def seal_result(self, *_, arrays, **__):
+        self.sealed = {name: np.array(array) for name, array in arrays.items()}
+        return "0" * 64
+
+
+def in_place(message, context):
+    """Change the message that came, and send its content back."""
+    record = message.content.array_records["arrays"]
+    record["w"] = Array(record["w"].numpy() + 1)
+    message.content["metrics"] = MetricRecord({"num-examples": 1})
+    return Message(message.content, reply_to=message)
+
+
+def unchanged(message, context):
+    """Send the record that came back in a content of its own, and keep it."""
+    context.state["seen"] = message.content.array_records["arrays"]
+    content = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+@pytest.mark.parametrize(("app", "sealed"), [(in_place, [1, 2, 3, 4]), (unchanged, [0, 1, 2, 3])])
+def test_what_an_app_sends_back_or_keeps_is_not_lost_when_the_base_is_let_go_of(app, sealed, monkeypatch):
+    use_local_task_identity(run_id=1, node_id=1)
+    session = OneStep()
+    monkeypatch.setattr(mod, "installed", lambda: session)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    told = RecordDict({"confed": ConfigRecord({"round": 1, "attempt": 0})})
+    message = Message(told, dst_node_id=1, message_type="train")
+    message.metadata.__dict__["_message_id"] = "a message"
+    reply = mod.confidential(message, context, app)
+    assert not reply.has_error()
+    assert session.sealed["w"].tolist() == sealed
+    for kept in session.states[session.manifest.sites[0].owner.name].array_records.values():
+        assert kept["w"].numpy().tolist() == [0, 1, 2, 3]
