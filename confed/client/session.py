@@ -495,6 +495,7 @@ class ClientSession:
         with self._lock:
             self._steps = {key: kept for key, kept in self._steps.items() if kept is not step}
             self._bases.pop(step.base, None)
+        give_back()  # what the app worked in, before memory is taken for what is sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
