@@ -17,7 +17,7 @@ from confed.governor.events import EventName
 from tests.journey import runs
 from tests.journey.test_dropouts import children_of
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 class Started:
