@@ -47,11 +47,11 @@ class Account:
         if self._terms is None or self._state is None:
             return None
         manifest = self._manifest
-        drawn = len(manifest.draw(purpose=Purpose.TRAIN, round_number=1))
+        taken = manifest.cohort.taken(len(manifest.sites), purpose=Purpose.TRAIN)
         return PrivateMean(
             terms=self._terms,
             clip=self._state.next_clip,
-            expected=drawn * self._terms.sampling.rate,
+            expected=taken * self._terms.sampling.rate,
             norm_bound=manifest.update.norm_bound,
             weight_cap=manifest.update.weight_cap,
         )

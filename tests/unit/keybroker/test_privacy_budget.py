@@ -12,6 +12,7 @@ from broker_world import MODEL_OWNER, SITES, Enclave, World
 
 from confed.errors import ConfedError, ForkError, LineageError, PrivacyBudgetError, RoundError
 from confed.journey import Purpose, Role
+from confed.keybroker import release
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.statements import Candidate, Closing, CommitRecord
 from confed.manifest import Manifest, MetricTerms
@@ -84,6 +85,13 @@ def test_no_broker_releases_a_key_for_a_round_above_the_budget(
         spent.restart()
     with pytest.raises(PrivacyBudgetError):
         act(spent)
+
+
+def test_no_ticket_is_issued_above_the_budget_either(spent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "require_budget", lambda *_, **__: None)  # a broker whose releases look away
+    aggregator = spent.aggregator(round_number=3)
+    with pytest.raises(PrivacyBudgetError):
+        spent.tickets(aggregator, round_number=3)
 
 
 def test_the_run_may_be_closed_where_its_budget_ends_it(spent: World) -> None:
