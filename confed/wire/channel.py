@@ -30,10 +30,11 @@ _MESSAGE_LIMIT = 64 * 1024 * 1024
 _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", _MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
-    # What may be on its way before it is read: enough for 600 Mbit/s at 100 ms. gRPC's own estimate grows with every
-    # pause of a busy reader (a gigabyte was seen), and all of it is memory.
+    # What may be on its way before it is read: enough for 160 Mbit/s a stream at 100 ms, and little enough that a slow
+    # link is not taken for one that stands still. gRPC's own estimate grows with every pause of a busy reader (a
+    # gigabyte was seen), and all of it is memory.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 8 * 1024 * 1024),
+    ("grpc.http2.lookahead_bytes", 2 * 1024 * 1024),
     ("grpc.so_reuseport", 0),
     ("grpc.enable_http_proxy", 0),
     # A peer that is gone without a word (a cable, a NAT's table) is found while a call waits, from both ends.
