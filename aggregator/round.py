@@ -16,6 +16,8 @@ A round (``Round``) accepts an update only if:
 - fewer than the manifest takes are in it: where more are drawn than taken, the first that come are the cohort;
 - it is of the purpose's kind, and every field of its signed header is this run, manifest, round, attempt, purpose,
   base, aggregator instance and site;
+- (FedBuff) or its header is that of a step that this instance committed, at most ``max_staleness`` rounds ago; then all
+  of the following is about that step, which its own base belongs to;
 - its signer has a credential from the site's own broker for exactly this step;
 - it shows a ticket from the site's own broker for exactly this step, base, aggregator and signer, not used before;
 - it is sealed to this aggregator and nobody else, and has exactly the model's size (none, for evaluations);
@@ -121,6 +123,7 @@ class Accepted:
     site: Site
     digest: str
     ticket: Signed
+    step: Step
 
 
 class Round:
@@ -129,23 +132,34 @@ class Round:
     Args:
         key_id: SHA-256 of this aggregator's HPKE public key.
         size: of an update.
+        used: tickets that counted.
+        earlier: committed steps whose late updates still count (FedBuff).
 
     Raises:
         CohortError: the manifest draws nobody for this purpose.
     """
 
     def __init__(
-        self, manifest: Manifest, step: Step, *, key_id: str, size: UpdateSize, used: frozenset[bytes]
+        self,
+        manifest: Manifest,
+        step: Step,
+        *,
+        key_id: str,
+        size: UpdateSize,
+        used: frozenset[bytes],
+        earlier: tuple[Step, ...] = (),
     ) -> None:
         self._manifest = manifest
         self.step = step
         self._key_id = key_id
         self._size = size if step.purpose is Purpose.TRAIN else NOTHING
         self._used = used
+        self._steps = {(known.round, known.attempt): known for known in (*earlier, step)}
         self._open = True
         self._accepted: dict[str, Accepted] = {}
         self._refused: dict[str, str] = {}
-        self._taken = manifest.cohort.taken(len(manifest.sites), purpose=step.purpose)
+        taken = manifest.cohort.taken(len(manifest.sites), purpose=step.purpose)
+        self._taken = manifest.strategy.buffer or taken
         self.cohort = manifest.draw(purpose=step.purpose, round_number=step.round)
         self._drawn = {site.owner.name: site for site in self.cohort}
         if not self.cohort:
@@ -165,6 +179,11 @@ class Round:
     def untouched(self) -> bool:
         """True while nothing was accepted or refused."""
         return self._open and not self._accepted and not self._refused
+
+    def step_of(self, header: Header) -> Step:
+        """Return the step that an update's header names, or this round's own, which it then differs from."""
+        named = (header.detail.get("round"), header.detail.get("attempt"))
+        return next((step for key, step in self._steps.items() if key == named), self.step)
 
     def drawn(self, name: str) -> Site:
         """Return the drawn site of this name, while the round is open.
@@ -203,13 +222,14 @@ class Round:
             raise RoundFullError(
                 f"{arrival.site} update", expected=f"one of the first {self._taken}", got="a later one"
             )
-        self._check_header(arrival, site)
-        self._check_credential(arrival, site, now_ms)
-        ticket = self._check_ticket(arrival, site, now_ms)
+        step = self.step_of(arrival.header)
+        self._check_header(arrival, site, step)
+        self._check_credential(arrival, site, step, now_ms)
+        ticket = self._check_ticket(arrival, site, step, now_ms)
         if ticket.ticket_id in self._used:
             raise DuplicateUpdateError(f"{arrival.site} ticket", expected="one not used", got="a used one")
         self._check_seal(arrival)
-        self._accepted[arrival.site] = Accepted(site=site, digest=arrival.digest, ticket=arrival.ticket)
+        self._accepted[arrival.site] = Accepted(site=site, digest=arrival.digest, ticket=arrival.ticket, step=step)
         self._refused.pop(arrival.site, None)
 
     def note_refused(self, site: str, error: ConfedError) -> None:
@@ -252,8 +272,8 @@ class Round:
         if not self._open:
             raise RoundError("round", expected="an open one", got="a closed one")
 
-    def _check_header(self, arrival: Arrival, site: Site) -> None:
-        header, step = arrival.header, self.step
+    def _check_header(self, arrival: Arrival, site: Site, step: Step) -> None:
+        header = arrival.header
         kind = Kind.UPDATE if step.purpose is Purpose.TRAIN else Kind.METRICS
         detail = UpdateDetail(
             run=step.run,
@@ -277,25 +297,25 @@ class Round:
         _require_same("header parents", (step.base,), header.parents, StaleUpdateError)
         _require_same("header owner", site.owner.identity, header.owner, StaleUpdateError)
 
-    def _check_credential(self, arrival: Arrival, site: Site, now_ms: int) -> None:
+    def _check_credential(self, arrival: Arrival, site: Site, step: Step, now_ms: int) -> None:
         try:
             credential = verify(arrival.credential, ClientCredential, signer=site.owner.broker)
         except (SignatureError, EncodingError) as error:
             raise CredentialError("credential", expected=f"one of {site.owner.name}'s broker", got="another") from error
-        expected: dict[str, Any] = {**self._common(site), "signing_public": arrival.signer}
+        expected: dict[str, Any] = {**_common(site, step), "signing_public": arrival.signer}
         for name, value in expected.items():
             _require_same(f"credential {name}", value, getattr(credential, name), CredentialError)
         _require_current("credential", credential.expires_at, now_ms, CredentialError)
 
-    def _check_ticket(self, arrival: Arrival, site: Site, now_ms: int) -> Ticket:
+    def _check_ticket(self, arrival: Arrival, site: Site, step: Step, now_ms: int) -> Ticket:
         try:
             ticket = verify(arrival.ticket, Ticket, signer=site.owner.broker)
         except (SignatureError, EncodingError) as error:
             raise TicketError("ticket", expected=f"one of {site.owner.name}'s broker", got="another") from error
         expected: dict[str, Any] = {
-            **self._common(site),
-            "base": self.step.base,
-            "aggregator": self.step.instance,
+            **_common(site, step),
+            "base": step.base,
+            "aggregator": step.instance,
             "credential": arrival.credential.digest,
             "signing_public": arrival.signer,
         }
@@ -303,17 +323,6 @@ class Round:
             _require_same(f"ticket {name}", value, getattr(ticket, name), TicketError)
         _require_current("ticket", ticket.expires_at, now_ms, TicketError)
         return ticket
-
-    def _common(self, site: Site) -> dict[str, Any]:
-        return {
-            "broker": site.owner.broker,
-            "identity": site.owner.identity,
-            "manifest": self.step.manifest,
-            "run": self.step.run,
-            "round": self.step.round,
-            "attempt": self.step.attempt,
-            "purpose": self.step.purpose,
-        }
 
     def _check_seal(self, arrival: Arrival) -> None:
         header = arrival.header
@@ -342,6 +351,7 @@ class Rounds:
         self._attempts: dict[tuple[int, Purpose], int] = {}
         self._evaluated: set[int] = set()
         self._used: set[bytes] = set()
+        self._committed: list[Step] = []
 
     def begin_at(self, *, version: int, base: str) -> None:
         """Go on from a committed version, which the caller has verified.
@@ -384,7 +394,10 @@ class Rounds:
             base=self.base,
             instance=self._instance,
         )
-        opened = Round(self._manifest, step, key_id=self._key_id, size=size, used=frozenset(self._used))
+        late = self._manifest.strategy.staleness if purpose is Purpose.TRAIN else 0
+        earlier = tuple(known for known in self._committed if known.round >= round_number - late)
+        used = frozenset(self._used)
+        opened = Round(self._manifest, step, key_id=self._key_id, size=size, used=used, earlier=earlier)
         self._attempts[round_number, purpose] = attempt
         self.current = opened
         return opened
@@ -417,8 +430,22 @@ class Rounds:
         self.current = None
         if finished.step.purpose is Purpose.TRAIN:
             self.version, self.base = finished.step.round, digest
+            late = self._manifest.strategy.staleness
+            self._committed = [*self._committed, finished.step][-late:] if late else []
         else:
             self._evaluated.add(finished.step.round)
+
+
+def _common(site: Site, step: Step) -> dict[str, Any]:
+    return {
+        "broker": site.owner.broker,
+        "identity": site.owner.identity,
+        "manifest": step.manifest,
+        "run": step.run,
+        "round": step.round,
+        "attempt": step.attempt,
+        "purpose": step.purpose,
+    }
 
 
 def purpose_named(purpose: str) -> Purpose:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aggregator.arrivals import arrived, documents
 from aggregator.combine.choose import strategy_of
+from aggregator.combine.partial import part_of
 from aggregator.combine.passes import Contribution
 from aggregator.combine.private import PrivateMean
 from aggregator.combine.successor import Base, successor
@@ -146,6 +147,7 @@ class Run:
         self._lock = threading.RLock()
         self._keys: dict[tuple[int, int], RoundKeys] = {}
         self._pending: _Pending | None = None
+        self._bases: dict[int, Weights] = {}
         self._owner_knows_from: int | None = None
         """The first round for which the model owner's broker has seen this instance."""
         self._seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -438,7 +440,7 @@ class Run:
 
     def _arrival(self, current: Round, site: str, digest: str, parcel: Parcel) -> Arrival:
         """Find the documents that the container's header names among the site's letters."""
-        step = current.step
+        step = current.step_of(parcel.container.header)
         topic = f"{step.run}/{step.purpose}/{step.round}/{step.attempt}/{site}"
         return arrived(site, digest, parcel, documents(self._courier.collect(topic)))
 
@@ -447,7 +449,7 @@ class Run:
         try:
             accepted = current.close()
             with self._timed("open"):
-                opened = self._declared(current, accepted, failed)
+                opened = self._declared(accepted, failed)
             require_cohort(self._manifest, len(opened))
             weights, state, sealed, spent = None, None, SealedVersion(digest=step.base, state=""), None
             if step.purpose is Purpose.TRAIN:
@@ -495,13 +497,12 @@ class Run:
         )
 
     def _declared(
-        self, current: Round, accepted: Sequence[Accepted], failed: dict[str, ConfedError]
+        self, accepted: Sequence[Accepted], failed: dict[str, ConfedError]
     ) -> dict[str, tuple[OpenContainer, Declaration]]:
         """Unwrap each data key and open each declaration; note in ``failed`` who is refused."""
         opened: dict[str, tuple[OpenContainer, Declaration]] = {}
-        step = current.step
         for entry in accepted:
-            name = entry.site.owner.name
+            name, step = entry.site.owner.name, entry.step
             try:
                 container = self._inbox.container(name)
                 info = update_key_info(
@@ -530,10 +531,7 @@ class Run:
         with self._timed("combine"):
             return successor(
                 Base.of(self._at.weights, self._at.state or {}, manifest=self._manifest),
-                [
-                    Contribution(site=site, chunks=chunks, weight=declaration.weight, norm=declaration.norm)
-                    for site, (chunks, declaration) in opened.items()
-                ],
+                [self._contribution(current, site, *entry) for site, entry in opened.items()],
                 manifest=self._manifest,
                 optimizer=self._optimizer,
                 round_number=current.step.round,
@@ -542,6 +540,17 @@ class Run:
                 excluded=failed,
                 threads=self._threads,
             )
+
+    def _contribution(self, current: Round, site: str, chunks: OpenContainer, declaration: Declaration) -> Contribution:
+        started = next(entry.step.round for entry in current.accepted if entry.site.owner.name == site)
+        return Contribution(
+            site=site,
+            chunks=chunks,
+            weight=declaration.weight,
+            norm=declaration.norm,
+            base=self._bases.get(started),
+            staleness=current.step.round - started,
+        )
 
     def _committed(self, pending: _Pending, record: bytes) -> None:
         tickets = tuple(unverified(entry.ticket, Ticket).ticket_id for entry in pending.cohort)
@@ -553,6 +562,7 @@ class Run:
         step = pending.round.step
         if step.purpose is Purpose.TRAIN:
             self._keys = {}
+            self._keep_base(step.round)
             self._at = _Version(
                 version=step.round,
                 digest=pending.sealed.digest,
@@ -563,6 +573,14 @@ class Run:
                 weights=pending.weights,
                 state=pending.state,
             )
+
+    def _keep_base(self, round_number: int) -> None:
+        """Keep what was trained of a round's base while updates that start from it may come (FedBuff)."""
+        late = self._manifest.strategy.staleness
+        if late and self._at.weights is not None:
+            base = Base.of(self._at.weights, {}, manifest=self._manifest)
+            self._bases[round_number] = part_of(base.weights, base.trained)
+            self._bases = {number: kept for number, kept in self._bases.items() if number > round_number - late}
 
     @contextmanager
     def _timed(self, stage: str) -> Generator[None]:

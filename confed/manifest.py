@@ -307,6 +307,7 @@ class Manifest:
             "a cap exactly where the strategy weighs by losses (QFedAvg)",
             self.update.loss_cap,
         )
+        self._require_asynchronous()
         self.strategy.require_code(self.code.strategy, updates=drawn, size_bytes=self.model.start.size_bytes)
         self.stop.require(rounds=self.rounds, clear=self.metrics.clear)
         _require(
@@ -327,6 +328,19 @@ class Manifest:
                 sites=len(self.sites),
             )
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
+
+    def _require_asynchronous(self) -> None:
+        """A buffer needs everybody in every round, nobody who waits for an evaluation, and plain updates."""
+        buffer, staleness = self.strategy.buffer, self.strategy.staleness
+        if buffer is None:
+            return
+        _require(1 <= staleness <= 100, "strategy.max_staleness", "from 1 to 100", staleness)
+        within = self.cohort.least <= buffer <= len(self.sites)
+        _require(within, "strategy.buffer_size", f"from {self.cohort.least} to the {len(self.sites)} sites", buffer)
+        _require(self.cohort.fraction_train == 1, "cohort.fraction_train", "1 with FedBuff", self.cohort.fraction_train)
+        fraction = self.cohort.fraction_evaluate
+        _require(fraction == 0, "cohort.fraction_evaluate", "0 with FedBuff: nobody waits for a slow site", fraction)
+        _require(self.compression is None, "compression", "none with FedBuff", "some")
 
     @cached_property
     def encoded(self) -> bytes:

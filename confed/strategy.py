@@ -66,6 +66,24 @@ class StrategyTerms:
         return str(self.parameters.get("train_loss_key") or "train_loss") if self.name == "QFedAvg" else None
 
     @property
+    def staleness(self) -> int:
+        """How many versions may have been made since an update's own base: 0 but for FedBuff.
+
+        Raises:
+            ConfigError: no whole number.
+        """
+        return self._count("max_staleness", default=0, least=1) if self.name == "FedBuff" else 0
+
+    @property
+    def buffer(self) -> int | None:
+        """How many updates make a version, where no more may (FedBuff).
+
+        Raises:
+            ConfigError: no whole number.
+        """
+        return self._count("buffer_size", default=0, least=1) if self.name == "FedBuff" else None
+
+    @property
     def least_cohort(self) -> int:
         """Fewest updates on which the strategy keeps its promise: ``2 f + 3`` for Krum's, ``4 f + 3`` for Bulyan.
 

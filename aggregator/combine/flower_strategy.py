@@ -23,10 +23,11 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, Metadata, MetricR
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
-from aggregator.combine import robust
+from aggregator.combine import buffered, robust
 from aggregator.combine.fair import QFedAvg
 from aggregator.combine.fold import Rule, WeightedMean
 from confed.errors import ManifestMismatchError, NotFiniteError, ShapeError
+from confed.flower.fed_buff import FedBuff
 from confed.flower.geometric_median import GeometricMedian
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ def _qfedavg(strategy: Any) -> Rule:
     return QFedAvg(q=q, learning_rate=rate, losses={})
 
 
+def _fed_buff(strategy: Any) -> Rule:
+    return buffered.FedBuff(learning_rate=strategy.server_learning_rate)
+
+
 def _geometric_median(strategy: Any) -> Rule:
     return robust.GeometricMedian(
         smoothing=strategy.smoothing, tolerance=strategy.tolerance, max_iterations=strategy.max_iterations
@@ -88,6 +93,7 @@ PERMITTED: Mapping[str, _Permitted] = {
     "Krum": _Permitted(make=flower.Krum, rule=_krum),
     "MultiKrum": _Permitted(make=flower.MultiKrum, rule=_krum),
     "Bulyan": _Permitted(make=flower.Bulyan, rule=lambda made: robust.Bulyan(faulty=made.num_malicious_nodes)),
+    "FedBuff": _Permitted(make=FedBuff, rule=_fed_buff),
     "GeometricMedian": _Permitted(make=GeometricMedian, rule=_geometric_median),
 }
 """Every other name is refused."""
@@ -214,7 +220,7 @@ def _require_parameter(make: type[flower.FedAvg], name: str, value: object) -> N
         raise ManifestMismatchError(f"strategy.{name}", expected=f"a parameter of {make.__name__}", got="none")
     if name in _FUNCTIONS:
         raise ManifestMismatchError(f"strategy.{name}", expected="Flower's default", got="another")
-    # QFedAvg's client_learning_rate is the one parameter of Flower's strategies without a default: a number.
+    # Parameters without a default are numbers: QFedAvg's client_learning_rate, FedBuff's whole ones.
     number = taken.default is inspect.Parameter.empty or isinstance(taken.default, float)
     kinds = (int, float) if number else (type(taken.default),)
     if type(value) not in kinds:

@@ -41,12 +41,18 @@ _LARGEST_ELEMENT = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One sender's opened update and what it declared: its weight, and its norm where there are weights to fold."""
+    """One sender's opened update and what it declared: its weight, and its norm where there are weights to fold.
+
+    ``base`` is the version that it started from, where that is not the round's; ``staleness`` says how many were made
+    since.
+    """
 
     site: str
     chunks: Chunks
     weight: float
     norm: float
+    base: Weights | None = None
+    staleness: int = 0
 
 
 class Work(Protocol):
@@ -238,7 +244,10 @@ class _Worker(Generic[AnyWork]):
         """Return a segment as numbers; the squares of their differences from the base go to the sender's norm."""
         kind = segment.kind
         numbers = kind.numbers(plaintext.view(kind.stored))
-        square = scratch.square_of_difference(numbers, segment.reference)
+        reference = segment.reference
+        if entry.base is not None:
+            reference = kind.numbers(entry.base.flats[segment.dtype][segment.part])
+        square = scratch.square_of_difference(numbers, reference)
         if not math.isfinite(square):
             # Finite values have squares that are not only in float64.
             if not np.isfinite(numbers).all():

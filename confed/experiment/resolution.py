@@ -53,6 +53,7 @@ AGGREGATED_BY = (
     "FedYogi",
     "FedAdagrad",
     "QFedAvg",
+    "FedBuff",
     "FedMedian",
     "FedTrimmedAvg",
     "Krum",

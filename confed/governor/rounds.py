@@ -35,7 +35,7 @@ RECORD = "confed"
 """Name of the one ConfigRecord that confed's messages carry."""
 
 _NODE_WAIT_S = 120.0
-_POLL_S = 0.05
+POLL_S = 0.05
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 1.0
 _ASK_AGAIN_S = 0.5
 _CLIENT_STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
@@ -84,8 +84,18 @@ class Rounds:
     @property
     def full(self) -> bool:
         """Whether the enclave has as many results as the round takes: it would take no other."""
-        taken = self.manifest.cohort.taken(len(self.manifest.sites), purpose=self._purpose)
+        buffer = self.manifest.strategy.buffer
+        taken = buffer or self.manifest.cohort.taken(len(self.manifest.sites), purpose=self._purpose)
         return sum(not code for code in self._answered.values()) >= taken > 0
+
+    @property
+    def instance(self) -> str:
+        """The enclave that the open round is of."""
+        return self._survivor.instance
+
+    def takes(self, reply: Message) -> bool:
+        """Whether the open round has a place for a reply: of a site that has not answered in it, and not full."""
+        return self._sites.get(reply.metadata.src_node_id) not in self._answered and not self.full
 
     def ended(self, round_number: int) -> bool:
         """Return whether a stop rule or the privacy budget ended the run before this round; the enclave refuses it."""
@@ -243,6 +253,9 @@ class Rounds:
         return closed.digest, closed.metrics
 
     def _absent(self) -> dict[str, str]:
+        if self.manifest.strategy.buffer is not None:  # who has not answered is at work, or waits for the next buffer
+            codes = {site: self._answered.get(site, "busy") for site in self._expected}
+            return {site: code for site, code in codes.items() if code}
         unheard = RoundFullError.code if self.full else "no-answer"
         absent = {site: self._answered.get(site, unheard) for site in self._expected}
         for site in self._expected:
@@ -283,7 +296,7 @@ class Rounds:
                 raise ShortCohortError("sites", expected=f"{len(wanted)} connected", got=len(self._nodes))
             new = [node for node in grid.get_node_ids() if node not in self._sites]
             if not new:
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
                 continue
             # A train message, since Flower calls mods only for what the app has registered a function for.
             ask = RecordDict({RECORD: ConfigRecord({"ask": "site"})})

@@ -19,6 +19,7 @@ from confed.errors import ConfedError, ConfigError, EnclaveLostError, RefusedErr
 from confed.governor.agreement import Start, StartCaught, require_same, resolving, strategy_name, strategy_parameters
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
+from confed.governor.late import LateAnswers
 from confed.governor.launch import GovernorLaunch
 from confed.governor.rounds import Rounds, exchange
 from confed.wire.courier_client import CourierClient
@@ -159,6 +160,7 @@ class _WatchedGrid(Grid):
     def __init__(self, grid: Grid, rounds: Rounds) -> None:
         self._grid = grid
         self._rounds = rounds
+        self._late = LateAnswers(grid, rounds)
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)
@@ -183,6 +185,8 @@ class _WatchedGrid(Grid):
         asked = list(messages)
         if not asked:
             return []
+        if self._rounds.manifest.strategy.buffer is not None:
+            return self._late.exchange(asked, timeout_s=timeout)
         replies: list[Message] = []
         for reply in exchange(self._grid, asked, timeout_s=timeout):
             self._rounds.receive(reply)

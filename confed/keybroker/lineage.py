@@ -7,7 +7,8 @@ The rules for one record:
 2. countersignatures are by distinct sites' own brokers over this candidate, more than half of all sites;
 3. the cohort is made of distinct identities, drawn by the manifest for this round, at least ``cohort.least``;
 4. each of them has one ticket, signed by its own broker, for exactly this step and this aggregator, and enough
-   identities that count for the ticket's owner beside it;
+   identities that count for the ticket's owner beside it; with FedBuff a ticket may be for an earlier step of this
+   aggregator, at most ``max_staleness`` rounds ago;
 5. a trained version's number is its round; an evaluation's version is its own base;
 6. with central privacy, what a trained version says is spent is what its releases spend, within the budget.
 
@@ -171,6 +172,10 @@ class Lineage:
         cohort = frozenset(candidate.cohort)
         for identity, signed in zip(candidate.cohort, tickets, strict=True):
             self._verify_ticket(candidate, cohort, identity, signed)
+        bases: dict[int, tuple[int, str]] = {}
+        for ticket in (parsed(signed, Ticket) for signed in tickets):
+            if bases.setdefault(ticket.round, (ticket.attempt, ticket.base)) != (ticket.attempt, ticket.base):
+                raise TicketError("tickets of one round", expected="one attempt and base", got="two")
         if isinstance(tickets, tuple):
             self._checked = (candidate, tickets)
 
@@ -271,9 +276,15 @@ class Lineage:
         if signed.signer != broker:
             raise TicketError("ticket signer", expected="the identity's own broker", got="another")
         ticket = verified(signed, Ticket, broker)
+        late = self.manifest.strategy.staleness if candidate.purpose is Purpose.TRAIN else 0
+        step = (candidate.round, candidate.attempt, candidate.base)
+        if candidate.round - late <= ticket.round < candidate.round:
+            # An update that comes late is of a step of its own; that its base was committed, its own broker says by
+            # this ticket, which it gives for its head alone, and its ledger shows (``records.witnesses``).
+            step = (ticket.round, ticket.attempt, ticket.base)
         expected = (
-            broker, identity, self.digest, candidate.run, candidate.round,
-            candidate.attempt, candidate.purpose, candidate.base, candidate.instance,
+            broker, identity, self.digest, candidate.run, step[0],
+            step[1], candidate.purpose, step[2], candidate.instance,
         )  # fmt: skip
         got = (
             ticket.broker, ticket.identity, ticket.manifest, ticket.run, ticket.round,

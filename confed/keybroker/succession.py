@@ -15,9 +15,9 @@ from confed.keybroker.credentials import aggregator_key
 from confed.keybroker.decision import Decision, Issued
 from confed.keybroker.floors import require_counted_cohort
 from confed.keybroker.heads import advance, require_base, witness
-from confed.keybroker.lineage import members_apart, verified
+from confed.keybroker.lineage import members_apart, parsed, verified
 from confed.keybroker.spending import verify_follows
-from confed.keybroker.statements import Candidate, Commit, Countersignature
+from confed.keybroker.statements import Candidate, Commit, Countersignature, Ticket
 from confed.record import to_json
 from confed.statement import Signed
 
@@ -41,7 +41,8 @@ def countersign(
     if same is not None:
         return same
     _require_candidate(decision, candidate, signed, tickets=tickets, base_record=base_record)
-    _require_own_ticket(decision, candidate)
+    _require_own_ticket(decision, candidate, tickets)
+    _require_counted_once(decision, candidate)
     require_counted_cohort(decision, candidate.cohort)
     _require_no_difference(decision, candidate, earlier)
     issued = decision.sign(
@@ -59,6 +60,7 @@ def countersign(
         )
     )
     _record_candidate(decision, "countersigned", candidate, signed.digest, countersignature=issued.digest)
+    _note_counted(decision, candidate, issued)
     return decision.issue(
         issued,
         kind="countersigned",
@@ -100,16 +102,45 @@ def _require_candidate(
     )
 
 
-def _require_own_ticket(decision: Decision, candidate: Candidate) -> None:
+def _require_own_ticket(decision: Decision, candidate: Candidate, tickets: Sequence[Signed]) -> None:
     issued = decision.issued("ticket", candidate.purpose, candidate.round)
     newest = max((entry.attempt for entry in issued), default=0)
     if newest > candidate.attempt:
         raise ForkError("candidate attempt", expected=f"at least {newest}, which was ticketed", got=candidate.attempt)
     if decision.party.identity not in candidate.cohort:
         return
-    named = candidate.tickets[candidate.cohort.index(decision.party.identity)]
-    if named not in {entry.signed.digest for entry in issued if entry.attempt == candidate.attempt}:
+    named = tickets[candidate.cohort.index(decision.party.identity)]
+    ticket = parsed(named, Ticket)
+    if ticket.round != candidate.round:  # an update that came late; the lineage's rules say how late
+        issued = decision.issued("ticket", candidate.purpose, ticket.round)
+    if named.digest not in {entry.signed.digest for entry in issued if entry.attempt == ticket.attempt}:
         raise TicketError("own ticket", expected="the one that this broker issued", got="another")
+
+
+def _require_counted_once(decision: Decision, candidate: Candidate) -> None:
+    """Refuse a ticket that this broker has countersigned in an earlier round: one that comes late could be in two.
+
+    More than half of the brokers countersigned that round, so no majority is left for the ticket's second.
+    """
+    late = decision.terms.manifest.strategy.staleness
+    for number in range(max(1, candidate.round - late), candidate.round if late else 0):
+        newest = decision.issued("counted", candidate.purpose, number)[-1:]
+        for issued in newest:
+            if {*candidate.tickets} & {*issued.about.split(",")}:
+                raise TicketError("tickets", expected="none of an earlier version's", got=f"one of round {number}")
+
+
+def _note_counted(decision: Decision, candidate: Candidate, issued: Signed) -> None:
+    """Remember the tickets of a round, where one could be shown again."""
+    if decision.terms.manifest.strategy.staleness:
+        decision.issue(
+            issued,
+            kind="counted",
+            purpose=candidate.purpose,
+            round_number=candidate.round,
+            attempt=candidate.attempt,
+            about=",".join(candidate.tickets),
+        )
 
 
 def _require_no_difference(decision: Decision, candidate: Candidate, earlier: Sequence[Issued]) -> None:

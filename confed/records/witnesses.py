@@ -269,9 +269,10 @@ def cross_check(books: Mapping[bytes, Book], records: Iterable[Committed], *, ma
     """
     owner = books[manifest.model.owner.broker]
     committed: set[tuple[Purpose, int]] = set()
+    counted: set[str] = set()
     for one in records:
         with at(one.place):
-            _check_tickets(books, one)
+            _check_tickets(books, one, counted)
             _check_countersignatures(books, one)
             _check_commit(owner, one)
         committed.add((one.candidate.purpose, one.candidate.round))
@@ -282,13 +283,19 @@ def cross_check(books: Mapping[bytes, Book], records: Iterable[Committed], *, ma
     _check_forks(books.values())
 
 
-def _check_tickets(books: Mapping[bytes, Book], one: Committed) -> None:
+def _check_tickets(books: Mapping[bytes, Book], one: Committed, counted: set[str]) -> None:
     for signed in one.record.tickets:
         book, ticket = books[signed.signer], unverified(signed, Ticket)
         name = book.witness.party.name
         entry = book.tickets.get(signed.digest)
         if entry is None:
             raise TicketError(f"ticket of {name}", expected="one in its owner's ledger", got=signed.digest[:16])
+        # The ledger's entry was held against the committed versions: so is what the ticket itself says.
+        if ticket.round != number(entry, "round") or ticket.base != text(entry, "base"):
+            raise TicketError(f"ticket of {name}", expected="the step and base in its owner's ledger", got="others")
+        if signed.digest in counted:
+            raise TicketError(f"ticket of {name}", expected="one in a single version", got="one in two")
+        counted.add(signed.digest)
         credential = book.credentials[text(entry, "credential")]
         client = book.instances.found[text(credential, "evidence")].claims.binding.signing_public
         if (ticket.credential, ticket.signing_public) != (text(entry, "credential"), client):

@@ -2,13 +2,18 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.serverapp import strategy as flower
 
+from confed.journey import Purpose
+from confed.keybroker.statements import Ticket
 from confed.manifest import Manifest
+from confed.records.run_directory import RunDirectory
+from confed.statement import unverified
 from tests.journey import runs
 from tests.journey.plain import PlainGrid
 
@@ -81,6 +86,40 @@ def test_a_strategy_class_beside_the_experiment_runs_in_the_enclave(tmp_path, mo
         assert np.abs(array - plain[tensor]).max() <= 1e-6, tensor
     verified = runs.confed("verify", summary["run_dir"], home=tmp_path / "home")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_slow_site_holds_nobody_up_and_counts_when_it_comes(tmp_path):
+    folder = tmp_path / "experiment"
+    config = runs.confidential_ordinary(folder, rounds=12)
+    server = folder / "server_app.py"
+    text = server.read_text().replace(GIVEN, "FedBuff(buffer_size=2, max_staleness=11, ")
+    text = text.replace("from flwr.serverapp.strategy import FedAdam", "from confed.flower.fed_buff import FedBuff")
+    server.write_text(text.replace("min_evaluate_nodes=3, ", ""))
+    client = folder / "client_app.py"
+    client.write_text(client.read_text().replace("app.train()(train_fn)", SLOW))
+    settings = config.read_text().replace("count = 3", "count = 4")
+    config.write_text(settings.replace('clear = ["train_loss", "eval_loss", "eval_acc"]', 'clear = ["train_loss"]'))
+    summary = runs.run(config, home=tmp_path / "home", runs=tmp_path / "runs")
+    directory = RunDirectory.open(Path(summary["run_dir"]))
+    late = []
+    for number in range(1, 13):
+        record = directory.commit(Purpose.TRAIN, number)
+        tickets = [unverified(signed, Ticket) for signed in record.tickets]
+        assert len(tickets) == 2
+        late += [(number, ticket.round) for ticket in tickets if ticket.round < number]
+    assert late, "nobody was late"
+    verified = runs.confed("verify", summary["run_dir"], home=tmp_path / "home")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+SLOW = """
+@app.train()
+def train(message, context):
+    import time
+    if context.node_config["partition-id"] == 0 and message.content["config"]["server-round"] == 1:
+        time.sleep(2)
+    return train_fn(message, context)
+"""
 
 
 def test_a_class_that_the_experiment_does_not_name_is_refused(tmp_path):

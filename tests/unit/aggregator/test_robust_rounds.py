@@ -22,7 +22,7 @@ from confed.errors import (
     StaleUpdateError,
     TicketError,
 )
-from confed.manifest import StrategyTerms, UpdateTerms
+from confed.manifest import CohortTerms, StrategyTerms, UpdateTerms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ STRATEGIES: dict[str, StrategyTerms] = {
     "FedAvg": StrategyTerms(name="FedAvg", parameters={}),
     "FedAdam": StrategyTerms(name="FedAdam", parameters={}),
     "QFedAvg": StrategyTerms(name="QFedAvg", parameters={"client_learning_rate": 0.5, "q": 0.5}),
+    "FedBuff": StrategyTerms(name="FedBuff", parameters={"buffer_size": 8, "max_staleness": 1}),
     "a class of one's own": StrategyTerms(name="fair:Fair", parameters={}),
 }
 LOSS = {"train_loss": 0.7}
@@ -55,6 +56,8 @@ ROWS = {
 
 def world_of(name: str, tmp_path: Path, *, folder: str = "enclave") -> World:
     terms: dict[str, Any] = {"sites": 8, "least": 7}
+    if name == "FedBuff":
+        terms["cohort"] = CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=0.0)
     if STRATEGIES[name].own:
         return own_world(tmp_path / folder, HEAD, **terms)
     cap = 2.0 if name == "QFedAvg" else None
@@ -147,7 +150,7 @@ def test_what_is_late_or_sent_into_another_round_or_run_is_refused(name: str, tm
     run.open_round(round_number=2, attempt=0, purpose="train")
     again: dict[str, Any] = {"base": base, "base_digest": first.digest, "round_number": 2, "metrics": LOSS}
     for changes, error in (
-        (None, (StaleUpdateError, TicketError)),
+        (None, (StaleUpdateError, TicketError, DuplicateUpdateError)),
         (Changes(ticket=ticket), DuplicateUpdateError),
         (Changes(detail={"run": "run-2"}), StaleUpdateError),
         (Changes(ticket={"run": "run-2"}), TicketError),

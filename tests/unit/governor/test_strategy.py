@@ -23,6 +23,7 @@ from flwr.serverapp.strategy.multikrum import compute_distances
 
 from aggregator.combine.flower_strategy import ServerOptimizer
 from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
+from confed.flower.fed_buff import FedBuff
 from confed.flower.geometric_median import GeometricMedian
 from confed.governor.agreement import catch_start, require_same, strategy_parameters
 from confed.governor.strategy import ConfidentialStrategy, _reference, sealed_digest
@@ -104,7 +105,7 @@ def test_bulyans_own_selection_is_named_by_nothing_and_another_cannot_run_in_the
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedAvgM(), FedProx(), QFedAvg(client_learning_rate=0.1), FedYogi(), FedAdagrad(), FedMedian(), FedTrimmedAvg(), Krum(), MultiKrum(),
+    "strategy", [FedAvgM(), FedProx(), QFedAvg(client_learning_rate=0.1), FedBuff(buffer_size=2, max_staleness=1), FedYogi(), FedAdagrad(), FedMedian(), FedTrimmedAvg(), Krum(), MultiKrum(),
                  Bulyan(), GeometricMedian()], ids=lambda strategy: type(strategy).__name__
 )  # fmt: skip
 def test_every_strategy_s_parameters_can_be_named(strategy):
