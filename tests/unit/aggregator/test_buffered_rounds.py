@@ -16,7 +16,7 @@ from confed.errors import (
     ConfedError,
     ConfigError,
     DuplicateUpdateError,
-    RoundError,
+    RoundFullError,
     StaleUpdateError,
     TicketError,
 )
@@ -195,7 +195,7 @@ def test_a_buffer_takes_no_more_than_its_size(tmp_path: Path) -> None:
     course.submit(0, 2)
     course.submit(1, 2)
     late = course.send(2, 1)
-    with pytest.raises(RoundError):
+    with pytest.raises(RoundFullError):
         course.run.submit(site="site-2", digest=late)
     course.close(2)
     course.open(3)
