@@ -394,8 +394,7 @@ class Rounds:
             base=self.base,
             instance=self._instance,
         )
-        late = self._manifest.strategy.staleness if purpose is Purpose.TRAIN else 0
-        earlier = tuple(known for known in self._committed if known.round >= round_number - late)
+        earlier = tuple(self._committed) if purpose is Purpose.TRAIN else ()
         used = frozenset(self._used)
         opened = Round(self._manifest, step, key_id=self._key_id, size=size, used=used, earlier=earlier)
         self._attempts[round_number, purpose] = attempt

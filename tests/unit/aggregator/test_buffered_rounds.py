@@ -37,7 +37,7 @@ def terms(*, size: int = 2, late: int = 2, rate: float = 1.0) -> StrategyTerms:
 
 
 def world_of(tmp_path: Path, *, strategy: StrategyTerms | None = None, **more: Any) -> World:
-    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.0)
+    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.0, extra=0)
     return World(tmp_path / "enclave", strategy=strategy or terms(), **{"cohort": cohort, **more})
 
 
@@ -227,8 +227,11 @@ def test_what_was_sealed_to_an_enclave_that_died_counts_nowhere(tmp_path: Path) 
         ({"strategy": terms(late=101)}, "strategy.max_staleness"),
         ({"strategy": terms(late=0)}, "strategy.max_staleness"),
         ({"strategy": StrategyTerms(name="FedBuff", parameters={"buffer_size": 2})}, "strategy.max_staleness"),
-        ({"cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0)}, "cohort.fraction_train"),
-        ({"cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0)}, "cohort.fraction_evaluate"),
+        ({"cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0, extra=0)}, "cohort.fraction_train"),
+        (
+            {"cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0)},
+            "cohort.fraction_evaluate",
+        ),
     ],
     ids=str,
 )

@@ -57,7 +57,7 @@ ROWS = {
 def world_of(name: str, tmp_path: Path, *, folder: str = "enclave") -> World:
     terms: dict[str, Any] = {"sites": 8, "least": 7}
     if name == "FedBuff":
-        terms["cohort"] = CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=0.0)
+        terms["cohort"] = CohortTerms(least=7, fraction_train=1.0, fraction_evaluate=0.0, extra=0)
     if STRATEGIES[name].own:
         return own_world(tmp_path / folder, HEAD, **terms)
     cap = 2.0 if name == "QFedAvg" else None

@@ -20,7 +20,7 @@ Make = Callable[..., World]
 
 def buffered(late: int) -> Callable[[Manifest], Manifest]:
     terms = StrategyTerms(name="FedBuff", parameters={"buffer_size": 2, "max_staleness": late})
-    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.0)
+    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.0, extra=0)
     return lambda manifest: dataclasses.replace(manifest, strategy=terms, cohort=cohort)
 
 
