@@ -37,7 +37,7 @@ class Started:
             env={**os.environ, "CONFED_HOME": str(tmp_path / "home")},
         )
 
-    def wait(self, holds, *, seconds=90, pause_s=0.002):
+    def wait(self, holds, *, seconds=150, pause_s=0.002):
         deadline = time.monotonic() + seconds
         while not holds():
             assert self.process.poll() is None, self.process.communicate()
@@ -171,7 +171,8 @@ def test_a_client_killed_while_its_update_flows_is_left_out_and_counts_in_the_ne
     dropped = {entry["site"]: entry["code"] for entry in summary["dropped"]}
     assert {entry["round"] for entry in summary["dropped"]} == {1}
     assert dropped.pop(site) == "client-died"
-    assert set(dropped.items()) <= {(f"site-{(int(site[-2:]) + 1) % 4 + 1:02d}", "credential")}
+    assert set(dropped) <= {f"site-{(int(site[-2:]) + 1) % 4 + 1:02d}"}
+    assert set(dropped.values()) <= {"client-died", "credential"}  # It was being served too, or came next.
     missing = {site, *dropped}
     tickets = tickets_of(summary["run_dir"])
     assert len(tickets) == len(set(tickets)) == 4 - len(missing) + 4
