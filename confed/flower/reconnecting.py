@@ -112,6 +112,8 @@ class Reconnecting:
             try:
                 if self._connection is None:
                     self._connection = self._connect()
+                    if pause_s > _FIRST_PAUSE_S:
+                        _logger.warning("Flower answers again after %.1f s", self._clock() - since)
                 return call(self._connection)
             except UnreachableError as error:
                 self.close()

@@ -158,12 +158,17 @@ def plainly(changes, manifest: Manifest, folder, monkeypatch, files=None):
     monkeypatch.setattr(flower.Strategy, "start", keep)
     names = [site.owner.name for site in manifest.sites]
     settings = dict(manifest.settings)
+    forget_apps()  # of tests before this one
     try:
         client = importlib.import_module("client_app").app
         grid = PlainGrid(client, names, run_config=settings, seed_of=manifest.client_seed)
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings)
         importlib.import_module("server_app").app(grid=grid, context=context)
     finally:
-        for module in ("task", "client_app", "server_app", "fair"):
-            sys.modules.pop(module, None)
+        forget_apps()
     return {tensor: array.numpy() for tensor, array in captured["result"].arrays.items()}
+
+
+def forget_apps():
+    for module in ("task", "client_app", "server_app", "fair"):
+        sys.modules.pop(module, None)

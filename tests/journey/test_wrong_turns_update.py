@@ -55,6 +55,8 @@ class Sending:
     road: Road
     aggregator: Aggregator
     held: Held
+    neighbour: Held | None = None
+    """South's step, once somebody asked: a session lets go of a step whose update is sealed, and a ticket is one."""
 
     @classmethod
     def of(cls, road: Road, aggregator: Aggregator, *, attempt: int = 0, round_number: int = 1) -> Sending:
@@ -63,6 +65,10 @@ class Sending:
     def send(self, content: bytes, *, site: str = SITE) -> None:
         digest = self.road.courier.put(content)
         self.aggregator.governor.submit(site=site, digest=digest)
+
+    def south(self) -> Held:
+        self.neighbour = self.neighbour or self.road.hold("south", attempt=self.held.step.attempt)
+        return self.neighbour
 
     def crafted(self, **changes: Any) -> bytes:
         return crafted(self.road, self.held, **changes)
@@ -170,12 +176,12 @@ def credentialed_by(name: str) -> Callable[[Sending], bytes]:
 
 def of_another_site(sending: Sending) -> bytes:
     """Another site's whole update, honest and ticketed, in this site's place."""
-    digest = sending.road.seal(sending.road.hold("south", attempt=sending.held.step.attempt))
+    digest = sending.road.seal(sending.south())
     return sending.road.courier.path(digest).read_bytes()
 
 
 def with_another_sites_papers(sending: Sending) -> bytes:
-    grants = sending.road.hold("south", attempt=sending.held.step.attempt).grants
+    grants = sending.south().grants
     return sending.with_letter(credential=grants.credential, ticket=grants.ticket)
 
 
