@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -34,9 +35,17 @@ class Timed(FedAvg):
         self._started = time.perf_counter()
         return super().configure_train(*arguments, **named)
 
-    def aggregate_train(self, *arguments: Any, **named: Any) -> Any:
-        """Note the end of a round."""
-        found = super().aggregate_train(*arguments, **named)
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """Note the end of a round.
+
+        Raises:
+            RuntimeError: a client failed; a round without it is no round to compare with.
+        """
+        replies = list(replies)
+        failed = [reply.error.reason for reply in replies if reply.has_error()]
+        if failed or len(replies) < self.min_train_nodes:
+            raise RuntimeError(f"{len(replies)} replies, {len(failed)} failed: {failed[:1]}")
+        found = super().aggregate_train(server_round, replies)
         self.seconds.append(time.perf_counter() - self._started)
         return found
 
@@ -99,4 +108,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name: Ray's actors import what the client app is made of, and have another ``__main__``.
+    importlib.import_module("benchmarks.ray_run").main()
