@@ -27,6 +27,7 @@ from aggregator.combine import buffered, robust
 from aggregator.combine.fair import QFedAvg
 from aggregator.combine.fold import Rule, WeightedMean
 from confed.errors import ManifestMismatchError, NotFiniteError, ShapeError
+from confed.flower.constructor import constructor_parameters
 from confed.flower.fed_buff import FedBuff
 from confed.flower.geometric_median import GeometricMedian
 
@@ -215,7 +216,7 @@ class ServerOptimizer:
 
 def _require_parameter(make: type[flower.FedAvg], name: str, value: object) -> None:
     """Require a parameter that the class takes, of the type of its default (a whole number serves as a float)."""
-    taken = inspect.signature(make).parameters.get(name)
+    taken = constructor_parameters(make).get(name)
     if taken is None:
         raise ManifestMismatchError(f"strategy.{name}", expected=f"a parameter of {make.__name__}", got="none")
     if name in _FUNCTIONS:

@@ -9,59 +9,37 @@ https://arxiv.org/abs/2106.06639
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAvg
-
-from confed.errors import RefusedError
+from confed.flower.in_enclave import InEnclave
 
 MOST_STALENESS = 100
 
 
-class FedBuff(FedAvg):
+class FedBuff(InEnclave):
     """A version is made as soon as ``buffer_size`` sites have sent an update, each from a recent version of its own.
 
     Args:
         buffer_size: how many sites' updates make a version; at least 1.
         max_staleness: how many versions may have been made since an update's own base; from 1 to 100.
         server_learning_rate: what the buffered mean is multiplied with; above 0.
-        parameters: those of Flower's FedAvg, by name; every site takes part in every round, and none evaluates.
+        fedavg: those of Flower's FedAvg, by name; every site takes part in every round, and none evaluates.
 
     Raises:
         ValueError: a value outside these ranges.
     """
 
-    def __init__(  # noqa: PLR0913 (those of Flower's FedAvg, and three)
+    def __init__(
         self,
         *,
         buffer_size: int,
         max_staleness: int,
         server_learning_rate: float = 1.0,
-        fraction_train: float = 1.0,
         fraction_evaluate: float = 0.0,
-        min_train_nodes: int = 2,
         min_evaluate_nodes: int = 0,
-        min_available_nodes: int = 2,
-        weighted_by_key: str = "num-examples",
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
-        train_metrics_aggr_fn: Any = None,
-        evaluate_metrics_aggr_fn: Any = None,
+        **fedavg: Any,
     ) -> None:
-        super().__init__(
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
-            weighted_by_key=weighted_by_key,
-            arrayrecord_key=arrayrecord_key,
-            configrecord_key=configrecord_key,
-            train_metrics_aggr_fn=train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
-        )
+        super().__init__(fraction_evaluate=fraction_evaluate, min_evaluate_nodes=min_evaluate_nodes, **fedavg)
         if buffer_size < 1:
             raise ValueError("buffer_size: expected at least 1")
         if not 1 <= max_staleness <= MOST_STALENESS:
@@ -71,14 +49,3 @@ class FedBuff(FedAvg):
         self.buffer_size = buffer_size
         self.max_staleness = max_staleness
         self.server_learning_rate = server_learning_rate
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Refuse: nothing is aggregated outside the enclave.
-
-        Raises:
-            RefusedError: always.
-        """
-        del server_round, replies
-        raise RefusedError("FedBuff", expected="ConfidentialStrategy(FedBuff(...))", got="it alone")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from confed.errors import ConfigError, ManifestMismatchError
+from confed.flower.constructor import constructor_parameters
 from confed.manifest import Manifest
 
 _DEFAULTS = {
@@ -66,7 +66,7 @@ def strategy_parameters(strategy: Strategy) -> dict[str, Scalar]:
             manifest can name.
     """
     found: dict[str, Scalar] = {}
-    for name, parameter in _constructor(type(strategy)).items():
+    for name, parameter in constructor_parameters(type(strategy)).items():
         value = getattr(strategy, name, _MISSING)
         if value is _MISSING:
             raise ConfigError(f"strategy.{name}", expected="an attribute of the parameter's name", got="none")
@@ -89,22 +89,6 @@ def strategy_name(strategy: Strategy) -> str:
     if kind.__module__.split(".")[0] in ("flwr", "confed"):
         return kind.__name__
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _constructor(kind: type) -> dict[str, inspect.Parameter]:
-    """Return a class's constructor parameters, and those of the class above where it hands on ``**keywords``."""
-    found: dict[str, inspect.Parameter] = {}
-    for above in kind.__mro__:
-        if "__init__" not in vars(above):
-            continue
-        parameters = list(inspect.signature(above.__init__).parameters.values())[1:]
-        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        for parameter in parameters:
-            if parameter.kind not in variable:
-                found.setdefault(parameter.name, parameter)
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return found
 
 
 def require_same(asked: Start, manifest: Manifest) -> None:
