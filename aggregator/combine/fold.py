@@ -16,6 +16,7 @@ algorithm 1; DESIGN §6.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,10 +142,9 @@ def combine(
 
 
 def _require_distinct(ordered: Sequence[Contribution]) -> None:
-    sites = [entry.site for entry in ordered]
-    for site in set(sites):
-        if sites.count(site) > 1:
-            raise DuplicateUpdateError("contributions", expected="one a site", got=f"{sites.count(site)} of {site}")
+    for site, count in Counter(entry.site for entry in ordered).items():
+        if count > 1:
+            raise DuplicateUpdateError("contributions", expected="one a site", got=f"{count} of {site}")
 
 
 def _reasons(excluded: Mapping[str, ConfedError]) -> str:
