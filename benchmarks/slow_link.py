@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,66 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.link import Direction, Link
+from benchmarks.round import APPS, CONFIG
 from confed.client.launch import ClientLaunch
 from confed.experiment.running import RunRequest, run_experiment
 from confed.experiment.services import Services
-
-CONFIG = """
-name = "slow-link"
-environment = "simulation"
-[app]
-client = "client_app:app"
-server = "server_app:app"
-[run]
-rounds = {rounds}
-seed = 1
-round_timeout_s = 3600.0
-[sites]
-count = {clients}
-[cohort]
-least = {clients}
-[data]
-source = "app"
-[update]
-norm_bound = 1000.0
-weight_cap = 10.0
-[metrics]
-clear = []
-[settings]
-parameters = {parameters}
-rounds = {rounds}
-"""
-SERVER = """
-import numpy as np
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-from confed.governor.strategy import ConfidentialStrategy
-
-app = ServerApp()
-
-
-@app.main()
-def main(grid, context):
-    numbers = np.zeros(int(context.run_config["parameters"]), dtype=np.float32)
-    ConfidentialStrategy(FedAvg(fraction_evaluate=0.0)).start(
-        grid=grid, initial_arrays=ArrayRecord({"numbers": Array(numbers)}), num_rounds=int(context.run_config["rounds"])
-    )
-"""
-CLIENT = """
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-import confed.client
-
-app = ClientApp(mods=[confed.client.confidential])
-
-
-@app.train()
-def train(message, context):
-    numbers = message.content["arrays"]["numbers"].numpy() + 1e-4
-    records = {"arrays": ArrayRecord({"numbers": Array(numbers)}), "metrics": MetricRecord({"num-examples": 1})}
-    return Message(RecordDict(records), reply_to=message)
-"""
 
 
 class SlowSites:
@@ -130,11 +75,9 @@ def main() -> None:
         SlowSites(rate=rate, delay_s=terms.delay_ms / 1000) as slow,
     ):
         folder = Path(place) / "experiment"
-        folder.mkdir()
+        shutil.copytree(APPS, folder, ignore=shutil.ignore_patterns("plain_*", "__pycache__"))
         values = {"parameters": terms.parameters, "clients": terms.clients, "rounds": terms.rounds}
         (folder / "config.toml").write_text(CONFIG.format(**values))
-        (folder / "server_app.py").write_text(SERVER)
-        (folder / "client_app.py").write_text(CLIENT)
         request = RunRequest(
             config_file=folder / "config.toml",
             engine="deployment",
