@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from confed.files import PUBLIC, write_whole
+
 if TYPE_CHECKING:
     from aggregator.launch import AggregatorLaunch
 
@@ -99,21 +101,11 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
         )
         with serve(AggregatorService(run).register, listen=launch.listen, tls=launch.tls) as server:
             told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
-            _write(Path(launch.endpoint_file), json.dumps(told).encode())
+            write_whole(Path(launch.endpoint_file), json.dumps(told).encode(), mode=PUBLIC, durable=False)
             stop.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         courier.close()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

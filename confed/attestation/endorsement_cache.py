@@ -11,14 +11,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from confed import canonical
 from confed.attestation.endorsements import ENDORSEMENT_LIMIT_BYTES, Endorsement, Need, need_digest
 from confed.errors import EncodingError, EndorsementFormatError, SizeError, StorageError
+from confed.files import write_whole
 
 FORMAT = "confed-endorsement/1"
 
@@ -77,7 +76,7 @@ class EndorsementCache:
             raise StorageError("endorsement cache", expected=f"at most {self._limit_bytes} bytes", got=len(encoded))
         try:
             self._make_room(path, len(encoded))
-            _write(path, encoded)
+            write_whole(path, encoded)
         except OSError as error:
             raise StorageError("endorsement cache", expected="a file that is written", got=error.strerror) from error
 
@@ -110,21 +109,3 @@ def _decoded(data: bytes, need: Need) -> Endorsement:
     if endorsement.need != need or canonical.digest(endorsement.data) != fields["digest"]:
         raise EndorsementFormatError("entry", expected="what was written", got="something else")
     return endorsement
-
-
-def _write(path: Path, encoded: bytes) -> None:
-    descriptor, draft = tempfile.mkstemp(prefix=".", suffix=".draft", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except OSError:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

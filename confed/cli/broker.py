@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -16,6 +14,7 @@ import typer
 
 from confed.attestation.endorsements import EndorsementProvider
 from confed.errors import ConfigError, PortInUseError
+from confed.files import write_whole
 from confed.keybroker.broker import Broker, wall_clock
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.server import serve_brokers
@@ -139,9 +138,4 @@ def _announce(server: RunningServer, owners: list[OwnerHome], endpoint_file: Pat
     if endpoint_file is None:
         typer.echo(text)
         return
-    descriptor, draft = tempfile.mkstemp(prefix=f".{endpoint_file.name}.", dir=endpoint_file.parent)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(draft).replace(endpoint_file)
+    write_whole(endpoint_file, text.encode(), durable=False)

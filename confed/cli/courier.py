@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from confed import record
 from confed.errors import MissingFileError
+from confed.files import PUBLIC, write_whole
 from confed.governor.callers import Callers
 from confed.governor.courier import Courier, serve_courier
 from confed.governor.expiry import Terms
@@ -72,9 +72,7 @@ def serve(
     with serve_courier(courier, listen=listen, tls=tls, callers=known) as server:
         told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
         if endpoint_file is not None:
-            temporary = endpoint_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(told))
-            os.replace(temporary, endpoint_file)  # noqa: PTH105
+            write_whole(endpoint_file, json.dumps(told).encode(), mode=PUBLIC, durable=False)
         typer.echo(f"courier listens at {server.endpoint.target}", err=True)
         stop.wait()
 
@@ -84,8 +82,5 @@ def _identity(path: Path) -> TlsIdentity:
     if path.is_file():
         return record.from_json(TlsIdentity, json.loads(path.read_bytes()), at="courier TLS identity")
     identity = TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
-    temporary = path.with_suffix(".tmp")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(record.to_json(identity), file)
-    temporary.replace(path)
+    write_whole(path, json.dumps(record.to_json(identity)).encode())
     return identity

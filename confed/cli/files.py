@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from confed.errors import ConfigError, MissingFileError
+from confed.files import write_whole
 
 LIMIT_BYTES = 64 * 1024 * 1024
 """Largest file that is read unless a command sets a smaller bound."""
@@ -41,16 +40,7 @@ def write_file(what: str, data: bytes, path: Path | None) -> None:
         sys.stdout.buffer.flush()
         return
     try:
-        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(draft).replace(path)
-        except OSError:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        write_whole(path, data)
     except OSError as error:
         raise ConfigError(what, expected="a place to write", got=f"{path} ({error.strerror})") from error
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import secrets
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +23,7 @@ from confed.errors import (
     SizeError,
     UsageError,
 )
+from confed.files import replacing
 from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
@@ -281,17 +280,9 @@ def _arrays_of(file: Path, source: mmap.mmap) -> dict[str, weights.Array]:
 
 
 def _write_private(target: Path, data: memoryview, *, force: bool) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as sink:  # mkstemp made it with mode 0600
-            sink.write(data)
-            sink.flush()
-            os.fsync(sink.fileno())
+    with replacing(target) as file:
+        file.write(data)
         _refuse_existing(target, force=force)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _as_text(value: Any) -> str:

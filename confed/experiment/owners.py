@@ -17,6 +17,7 @@ from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
 from confed.errors import ConfigError, MissingFileError
 from confed.experiment.resolution import Arrays, Prepared, SealedParts, make_shards
 from confed.experiment.tees import trust_anchors
+from confed.files import PUBLIC, write_whole
 from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome, confed_home
 from confed.keybroker.vault import KeyFloors
@@ -81,12 +82,7 @@ def write_trust(owners: Owners) -> None:
         "anchors": {profile: [anchor.hex() for anchor in anchors] for profile, anchors in trusted.items()},
         "owners": {owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)},
     }
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(canonical.encode(known))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(target)
+    write_whole(target, canonical.encode(known), mode=PUBLIC)
 
 
 def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tuple[SealedParts, dict[str, Path]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confed.errors import SizeError
-from confed.governor.object_store import sync_folder
+from confed.files import sync_folder
 from confed.governor.quota import Quota
 from confed.wire.addresses import LETTERS_PER_TOPIC, check_letter, check_topic
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confed.errors import MissingObjectError, SizeError
+from confed.files import sync_folder
 from confed.governor.incoming import Running, Upload
 from confed.governor.quota import Quota
 from confed.wire.addresses import PART_BYTES, check_digest
@@ -327,15 +328,6 @@ def size_of(path: Path) -> int:
         return path.stat(follow_symlinks=False).st_size
     except FileNotFoundError:
         return 0
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's entries on the disk, so that a rename in it outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_private(path: str, flags: int) -> int:

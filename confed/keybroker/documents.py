@@ -15,6 +15,7 @@ from pathlib import Path
 
 from confed import canonical
 from confed.errors import NotApprovedError
+from confed.files import sync_folder, write_whole
 from confed.manifest import Manifest
 
 _SMALL_BYTES = 64 * 1024
@@ -36,7 +37,7 @@ def keep_document(owner: Path, document: bytes, *, digest: str) -> bytes:
     shared = owner.parent / _SHARED / digest
     if not shared.is_file():
         shared.parent.mkdir(exist_ok=True, mode=0o700)
-        _write(shared, document)
+        write_whole(shared, document)
     own = owner / _FOLDER / digest
     own.parent.mkdir(exist_ok=True, mode=0o700)
     try:
@@ -44,8 +45,8 @@ def keep_document(owner: Path, document: bytes, *, digest: str) -> bytes:
     except FileExistsError:
         pass
     except OSError:  # A file system without hard links: a copy then.
-        _write(own, document)
-    _sync(own.parent)
+        write_whole(own, document)
+    sync_folder(own.parent)
     return b""
 
 
@@ -80,22 +81,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotApprovedError("kept manifest", expected="a file beside the store", got="none") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
 from confed.errors import ConfigError, EncodingError, FloorError, MissingFileError, NotApprovedError
+from confed.files import sync_folder, write_whole
 from confed.keybroker.decision import Terms
 from confed.keybroker.documents import keep_document
 from confed.keybroker.ledger import Ledger
@@ -99,7 +100,7 @@ class OwnerHome:
             if (owners / name).exists():
                 raise ConfigError("owner name", expected="a new one", got=name) from error
             raise
-        _sync_directory(owners)
+        sync_folder(owners)
         return cls(owners / name)
 
     @classmethod
@@ -161,10 +162,7 @@ class OwnerHome:
         now = _moment(now_ms)
         if ends - now < _TLS_REMAINDER:
             self.tls = TlsIdentity.generate(now=now)
-            draft = self.path / f".tls.{os.urandom(8).hex()}"
-            _write(draft, self.vault.seal(_tls_bytes(self.tls), kind="owner", name="tls"))
-            draft.replace(self.path / "tls.sealed")
-            _sync_directory(self.path)
+            write_whole(self.path / "tls.sealed", self.vault.seal(_tls_bytes(self.tls), kind="owner", name="tls"))
         return self.tls
 
     def new_key(self, *, floors: KeyFloors) -> tuple[str, bytes]:
@@ -294,7 +292,7 @@ def _fill(draft: Path, *, name: str, environment: str, now_ms: int) -> None:
         Ledger(broker).append(tx, event="created", body=body, time=now_ms)
     store.close()
     _write(draft / "owner.json", canonical.encode(public))
-    _sync_directory(draft)
+    sync_folder(draft)
 
 
 def _tls_bytes(tls: TlsIdentity) -> bytes:
@@ -326,14 +324,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _now_ms() -> int:

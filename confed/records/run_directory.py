@@ -20,14 +20,15 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from confed import canonical
 from confed.errors import EncodingError, MissingFileError, SizeError
+from confed.files import PUBLIC, replacing
 from confed.journey import Purpose
 from confed.keybroker.statements import CommitRecord
 from confed.manifest import Manifest
@@ -316,26 +317,9 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
             target.write(line + b"\n")
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Generator[BinaryIO]:
+def _replacing(path: Path) -> AbstractContextManager[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as target:
-            yield target
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return replacing(path, mode=PUBLIC)
 
 
 def _read(path: Path) -> bytes:

@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from confed import canonical
 from confed.errors import SizeError
+from confed.files import replacing
 from confed.journey import Kind
 from confed.memory import room_for
 from confed.sealing import derivation
@@ -162,25 +161,16 @@ def seal_to_file(
         SizeError, ContainerFormatError, EncodingError: as ``seal``.
         OSError: the file system refuses.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as sink:
-            sealed = seal(
-                parts,
-                draft,
-                data_key=data_key,
-                signing_key=signing_key,
-                sink=sink,
-                threads=threads,
-                chunk_bytes=chunk_bytes,
-            )
-            os.fsync(sink.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return sealed
+    with replacing(path) as sink:
+        return seal(
+            parts,
+            draft,
+            data_key=data_key,
+            signing_key=signing_key,
+            sink=sink,
+            threads=threads,
+            chunk_bytes=chunk_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,11 +334,3 @@ def _write_all(sink: Sink, data: memoryview) -> None:
         # A raw sink may take less than it was given; a buffered one takes all.
         count = sink.write(data[written:])
         written += len(data) - written if count is None else count
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

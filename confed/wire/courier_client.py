@@ -19,6 +19,7 @@ from typing import Any, Self
 import grpc
 
 from confed.errors import MissingFileError, SizeError, TamperedError, TruncatedError
+from confed.files import sync_folder
 from confed.memory import room_for
 from confed.wire.addresses import LETTERS_PER_TOPIC, PART_BYTES, check_digest, check_letter, check_topic
 from confed.wire.channel import Endpoint, open_channel, raise_if_refused
@@ -132,7 +133,7 @@ class CourierClient:
                 self._continue_file(digest, file, limit_bytes)
             os.fsync(file.fileno())
             Path(str(file.name)).replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def read_unverified(self, digest: str, *, offset: int, size_bytes: int) -> bytes:
         """Return a range of an object WITHOUT checking it, for readers of containers: their chunks carry tags.
@@ -353,11 +354,3 @@ def _write_all(file: FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -36,6 +36,7 @@ from confed.attestation.tee.simulated_certificate import (
     require_chain,
 )
 from confed.errors import EncodingError, EvidenceFormatError, EvidenceSignatureError, MissingFileError
+from confed.files import sync_folder
 
 PROFILE = "simulated/1"
 _EVIDENCE_FORMAT = "confed-simulated-evidence/1"
@@ -226,11 +227,7 @@ class SimulatedPlatform:
             os.link(temporary, path)  # Unlike a rename, a link never replaces what is there.
         finally:
             temporary.unlink()
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(path.parent)
 
     def launch(
         self, *, measurement: str, configuration: str, environment: str, shared: bool, now_ms: int
