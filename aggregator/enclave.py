@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -29,6 +28,7 @@ from confed.errors import (
 )
 from confed.journey import Purpose, Role, Use
 from confed.keybroker.client import EnclaveClock, Release, ReleaseItem
+from confed.keybroker.committing import Committer, CommittingBrokers, Letters, each_server
 from confed.keybroker.statements import AggregatorCredential, Challenge, KeyName, ReleaseRequest
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, public_bytes, sign, verify
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
     from confed.manifest import Manifest, Site
 
 T = TypeVar("T")
-_PARALLEL_SERVERS = 8
 
 
-class Brokers(Protocol):
+class Brokers(CommittingBrokers, Protocol):
     """The brokers behind one server; ``confed.keybroker.client.BrokerClient`` is one. Replies come verified."""
 
     def challenge(self, items: Sequence[tuple[bytes, str]]) -> list[Challenge | ConfedError]:
@@ -52,49 +51,6 @@ class Brokers(Protocol):
 
     def release(self, items: Sequence[ReleaseItem]) -> list[Release | ConfedError]:
         """Return what each request's broker released."""
-        ...
-
-    def countersign(
-        self, brokers: Sequence[bytes], *, candidate: Signed, tickets: Sequence[Signed], base_record: bytes = b""
-    ) -> list[Signed | ConfedError]:
-        """Return each broker's countersignature."""
-        ...
-
-    def commit(
-        self,
-        broker: bytes,
-        *,
-        candidate: Signed,
-        tickets: Sequence[Signed],
-        countersignatures: Sequence[Signed],
-        base_record: bytes = b"",
-    ) -> Signed:
-        """Return the model owner's broker's commit."""
-        ...
-
-    def close(
-        self,
-        brokers: Sequence[bytes],
-        *,
-        run: str,
-        manifest: str,
-        final_record: bytes,
-        closing: Signed | None = None,
-        history: Sequence[bytes] = (),
-    ) -> list[Signed | ConfedError]:
-        """Return closings, or countersignatures of one."""
-        ...
-
-
-class Letters(Protocol):
-    """Where small public documents are posted and found; ``CourierClient`` is one."""
-
-    def post(self, topic: str, body: bytes) -> None:
-        """Add a letter under a topic."""
-        ...
-
-    def collect(self, topic: str) -> list[bytes]:
-        """Return the letters under a topic, oldest first."""
         ...
 
 
@@ -160,6 +116,7 @@ class Enclave:
         self.signing_key = Ed25519PrivateKey.generate()
         self._signing_public = public_bytes(self.signing_key)
         self.instance = instance_of(self.hpke.public, self._signing_public)
+        self.committer = Committer(manifest, digest=self.manifest_digest, brokers=brokers, letters=letters)
         self._attester = attester
         self._brokers = brokers
         self._letters = letters
@@ -238,30 +195,7 @@ class Enclave:
         self, brokers: Sequence[bytes], call: Callable[[Brokers, list[bytes]], list[T | ConfedError]]
     ) -> dict[bytes, T | ConfedError]:
         """Call every server once with its brokers among these, side by side; a server that is down refuses for all."""
-        groups: dict[int, tuple[Brokers, list[bytes]]] = {}
-        for broker in brokers:
-            server = self._brokers[broker]
-            groups.setdefault(id(server), (server, []))[1].append(broker)
-
-        def one(group: tuple[Brokers, list[bytes]]) -> list[T | ConfedError]:
-            try:
-                return call(*group)
-            except ConfedError as error:
-                return [error] * len(group[1])
-
-        results: dict[bytes, T | ConfedError] = {}
-        if len(groups) == 1:
-            answers = [one(group) for group in groups.values()]
-        else:
-            with ThreadPoolExecutor(max_workers=_PARALLEL_SERVERS) as pool:
-                answers = list(pool.map(one, groups.values()))
-        for (_, asked), answer in zip(groups.values(), answers, strict=True):
-            results.update(zip(asked, answer, strict=True))
-        return results
-
-    def broker(self, key: bytes) -> Brokers:
-        """Return the server that answers for a broker."""
-        return self._brokers[key]
+        return each_server(self._brokers, brokers, call)
 
     def _ask(
         self, asks: Mapping[bytes, tuple[KeyName, ...]], asked: Asked, *, evidence: bool

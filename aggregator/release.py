@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,15 +22,13 @@ from aggregator.combine.flower_strategy import STATE_FORMAT
 from aggregator.combine.fold import factors
 from aggregator.combine.weights import Weights
 from aggregator.inbox import SMALL_BYTES, Store
-from confed import canonical
-from confed.errors import ConfedError, QuorumError, SessionError
-from confed.journey import Kind, Purpose
-from confed.keybroker.lineage import verify_commit_record
-from confed.keybroker.statements import Candidate, ClearMetrics, Closing, CommitRecord
+from confed.errors import SessionError
+from confed.journey import Kind
+from confed.keybroker.committing import Proposed, hidden, version_draft
+from confed.keybroker.statements import Candidate
 from confed.model.weights import pack
 from confed.sealing.container import Draft, seal, seal_to_bytes
-from confed.sealing.recipients import RecipientEntry
-from confed.statement import Signed, sign, verify
+from confed.statement import sign
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aggregator.enclave import Enclave, Letters, RoundKeys
+    from aggregator.enclave import Enclave, RoundKeys
     from aggregator.round import Accepted, Step
     from confed.model.update import Declaration
     from confed.privacy.terms import PrivacyState
@@ -94,14 +91,10 @@ class _WithoutFront:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """A signed candidate and what brokers need with it; may be proposed again until it is committed."""
+class Proposal(Proposed):
+    """What is proposed, the step that it is of, and the ciphertext that is withheld until it is countersigned."""
 
     step: Step
-    candidate: Signed
-    tickets: tuple[Signed, ...]
-    base_record: bytes
-    metrics: ClearMetrics
     withheld: tuple[Withheld, ...] = ()
 
 
@@ -133,10 +126,9 @@ class Releaser:
         threads: how many seal.
     """
 
-    def __init__(self, enclave: Enclave, store: Store, letters: Letters, *, folder: Path, threads: int = 1) -> None:
+    def __init__(self, enclave: Enclave, store: Store, *, folder: Path, threads: int = 1) -> None:
         self._enclave = enclave
         self._store = store
-        self._letters = letters
         self._folder = folder
         self._threads = threads
 
@@ -163,19 +155,16 @@ class Releaser:
         Raises:
             SessionError: a state without a key for it.
         """
-        name = f"{step.run}/{step.round}.{step.attempt}"
-        common = {"run": step.run, "version": step.round, "attempt": step.attempt}
         withheld: list[Withheld] = []
         if state:
             if keys.following_state is None:
                 raise SessionError("state key", expected="one for this attempt", got="none")
-            detail = {**common, "format": STATE_FORMAT}
-            draft = self._draft(Kind.STRATEGY_STATE, f"{name}/state", step, detail)
+            draft = self._draft(Kind.STRATEGY_STATE, step, {"format": STATE_FORMAT})
             with timed("seal"):
                 withheld.append(self._seal(pack(state), draft, keys.following_state))
         state_digest = withheld[0].digest if withheld else ""
-        detail = {**common, "layout": weights.layout.digest, "state": state_digest, "cohort": cohort_size}
-        draft = self._draft(Kind.MODEL, name, step, detail)
+        detail = {"layout": weights.layout.digest, "state": state_digest, "cohort": cohort_size}
+        draft = self._draft(Kind.MODEL, step, detail)
         with timed("seal"):
             withheld.append(self._seal(pack(weights.arrays(), like=weights.layout), draft, keys.following))
         return SealedVersion(digest=withheld[-1].digest, state=state_digest, withheld=tuple(withheld))
@@ -192,7 +181,7 @@ class Releaser:
         privacy: PrivacyState | None,
     ) -> Proposal:
         """Return the signed candidate (step 2), in which the privacy that the release costs is charged."""
-        clear = ClearMetrics(salt=os.urandom(32), values=metrics)
+        clear = hidden(metrics)
         candidate = Candidate(
             run=step.run,
             manifest=step.manifest,
@@ -226,100 +215,30 @@ class Releaser:
             QuorumError: too few brokers countersigned; nothing has left the enclave.
             ConfedError: the model owner's broker refused, or a service is down; the proposal may be tried again.
         """
+        committer = self._enclave.committer
         # 3.
         with timed("commit"):
-            countersignatures = self._countersigned(proposal)
+            countersignatures = committer.countersigned(proposal)
         # 4.
         with timed("send"):
             for container in proposal.withheld:
                 container.send(self._store)
         # 5. and 6.
         with timed("commit"):
-            record = self._committed(proposal, countersignatures)
+            record = committer.committed(proposal, countersignatures).to_bytes()
         for container in proposal.withheld:
             container.discard()
         return record
 
-    def _countersigned(self, proposal: Proposal) -> tuple[Signed, ...]:
-        manifest, enclave = self._enclave.manifest, self._enclave
-        answers = enclave.each_server(
-            [site.owner.broker for site in manifest.sites],
-            lambda server, brokers: server.countersign(
-                brokers, candidate=proposal.candidate, tickets=proposal.tickets, base_record=proposal.base_record
-            ),
-        )
-        return _quorum("countersignatures", answers, manifest.quorum)
-
-    def _committed(self, proposal: Proposal, countersignatures: tuple[Signed, ...]) -> bytes:
-        manifest, enclave = self._enclave.manifest, self._enclave
-        owner = manifest.model.owner.broker
-        commit = enclave.broker(owner).commit(
-            owner,
-            candidate=proposal.candidate,
-            tickets=proposal.tickets,
-            countersignatures=countersignatures,
-            base_record=proposal.base_record,
-        )
-        record = CommitRecord(
-            candidate=proposal.candidate,
-            tickets=proposal.tickets,
-            countersignatures=countersignatures,
-            commit=commit,
-            metrics=proposal.metrics,
-        )
-        step = proposal.step
-        verify_commit_record(
-            record,
-            manifest=manifest,
-            round_number=step.round,
-            purpose=step.purpose,
+    def _draft(self, kind: Kind, step: Step, detail: Mapping[str, Any]) -> Draft:
+        return version_draft(
+            self._enclave.manifest,
+            digest=step.manifest,
+            kind=kind,
+            version=step.round,
             attempt=step.attempt,
             base=step.base,
-        )
-        encoded = record.to_bytes()
-        self._letters.post(commit_topic(step.run, step.purpose, step.round), encoded)
-        return encoded
-
-    def close_run(self, final_record: bytes, *, history: Sequence[bytes]) -> bytes:
-        """Have the run closed by the model owner's broker and countersigned by the others; return the documents.
-
-        ``history`` are all commit records in their order, abridged, where the manifest has a stop rule.
-
-        Raises:
-            QuorumError: too few brokers agree that the run ended so.
-            ConfedError: the model owner's broker refused or is down.
-        """
-        manifest, enclave = self._enclave.manifest, self._enclave
-        terms: dict[str, Any] = {
-            "run": manifest.run,
-            "manifest": enclave.manifest_digest,
-            "final_record": final_record,
-            "history": history,
-        }
-        owner = manifest.model.owner.broker
-        (closing,) = enclave.broker(owner).close([owner], **terms)
-        if isinstance(closing, ConfedError):
-            raise closing
-        verify(closing, Closing, signer=owner)
-        answers = enclave.each_server(
-            [site.owner.broker for site in manifest.sites],
-            lambda server, brokers: server.close(brokers, **terms, closing=closing),
-        )
-        agreed = _quorum("closing countersignatures", answers, manifest.quorum)
-        documents = {"closing": closing.to_json(), "countersignatures": [signed.to_json() for signed in agreed]}
-        return canonical.encode(documents)
-
-    def _draft(self, kind: Kind, container_id: str, step: Step, detail: Mapping[str, Any]) -> Draft:
-        model = self._enclave.manifest.model
-        return Draft(
-            kind=kind,
-            container_id=container_id,
-            version=step.round,
-            parents=(step.base,),
-            owner=model.owner.identity,
-            manifest=step.manifest,
             detail=detail,
-            recipients=(RecipientEntry.owner_key(model.start.key_id),),
         )
 
     def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes) -> Withheld:
@@ -333,22 +252,3 @@ class Releaser:
             sink = _WithoutFront(file)
             sealed = seal(parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads)
         return Withheld(digest=sealed.digest, front=sink.front, path=path)
-
-
-def commit_topic(run: str, purpose: Purpose, round_number: int) -> str:
-    """Return where a round's commit record is posted."""
-    return f"{run}/commit/{purpose}/{round_number}"
-
-
-def _quorum(what: str, answers: Mapping[bytes, Signed | ConfedError], least: int) -> tuple[Signed, ...]:
-    """Return what was signed, if at least ``least`` brokers did.
-
-    Raises:
-        QuorumError: fewer; its cause is the first refusal.
-    """
-    signed = tuple(answer for answer in answers.values() if isinstance(answer, Signed))
-    if len(signed) < least:
-        codes = sorted({answer.code for answer in answers.values() if isinstance(answer, ConfedError)})
-        first = next((answer for answer in answers.values() if isinstance(answer, ConfedError)), None)
-        raise QuorumError(what, expected=f"{least} identities", got=f"{len(signed)} ({', '.join(codes)})") from first
-    return signed

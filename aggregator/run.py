@@ -21,8 +21,7 @@ from aggregator.combine.passes import Contribution
 from aggregator.combine.private import PrivateMean
 from aggregator.combine.successor import Base, successor
 from aggregator.combine.weights import Weights
-from aggregator.course import Course
-from aggregator.enclave import Asked, Enclave, Letters, RoundKeys, round_keys
+from aggregator.enclave import Asked, Enclave, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
 from aggregator.privacy import Account
 from aggregator.release import Proposal, Releaser, SealedVersion, clear_metrics
@@ -37,6 +36,8 @@ from confed.errors import (
     ShortCohortError,
 )
 from confed.journey import Kind, Purpose, base_version
+from confed.keybroker.committing import Letters
+from confed.keybroker.course import Course
 from confed.keybroker.lineage import require_counted
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket
 from confed.model.bundle import MOST_BYTES, Enclosed, unbundle
@@ -142,7 +143,7 @@ class Run:
         self._optimizer = strategy_of(self._manifest, strategy or {})
         self._account = Account(self._manifest)
         self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
-        self._releaser = Releaser(enclave, courier, courier, folder=folder, threads=threads)
+        self._releaser = Releaser(enclave, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
         self._lock = threading.RLock()
         self._keys: dict[tuple[int, int], RoundKeys] = {}
@@ -332,10 +333,7 @@ class Run:
                 raise RoundError("closing", expected="at least one committed version", got="none")
             history = self._course.history
             history.require_ended()
-            closing = self._releaser.close_run(self._at.record, history=history.records)
-            # Like every record of the run it is readable by all: it shows by itself whether it holds.
-            self._courier.post(f"{self._manifest.run}/closing", closing)
-            return closing
+            return self._enclave.committer.close_run(self._at.record, history=history.records)
 
     def _begin_at(self, version: int) -> None:
         history, candidate, record = self._course.read(version)

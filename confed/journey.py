@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from confed.scenario import Scenario
 
 
 class Kind(StrEnum):
@@ -14,6 +17,7 @@ class Kind(StrEnum):
     METRICS = "metrics"
     DATASET = "dataset"
     STRATEGY_STATE = "strategy-state"
+    CHECKPOINT = "checkpoint"
 
 
 class Role(StrEnum):
@@ -35,13 +39,15 @@ class Use(StrEnum):
     """Which key of an owner is meant.
 
     DATA is the key of a dataset; START the starting model's container key; VERSION a later version's key; STATE
-    the key of the strategy state that belongs to a version.
+    the key of the strategy or training state that belongs to a version; CHECKPOINT the key of checkpoints on the way to
+    a version, the same in every attempt at it.
     """
 
     DATA = "data"
     START = "start"
     VERSION = "version"
     STATE = "state"
+    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +64,7 @@ class Step:
     ahead: int | None
 
 
-STEPS: frozenset[Step] = frozenset(
+_CLIENT: frozenset[Step] = frozenset(
     {
         # A client opens its own data and the one base version of the round.
         Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.DATA, ahead=None),
@@ -67,6 +73,11 @@ STEPS: frozenset[Step] = frozenset(
         Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.DATA, ahead=None),
         Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.START, ahead=0),
         Step(role=Role.CLIENT, purpose=Purpose.EVALUATE, use=Use.VERSION, ahead=0),
+    }
+)
+
+_AGGREGATOR: frozenset[Step] = frozenset(
+    {
         # The aggregator opens the base and its state, and seals the next version and its state.
         Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.START, ahead=0),
         Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.VERSION, ahead=0),
@@ -75,7 +86,33 @@ STEPS: frozenset[Step] = frozenset(
         Step(role=Role.AGGREGATOR, purpose=Purpose.AGGREGATE, use=Use.STATE, ahead=1),
     }
 )
-"""Everything not listed is refused."""
+
+_ALONE: frozenset[Step] = frozenset(
+    {
+        # A client that trains alone also seals what it makes: checkpoints, and the next version with its state.
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.VERSION, ahead=1),
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.STATE, ahead=0),
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.STATE, ahead=1),
+        Step(role=Role.CLIENT, purpose=Purpose.TRAIN, use=Use.CHECKPOINT, ahead=1),
+    }
+)
+
+STEPS: Mapping[Scenario, frozenset[Step]] = {
+    Scenario.FEDERATED: _CLIENT | _AGGREGATOR,
+    Scenario.TRAINING: _CLIENT | _ALONE,
+}
+"""By scenario. Everything not listed is refused."""
+
+
+def permitted(scenario: Scenario, role: Role, purpose: Purpose) -> bool:
+    """Return whether a role may ask for anything for this purpose.
+
+    No step gives an aggregator a key to evaluate; it may need a new instance's credential for that, and only that.
+    """
+    asked = {(step.role, step.purpose) for step in STEPS[scenario]}
+    if scenario.combines:
+        asked.add((Role.AGGREGATOR, Purpose.EVALUATE))
+    return (role, purpose) in asked
 
 
 def base_version(*, purpose: Purpose, round_number: int) -> int:

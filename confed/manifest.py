@@ -19,6 +19,7 @@ from confed import canonical, record
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
 from confed.privacy.terms import PrivacyTerms
+from confed.scenario import Scenario
 from confed.stopping import StopTerms
 from confed.strategy import StrategyCode, StrategyTerms
 
@@ -222,6 +223,7 @@ class Manifest:
     """The whole contract of one run. It has no slots, so that what is worked out from it is kept with it.
 
     Attributes:
+        scenario: what kind of run it is: which steps of the journey are permitted, and who makes its versions.
         run: unique name of this run, in every statement made for it.
         rounds: the last round; ``stop`` may end the run in an earlier one.
         seed: seed of cohorts and clients; never of keys, nonces or noise.
@@ -237,6 +239,7 @@ class Manifest:
 
     format: str
     name: str
+    scenario: Scenario
     run: str
     environment: str
     rounds: int
@@ -308,6 +311,7 @@ class Manifest:
             self.update.loss_cap,
         )
         self._require_asynchronous()
+        self._require_alone()
         self.strategy.require_code(self.code.strategy, updates=drawn, size_bytes=self.model.start.size_bytes)
         self.stop.require(rounds=self.rounds, clear=self.metrics.clear)
         _require(
@@ -328,6 +332,18 @@ class Manifest:
                 sites=len(self.sites),
             )
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
+
+    def _require_alone(self) -> None:
+        """Without an aggregator there is one site, whose result is not combined, compressed or noised by anybody."""
+        if self.scenario.combines:
+            return
+        _require(len(self.sites) == 1, "sites", f"one in the scenario {self.scenario}", len(self.sites))
+        for name, expected, got in (
+            ("strategy", "FedAvg, whose mean of one is that one", self.strategy.name),
+            ("compression", "none: there is no update", self.compression),
+            ("privacy", "none: there is no cohort (DP-SGD in the app is another thing)", self.privacy),
+        ):
+            _require(got in ("FedAvg", None), f"{name} in the scenario {self.scenario}", expected, "another")
 
     def _require_asynchronous(self) -> None:
         """A buffer needs everybody in every round, nobody who waits for an evaluation, and plain updates."""

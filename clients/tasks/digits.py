@@ -65,7 +65,7 @@ def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        network, shard = _network(message), data(context)
+        network, shard = network_of(message), data(context)
         loss = train(
             network,
             shard,
@@ -79,14 +79,15 @@ def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
         shard = data(context)
-        loss, accuracy = evaluate(_network(message), shard)
+        loss, accuracy = evaluate(network_of(message), shard)
         metrics = MetricRecord({"loss": loss, "accuracy": accuracy, "num-examples": len(shard["test_labels"])})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
 
 
-def _network(message: Message) -> Network:
+def network_of(message: Message) -> Network:
+    """Return the network with the weights in a message."""
     network = Network()
     network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     return network

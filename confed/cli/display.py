@@ -216,7 +216,8 @@ def _stages(seconds: Mapping[str, float]) -> Table:
 
 def _headline(manifest: Manifest) -> Text:
     line = Text(manifest.name, style="bold")
-    line.append(f"  {len(manifest.sites)} sites, {manifest.strategy.name}, {manifest.rounds} rounds", style="not bold")
+    who = f", {len(manifest.sites)} sites, {manifest.strategy.name}" if manifest.scenario.combines else ""
+    line.append(f"  {manifest.scenario.told}{who}, {manifest.rounds} rounds", style="not bold")
     if manifest.stop.any:
         line.append(f", fewer if {manifest.stop.told}", style="not bold")
     if manifest.privacy is not None:

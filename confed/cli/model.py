@@ -29,6 +29,7 @@ from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Unchecked
 from confed.model import weights
+from confed.scenario import Scenario
 from confed.sealing import derivation
 from confed.sealing.container import Container, Draft, RecipientEntry, Sealed, seal_to_file
 from confed.sealing.recipients import PUBLIC_BYTES, HpkeRecipient, Method
@@ -37,6 +38,7 @@ app = typer.Typer(help="Seal a model, open one, or show what a sealed one says w
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 _THREADS = 2
+_BY_MANIFEST = Unchecked(unchecked="each manifest lists its own, and its owner approves it")
 
 ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file.")]
 SealedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sealed container.")]
@@ -60,6 +62,9 @@ def seal_command(
         list[str] | None,
         typer.Option(metavar="DIGEST", help="Code of a strategy class that you read: it mixes every update."),
     ] = None,
+    scenario: Annotated[
+        list[Scenario] | None, typer.Option(help="Kind of run that the key may serve; may be given again.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Seal a safetensors FILE as a starting model under a new key of its owner."""
@@ -73,6 +78,7 @@ def seal_command(
         least_cohort=least_cohort,
         total_rounds=total_rounds,
         strategies=tuple(strategy or ()),
+        scenarios=tuple(scenario or (Scenario.FEDERATED,)),
     )
     Console(stderr=True, highlight=False).print(f"sealed {tensors} tensors, {sealed.size_bytes} bytes: {target}")
     typer.echo(sealed.digest)
@@ -124,6 +130,7 @@ def seal_model(
     least_cohort: int,
     total_rounds: int,
     strategies: tuple[str, ...] = (),
+    scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,),
 ) -> tuple[Sealed, int]:
     """Seal a safetensors file as a starting model; return what was written and how many tensors it holds.
 
@@ -139,7 +146,17 @@ def seal_model(
     layout = weights.layout_of(arrays)
     container_id = "model-" + secrets.token_hex(16)
     with closing(OwnerHome.load(owner)) as home:
-        floors = _floors(home.environment, least_cohort=least_cohort, total_rounds=total_rounds, strategies=strategies)
+        floors = KeyFloors(
+            environment=home.environment,
+            least_cohort=least_cohort,
+            purposes=tuple(Purpose),
+            measurements=_BY_MANIFEST,
+            total_rounds=total_rounds,
+            discloses_to_model_owner=False,
+            counted_identities=_BY_MANIFEST,
+            strategies=strategies,
+            scenarios=scenarios,
+        )
         key_id, key = home.new_key(floors=floors)
         data_key = derivation.container_key(key, container_id=container_id)
         wrapped = [
@@ -208,20 +225,6 @@ def public_facts(container: Container) -> dict[str, Any]:
         "detail": dict(header.detail),
         "declaration_bytes": len(header.declaration),
     }
-
-
-def _floors(environment: str, *, least_cohort: int, total_rounds: int, strategies: tuple[str, ...]) -> KeyFloors:
-    any_of_manifest = Unchecked(unchecked="each manifest lists its own, and its owner approves it")
-    return KeyFloors(
-        environment=environment,
-        least_cohort=least_cohort,
-        purposes=tuple(Purpose),
-        measurements=any_of_manifest,
-        total_rounds=total_rounds,
-        discloses_to_model_owner=False,
-        counted_identities=any_of_manifest,
-        strategies=strategies,
-    )
 
 
 def _data_key(container: Container, home: OwnerHome) -> bytes:

@@ -66,6 +66,9 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
         raise SessionError("message", expected=f"a ConfigRecord named {RECORD}", got="none")
     if told.get("ask") == "site":
         return _reply(message, {"site": site.owner.name})
+    if told.get("ask") == "close" and session.alone is not None:
+        session.alone.close_run(int(_number(told, "version")))
+        return _reply(message, {"site": site.owner.name})
     round_number, attempt = int(_number(told, "round")), int(_number(told, "attempt"))
     step, grants = session.step(site, round_number=round_number, attempt=attempt, purpose=purpose)
     seconds, step.seconds = step.seconds, no_seconds()

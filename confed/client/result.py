@@ -59,7 +59,7 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         trained = trained_of(manifest, step)
         taken = trained.taken(arrays)
         if manifest.compression is None:
-            parts, norm = pack(taken, like=trained.part), _norm(trained, taken, step.arrays)
+            parts, norm = pack(taken, like=trained.part), norm_of(trained, taken, step.arrays)
         else:
             form = CompressedForm.of(trained.part, manifest.compression)
             parts, norm = _compressed(manifest, form, taken, site=site, step=step, grants=grants, feedback=feedback)
@@ -150,8 +150,8 @@ def _compressed(
     return made.parts, made.norm
 
 
-def _norm(trained: Trained, taken: Arrays, base: Arrays) -> float:
-    """L2 norm of the difference from the base over what travels, in float64, a block in the processor's cache."""
+def norm_of(trained: Trained, taken: Arrays, base: Arrays) -> float:
+    """Return the L2 norm of the difference from the base over what travels, in float64, a block at a time."""
     total = 0.0
     room = np.empty(_BLOCK)
     for tensor in trained.part.tensors:

@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confed import canonical
 from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
+from confed.client.alone import Alone
 from confed.client.counterpart import AggregatorCheck
 from confed.client.feedback import Feedback
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
-from confed.client.step import Arrays, Grants, Step, no_seconds, timed
+from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed
 from confed.errors import (
     ConfedError,
     CredentialError,
@@ -95,6 +96,7 @@ class ClientSession:
         self._bases: dict[str, Arrays] = {}
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
+        self.alone = None if manifest.scenario.combines else self._as_the_one()
         compression = manifest.compression
         self._feedback = Feedback(self._tickets_of) if compression is not None and compression.feedback else None
         self.states: dict[str, Any] = {}
@@ -172,21 +174,28 @@ class ClientSession:
         version = base_version(purpose=purpose, round_number=round_number)
         with timed(seconds, "fetch"):
             base, record, base_attempt = self._base(version)
+        if self.alone is not None:
+            with timed(seconds, "fetch"):
+                self.alone.begin(version=version, purpose=purpose, round_number=round_number)
         asks = self._asks(group, version=version, base_attempt=base_attempt)
+        makes = self.alone if purpose is Purpose.TRAIN else None
+        if makes is not None:
+            broker, identity, names = asks[0]
+            asks[0] = (broker, identity, (*names, *makes.asked(version=version, attempt=attempt)))
         terms = _Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
         replies = self._release(asks, terms, seconds)
         model_key = replies[0]
         if isinstance(model_key, ConfedError):
             raise model_key
         grants: dict[str, Grants | ConfedError] = {}
-        waiting: list[tuple[Site, Signed, AggregatorCredential]] = []
+        waiting: list[tuple[Site, Signed, AggregatorCredential | Itself]] = []
         for site, reply in zip(group, replies[1:], strict=True):
             try:
                 if isinstance(reply, ConfedError):
                     raise reply
                 self._open_dataset(site, reply.keys, seconds)
                 with timed(seconds, "attest"):
-                    aggregator = self._counterpart.aggregator_of(site, round_number=round_number)
+                    aggregator = self._counterpart_of(site, round_number)
                 if reply.credential is None:
                     raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
                 waiting.append((site, reply.credential, aggregator))
@@ -204,8 +213,26 @@ class ClientSession:
             base=base,
             arrays=self._bases[base],
             grants=grants,
+            record=record,
+            keys=None if makes is None else makes.keys_of(model_key.keys[1:]),
             seconds=seconds,
         )
+
+    def _as_the_one(self) -> Alone:
+        """Return what makes versions where no aggregator does."""
+        return Alone(
+            self.manifest,
+            digest=self._digest,
+            itself=Itself(instance=self.instance, hpke_public=self._hpke.public),
+            signing_key=self._signing,
+            brokers=self._services.brokers,
+            courier=self._services.courier,
+        )
+
+    def _counterpart_of(self, site: Site, round_number: int) -> AggregatorCredential | Itself:
+        if self.alone is not None:
+            return self.alone.itself
+        return self._counterpart.aggregator_of(site, round_number=round_number)
 
     def _base(self, version: int) -> tuple[str, bytes, int]:
         """Return the base's file digest, its commit record and its attempt (step 1)."""
@@ -388,7 +415,7 @@ class ClientSession:
         return arrays
 
     def _tickets(
-        self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential]], terms: _Terms
+        self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential | Itself]], terms: _Terms
     ) -> dict[str, Grants | ConfedError]:
         """Buy a ticket for each identity and show it, with its credential, to the aggregator (step 4)."""
         results: dict[str, Grants | ConfedError] = {}
@@ -414,7 +441,7 @@ class ClientSession:
         return results
 
     def _ticket_request(
-        self, site: Site, credential: Signed, aggregator: AggregatorCredential, terms: _Terms
+        self, site: Site, credential: Signed, aggregator: AggregatorCredential | Itself, terms: _Terms
     ) -> TicketRequest:
         return TicketRequest(
             request_id=os.urandom(16),
@@ -456,13 +483,21 @@ class ClientSession:
     ) -> str:
         """Seal an update (or, with no arrays, metrics alone) to the aggregator, and return its digest.
 
-        It is sent, or put into the outbox, from where it is sent with others.
+        It is sent, or put into the outbox, from where it is sent with others. Where the run has no aggregator, the
+        next version is made and committed here, and its digest is returned.
 
         Raises:
             ShapeError: tensors other than the base's.
             SessionError: something to carry over, where the next round may run in another TEE.
             ConfedError: the courier refused or is down.
         """
+        if self.alone is not None:
+            digest = self.alone.finish(
+                site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds
+            )
+            if arrays is not None:
+                self._let_go(step)
+            return digest
         if arrays is not None and self._feedback is not None and self.follows_flower:
             raise SessionError(
                 "compression.feedback", expected="none: Ray may run the next round elsewhere", got="some"

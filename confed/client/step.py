@@ -16,7 +16,7 @@ from confed.keybroker.statements import AggregatorCredential
 from confed.statement import Signed
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
+STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send", "commit")
 
 
 def no_seconds() -> dict[str, float]:
@@ -25,18 +25,34 @@ def no_seconds() -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Itself:
+    """The client in an aggregator's place: where a run has none, it makes the version itself."""
+
+    instance: str
+    hpke_public: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakerKeys:
+    """The keys that the maker of a version seals it with."""
+
+    version: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grants:
     """What one identity holds in one step: its credential, its ticket and the aggregator that it seals to."""
 
     credential: Signed
     ticket: Signed
-    aggregator: AggregatorCredential
+    aggregator: AggregatorCredential | Itself
 
 
 @dataclass(slots=True, kw_only=True)
 class Step:
     """One prepared round, attempt and purpose; ``grants`` has, for each hosted site, its grants or why it has none.
 
+    ``record`` is the base's commit record, empty for the start; ``keys`` are there where this client makes the version.
     ``seconds`` is what preparing took; who reports it first sets it back to zero.
     """
 
@@ -46,6 +62,8 @@ class Step:
     base: str
     arrays: Arrays
     grants: Mapping[str, Grants | ConfedError]
+    record: bytes = b""
+    keys: MakerKeys | None = None
     seconds: dict[str, float] = field(default_factory=no_seconds)
 
 

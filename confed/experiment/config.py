@@ -24,6 +24,7 @@ from confed.privacy.terms import (
     PrivacyTerms,
     SamplingTerms,
 )
+from confed.scenario import Scenario
 from confed.stopping import BudgetTerms, PatienceTerms, StopTerms, TargetTerms
 
 _LARGEST_FILE_BYTES = 1 << 20
@@ -252,7 +253,7 @@ class TeeTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """One experiment file."""
+    """One experiment file; ``scenario`` says what kind of run it is (``confed.scenario``)."""
 
     name: str
     environment: str
@@ -268,6 +269,7 @@ class Experiment:
     stop: StopTable = field(default_factory=StopTable)
     privacy: PrivacyTable | None = None
     tee: TeeTable = field(default_factory=TeeTable)
+    scenario: Scenario = Scenario.FEDERATED
     settings: Mapping[str, bool | int | float | str] = field(default_factory=_SETTINGS)
 
     def __post_init__(self) -> None:

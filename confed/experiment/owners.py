@@ -152,6 +152,7 @@ def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
         discloses_to_model_owner=mixed == 1,
         counted_identities=_COUNTED,
         strategies=(code.digest,) if code else (),
+        scenarios=(experiment.scenario,),
     )
 
 

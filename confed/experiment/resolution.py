@@ -187,6 +187,7 @@ def resolve(
     return Manifest(
         format=FORMAT,
         name=experiment.name,
+        scenario=experiment.scenario,
         run=run,
         environment=experiment.environment,
         rounds=experiment.run.rounds,

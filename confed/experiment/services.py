@@ -201,7 +201,8 @@ def _start(services: Services, files: Mapping[str, Path], *, apart: bool) -> Non
         told = process.wait_for_endpoint(path)
         servers.append(record.from_json(BrokerServer, dict(told), at="broker endpoint"))
     services.brokers = tuple(servers)
-    _start_aggregator(services, apart=apart)
+    if services.manifest.scenario.combines:
+        _start_aggregator(services, apart=apart)
 
 
 def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool) -> None:

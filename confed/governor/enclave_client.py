@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from confed.errors import EnclaveLostError, UnreachableError
 from confed.keybroker.statements import Candidate, CommitRecord
@@ -57,6 +57,34 @@ class ClosedRound:
     excluded: Mapping[str, str]
     seconds: Mapping[str, float]
     cohort_size: int
+
+
+class Enclave(Protocol):
+    """Whoever makes the versions, as the governor asks it: ``EnclaveClient``, or ``lone.LoneTee``."""
+
+    def attest(self, *, first_round: int, attempt: int) -> str:
+        """Let it attest for the rounds from one on; return its instance, or nothing where none is known."""
+        ...
+
+    def open_round(self, *, round_number: int, attempt: int, purpose: str) -> OpenedRound:
+        """Open a round."""
+        ...
+
+    def submit(self, *, site: str, digest: str) -> None:
+        """Say what a site answered with."""
+        ...
+
+    def submit_bundle(self, *, digest: str) -> dict[str, str]:
+        """Say that results of several sites lie in the courier as one object."""
+        ...
+
+    def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
+        """Close the round."""
+        ...
+
+    def close_run(self) -> bytes:
+        """End the run."""
+        ...
 
 
 class EnclaveClient:

@@ -21,7 +21,7 @@ from confed.errors import (
     RunEndedError,
     ShortCohortError,
 )
-from confed.governor.enclave_client import ClosedRound, EnclaveClient
+from confed.governor.enclave_client import ClosedRound, Enclave
 from confed.governor.events import EventLog, EventName
 from confed.governor.taking_up import Letters, Survivor
 from confed.journey import Purpose
@@ -38,7 +38,7 @@ _NODE_WAIT_S = 120.0
 POLL_S = 0.05
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 1.0
 _ASK_AGAIN_S = 0.5
-_CLIENT_STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send")
+_CLIENT_STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send", "commit")
 _LONGEST_S = 1e9
 
 
@@ -57,7 +57,7 @@ class Rounds:
     def __init__(
         self,
         manifest: Manifest,
-        enclave: EnclaveClient,
+        enclave: Enclave,
         events: EventLog,
         *,
         letters: Letters,
@@ -154,7 +154,8 @@ class Rounds:
         started = time.perf_counter()
         instance = self._survivor.attest(round_number + (purpose is Purpose.EVALUATE))
         seconds = {"attest": time.perf_counter() - started}
-        self._events.write(EventName.ATTESTED, role="aggregator", instance=instance, seconds=seconds)
+        if instance:
+            self._events.write(EventName.ATTESTED, role="aggregator", instance=instance, seconds=seconds)
 
     def _opened(self) -> list[Message]:
         attempt = self._survivor.next_attempt(self._round, Purpose(self._purpose))
@@ -284,6 +285,16 @@ class Rounds:
         documents = canonical.decode(encoded)
         closing = unverified(Signed.from_json(documents["closing"]), Closing)
         self._events.write(EventName.RUN_FINISHED, rounds=closing.rounds, reason=closing.ending.told)
+
+    def ask(self, grid: Grid, words: Mapping[str, str | int]) -> str:
+        """Ask every client TEE for something other than a round; return why the first that refused did, or nothing."""
+        # A train message, since Flower calls mods only for what the app has registered a function for.
+        content = RecordDict({RECORD: ConfigRecord(dict(words))})
+        asks = [
+            Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node) for node in self._nodes.values()
+        ]
+        replies = list(exchange(grid, asks, timeout_s=_NODE_WAIT_S))
+        return next((_code(reply.error.reason) for reply in replies if reply.has_error()), "")
 
     def _learn_nodes(self, grid: Grid) -> None:
         """Ask every connected node which site it acts for; a lie can only make that site's update be refused."""

@@ -21,6 +21,7 @@ from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName
 from confed.governor.late import LateAnswers
 from confed.governor.launch import GovernorLaunch
+from confed.governor.lone import LoneTee
 from confed.governor.rounds import Rounds, exchange
 from confed.wire.courier_client import CourierClient
 
@@ -76,14 +77,17 @@ class ConfidentialStrategy(Strategy):
         require_same(asked, manifest)
         self._timeout_s = min(timeout, launch.round_timeout_s)
         with EventLog(launch.events) as events, CourierClient(launch.courier) as courier:
+            prompt = _prompt(grid)
             self._rounds = Rounds(
                 manifest,
-                EnclaveClient(launch.aggregator),
+                EnclaveClient(launch.aggregator)
+                if manifest.scenario.combines
+                else LoneTee(manifest, courier, ask=lambda words: self._running.ask(prompt, words)),
                 events,
                 letters=courier,
                 patience_s=launch.round_timeout_s,
             )
-            self._grid = _WatchedGrid(_prompt(grid), self._rounds)
+            self._grid = _WatchedGrid(prompt, self._rounds)
             try:
                 result = super().start(
                     grid=self._grid,

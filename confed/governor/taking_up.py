@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from confed.errors import ConfedError, EnclaveLostError, InstanceError
-from confed.governor.enclave_client import ClosedRound, EnclaveClient
+from confed.governor.enclave_client import ClosedRound, Enclave
 from confed.journey import Purpose
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import CommitRecord
@@ -41,7 +41,7 @@ class Survivor:
     def __init__(
         self,
         manifest: Manifest,
-        enclave: EnclaveClient,
+        enclave: Enclave,
         letters: Letters,
         *,
         patience_s: float,
@@ -100,21 +100,28 @@ class Survivor:
         Raises:
             UnreachableError: the courier is down.
         """
-        for body in self._letters.collect(f"{self._manifest.run}/commit/{purpose}/{round_number}"):
-            try:
-                record = CommitRecord.from_bytes(body)
-                candidate = verify_commit_record(
-                    record, manifest=self._manifest, round_number=round_number, purpose=purpose
-                )
-            except ConfedError:
-                continue  # Anybody may post there.
-            return ClosedRound(
-                record=body,
-                version=candidate.version,
-                digest=candidate.digest,
-                metrics=dict(record.metrics.values),
-                excluded=dict(candidate.excluded),
-                seconds={},
-                cohort_size=len(candidate.cohort),
-            )
-        return None
+        return published(self._manifest, self._letters, round_number=round_number, purpose=purpose)
+
+
+def published(manifest: Manifest, letters: Letters, *, round_number: int, purpose: Purpose) -> ClosedRound | None:
+    """Return a round as its published commit record shows it, or nothing if there is none that holds.
+
+    Raises:
+        UnreachableError: the courier is down.
+    """
+    for body in letters.collect(f"{manifest.run}/commit/{purpose}/{round_number}"):
+        try:
+            record = CommitRecord.from_bytes(body)
+            candidate = verify_commit_record(record, manifest=manifest, round_number=round_number, purpose=purpose)
+        except ConfedError:
+            continue  # Anybody may post there.
+        return ClosedRound(
+            record=body,
+            version=candidate.version,
+            digest=candidate.digest,
+            metrics=dict(record.metrics.values),
+            excluded=dict(candidate.excluded),
+            seconds={},
+            cohort_size=len(candidate.cohort),
+        )
+    return None

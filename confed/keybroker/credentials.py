@@ -1,4 +1,7 @@
-"""Which enclave speaks for a site, and to which aggregator its results may be sealed: said by the site's own broker."""
+"""Which enclave speaks for a site, and who makes versions of what it sends: said by the site's own broker.
+
+An aggregator that this broker credentialed; or, where the scenario has none, the client that attested for the step.
+"""
 
 from __future__ import annotations
 
@@ -101,12 +104,14 @@ def _aggregator_credential(decision: Decision, request: ReleaseRequest, session:
     return signed
 
 
-def aggregator_key(decision: Decision, *, instance: str, round_number: int) -> bytes:
-    """Return the signing key of an aggregator instance that attested to this broker for a round.
+def maker_key(decision: Decision, *, instance: str, round_number: int) -> bytes:
+    """Return the signing key of the instance that makes a round's version: one that attested to this broker for it.
 
     Raises:
         CredentialError: none such, or its time is over.
     """
+    if not decision.terms.manifest.scenario.combines:
+        return _client_key(decision, instance=instance, round_number=round_number)
     row = decision.tx.one(
         "SELECT signing_public, MAX(expires_at) FROM aggregators"
         " WHERE manifest = ? AND instance = ? AND first_round <= ? AND last_round >= ?",
@@ -116,4 +121,18 @@ def aggregator_key(decision: Decision, *, instance: str, round_number: int) -> b
         raise CredentialError("aggregator", expected="an instance credentialed for this round", got=instance[:16])
     if decision.now > row[1]:
         raise CredentialError("aggregator credential time", expected="now within its validity", got="expired")
+    return row[0]
+
+
+def _client_key(decision: Decision, *, instance: str, round_number: int) -> bytes:
+    policy = decision.terms.policies[Role.CLIENT][0]
+    row = decision.tx.one(
+        "SELECT signing_public, appraised_at FROM sessions WHERE manifest = ? AND role = ? AND instance = ?"
+        " AND first_round <= ? AND first_round > ?",
+        (decision.terms.digest, Role.CLIENT, instance, round_number, round_number - policy.reattest_rounds),
+    )
+    if row is None:
+        raise CredentialError("client", expected="an instance that attested for this round", got=instance[:16])
+    if decision.now > row[1] + policy.reattest_s * 1000:
+        raise CredentialError("client evidence time", expected="now within its validity", got="expired")
     return row[0]

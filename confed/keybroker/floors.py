@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from confed.errors import BudgetError, CohortError, FloorError, MeasurementError, PurposeError
-from confed.journey import Purpose, Use
+from confed.journey import Purpose, Use, base_version
 from confed.keybroker.decision import Decision
-from confed.keybroker.statements import ReleaseRequest
+from confed.keybroker.statements import KeyName, ReleaseRequest
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Manifest, Unchecked
 
@@ -13,9 +13,12 @@ from confed.manifest import Manifest, Unchecked
 def require_key_floors(decision: Decision, request: ReleaseRequest, *, measurement: str) -> None:
     """Refuse a request for a key that its own floors do not permit, and charge the model key's round.
 
+    The round is charged to whoever makes the next version: the aggregator, or a client that asks for its key.
+
     Raises:
         FloorError, PurposeError, MeasurementError, BudgetError: the floor that refuses.
     """
+    makes = request.purpose is Purpose.AGGREGATE or any(_is_next(request, name) for name in request.keys)
     for key_id, use in {(name.key_id, name.use) for name in request.keys}:
         floors = decision.vault.floors(decision.tx, key_id)
         require_manifest_floors(decision, floors, is_data=use is Use.DATA)
@@ -26,20 +29,27 @@ def require_key_floors(decision: Decision, request: ReleaseRequest, *, measureme
         if request.purpose is Purpose.AGGREGATE:
             _require_strategy_code(decision.terms.manifest, floors)
         if request.purpose in (Purpose.TRAIN, Purpose.AGGREGATE):
-            charge_round(decision, key_id, floors, request.round, spend=request.purpose is Purpose.AGGREGATE)
+            charge_round(decision, key_id, floors, request.round, spend=makes and use is not Use.DATA)
+
+
+def _is_next(request: ReleaseRequest, name: KeyName) -> bool:
+    ahead = name.version - base_version(purpose=request.purpose, round_number=request.round)
+    return name.use is Use.VERSION and ahead == 1
 
 
 def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: bool) -> None:
     """Refuse a manifest below what a key itself carries.
 
     Raises:
-        FloorError: another environment, too small a cohort, or too few organisations that count; in a result of a
-            strategy that selects, too few even if it leaves out those that count.
+        FloorError: another environment or kind of run, too small a cohort, or too few organisations that count; in a
+            result of a strategy that selects, too few even if it leaves out those that count.
     """
     manifest = decision.terms.manifest
     mixed = _mixed(manifest, floors)
     if floors.environment != manifest.environment:
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
+    if manifest.scenario not in floors.scenarios:
+        raise FloorError("key scenario", expected=", ".join(floors.scenarios), got=manifest.scenario)
     if floors.least_cohort > manifest.cohort.least:
         raise FloorError("cohort.least", expected=f"at least {floors.least_cohort}", got=manifest.cohort.least)
     if floors.least_cohort > mixed:

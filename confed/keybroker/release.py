@@ -5,7 +5,7 @@
    signed by the attested key;
 3. the base is the head, after the commit record that came along has been witnessed;
 4. the identity is one that this broker may serve, and drawn for this round;
-5. every key is a permitted step of the journey and one that the manifest names as this owner's;
+5. every key is a step of the journey that the manifest's scenario permits, and one that it names as this owner's;
 6. every key's own floors hold, its budget of rounds, and the run's privacy budget;
 7. the ledger has the entry; only then are keys derived and wrapped;
 8. a data owner's broker adds the credential: one client instance for each step, one aggregator for each attempt.
@@ -24,7 +24,7 @@ from confed.errors import (
     SizeError,
     UnknownKeyError,
 )
-from confed.journey import STEPS, Purpose, Role, Step, Use, base_version
+from confed.journey import STEPS, Purpose, Role, Step, Use, base_version, permitted
 from confed.keybroker.credentials import credential_for
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import require_key_floors
@@ -33,18 +33,11 @@ from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence, Session, session_for
 from confed.keybroker.spending import require_budget
 from confed.keybroker.statements import Grant, KeyName, ReleaseRequest
-from confed.sealing.derivation import container_key, state_key, version_key
+from confed.sealing.derivation import checkpoint_key, container_key, state_key, version_key
 from confed.sealing.recipients import HpkeRecipient
 from confed.statement import Signed, verify
 
 _MAX_KEYS = 8
-_PERMITTED = {
-    (Role.CLIENT, Purpose.TRAIN),
-    (Role.CLIENT, Purpose.EVALUATE),
-    (Role.AGGREGATOR, Purpose.AGGREGATE),
-    # No step gives an aggregator a key to evaluate; it may need a new instance's credential for that, and only that.
-    (Role.AGGREGATOR, Purpose.EVALUATE),
-}
 
 
 def release(
@@ -77,7 +70,7 @@ def release(
     # 6.
     require_key_floors(decision, request, measurement=session.measurement)
     require_budget(decision.terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
-    if request.purpose is Purpose.AGGREGATE:
+    if request.purpose is Purpose.AGGREGATE or (request.purpose is Purpose.TRAIN and not _combines(decision)):
         decision.take_seat(
             purpose=Purpose.TRAIN, round_number=request.round, attempt=request.attempt, instance=request.instance
         )
@@ -95,7 +88,7 @@ def _require_step(decision: Decision, request: ReleaseRequest) -> None:
     decision.require_open()
     if request.run != manifest.run:
         raise ManifestMismatchError("run", expected=manifest.run, got=request.run[:64])
-    if (request.role, request.purpose) not in _PERMITTED:
+    if not permitted(manifest.scenario, request.role, request.purpose):
         raise PurposeError("purpose", expected=f"one that a {request.role} has", got=request.purpose)
     if not 1 <= request.round <= manifest.rounds or request.attempt < 0:
         raise RoundError("round", expected=f"from 1 to {manifest.rounds}", got=f"{request.round}/{request.attempt}")
@@ -103,6 +96,10 @@ def _require_step(decision: Decision, request: ReleaseRequest) -> None:
         raise BudgetError("attempt", expected=f"below {manifest.max_attempts}", got=request.attempt)
     if len(request.keys) > _MAX_KEYS:
         raise SizeError("keys in a request", expected=f"at most {_MAX_KEYS}", got=len(request.keys))
+
+
+def _combines(decision: Decision) -> bool:
+    return decision.terms.manifest.scenario.combines
 
 
 def _require_identity(decision: Decision, request: ReleaseRequest) -> None:
@@ -122,7 +119,7 @@ def _require_key(decision: Decision, request: ReleaseRequest, head: HeadVersion,
     manifest = decision.terms.manifest
     base = base_version(purpose=request.purpose, round_number=request.round)
     ahead = None if name.use is Use.DATA else name.version - base
-    if Step(role=request.role, purpose=request.purpose, use=name.use, ahead=ahead) not in STEPS:
+    if Step(role=request.role, purpose=request.purpose, use=name.use, ahead=ahead) not in STEPS[manifest.scenario]:
         raise PurposeError(
             "step", expected="a permitted one", got=f"{request.role} {request.purpose} {name.use} {ahead}"
         )
@@ -148,6 +145,8 @@ def _require_version(request: ReleaseRequest, head: HeadVersion, name: KeyName) 
         # Version 0 is the start: it has the start's key, and no strategy state.
         raise PurposeError("key version", expected="at least 1", got=name.version)
     attempt = head.attempt if name.version == head.version else request.attempt
+    if name.use is Use.CHECKPOINT:  # the next attempt goes on from what this one leaves
+        attempt = 0
     if name.attempt != attempt:
         raise RoundError("key attempt", expected=attempt, got=name.attempt)
 
@@ -195,5 +194,7 @@ def _derived(decision: Decision, name: KeyName) -> bytes:
     key = decision.vault.key(decision.tx, name.key_id)
     if name.use in (Use.DATA, Use.START):
         return container_key(key, container_id=name.container)
+    if name.use is Use.CHECKPOINT:
+        return checkpoint_key(key, run=decision.terms.run, version=name.version)
     derive = version_key if name.use is Use.VERSION else state_key
     return derive(key, run=decision.terms.run, version=name.version, attempt=name.attempt)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from confed.errors import CohortError, ForkError, QuorumError, TicketError
 from confed.journey import Purpose
-from confed.keybroker.credentials import aggregator_key
+from confed.keybroker.credentials import maker_key
 from confed.keybroker.decision import Decision, Issued
 from confed.keybroker.floors import require_counted_cohort
 from confed.keybroker.heads import advance, require_base, witness
@@ -28,7 +28,7 @@ def countersign(
     """Return the countersignature of the only successor that this broker will ever sign for this attempt.
 
     Raises:
-        CredentialError: an aggregator that this broker did not credential for this round.
+        CredentialError: a maker that did not attest to this broker for this round.
         ForkError: another successor, or an attempt older than what this broker ticketed or countersigned.
         CohortError: the cohort's rules, the organisations that count, or a difference that would single somebody out.
         TicketError, LineageError, RollbackError, RoundError, ManifestMismatchError: as the names say.
@@ -87,7 +87,7 @@ def _require_candidate(
     decision: Decision, candidate: Candidate, signed: Signed, *, tickets: Sequence[Signed], base_record: bytes
 ) -> None:
     decision.require_open()
-    key = aggregator_key(decision, instance=candidate.instance, round_number=candidate.round)
+    key = maker_key(decision, instance=candidate.instance, round_number=candidate.round)
     verified(signed, Candidate, key)
     head = witness(decision, base_record)
     require_base(decision, head, purpose=candidate.purpose, round_number=candidate.round, base=candidate.base)

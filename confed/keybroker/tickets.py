@@ -1,6 +1,7 @@
 """Tickets: the right to send one result, by the credentialed client of exactly one step (DESIGN §4).
 
-One for each step, for an aggregator that this broker credentialed; none for an attempt older than one already
+One for each step, for an aggregator that this broker credentialed (for the client itself, where it makes the version);
+none for an attempt older than one already
 ticketed; charged when issued, never refunded.
 """
 
@@ -10,7 +11,7 @@ import os
 
 from confed.errors import BudgetError, CredentialError, PurposeError, RequestReplayError, RoundError, TicketError
 from confed.journey import Purpose
-from confed.keybroker.credentials import aggregator_key
+from confed.keybroker.credentials import maker_key
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import charge_round
 from confed.keybroker.heads import head_of, require_base
@@ -49,7 +50,9 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
     head = head_of(decision)
     require_base(decision, head, purpose=request.purpose, round_number=request.round, base=request.base)
     require_budget(terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
-    aggregator_key(decision, instance=request.aggregator, round_number=request.round)
+    maker_key(decision, instance=request.aggregator, round_number=request.round)
+    if not terms.manifest.scenario.combines and request.aggregator != credential.instance:
+        raise TicketError("ticket", expected="for the client itself: nobody combines", got=request.aggregator[:16])
     decision.take_seat(
         purpose=request.purpose, round_number=request.round, attempt=request.attempt, instance=request.aggregator
     )

@@ -18,6 +18,7 @@ from confed.errors import ConfigError, TamperedError, UnknownKeyError
 from confed.journey import Purpose
 from confed.keybroker.store import Transaction
 from confed.manifest import PRODUCTION, SIMULATION, Unchecked
+from confed.scenario import Scenario
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY_BYTES = 32
@@ -39,6 +40,7 @@ class KeyFloors:
         counted_identities: the organisations that count towards ``least_cohort``.
         strategies: digests of code of strategy classes that this owner has read, and found to mix every update; any
             other class counts as one that selects a single update. A key from before there was such a list names none.
+        scenarios: kinds of run that it may serve. A key from before there was such a list serves federated ones.
 
     Raises:
         ConfigError: floors that would accept nothing or anything.
@@ -52,6 +54,7 @@ class KeyFloors:
     discloses_to_model_owner: bool
     counted_identities: tuple[bytes, ...] | Unchecked
     strategies: tuple[str, ...] = ()
+    scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,)
 
     def __post_init__(self) -> None:
         if self.environment not in (PRODUCTION, SIMULATION):
@@ -62,7 +65,7 @@ class KeyFloors:
         for digest in self.strategies:
             if not _DIGEST.fullmatch(digest):
                 raise ConfigError("floors.strategies", expected="digests", got=digest[:64])
-        for name in ("purposes", "measurements", "counted_identities"):
+        for name in ("purposes", "measurements", "counted_identities", "scenarios"):
             if not getattr(self, name):
                 raise ConfigError(f"floors.{name}", expected="at least one", got="none")
 

@@ -93,6 +93,27 @@ class Trained:
                 )
         return found
 
+    def whole_of(self, taken: Arrays, given: Arrays, base: Arrays) -> dict[str, Array]:
+        """Return the next version where one client makes it, in the model's order; nothing is copied.
+
+        What travels is taken, tied names follow it, and frozen tensors are the base's. What is not floating is as the
+        app gives it back, if it does: counters of one client need no mean.
+
+        Raises:
+            ShapeError: a tensor that is not floating, of another type or shape.
+        """
+        followers = self.followers
+        found: dict[str, Array] = {}
+        for tensor in self.whole.tensors:
+            source = followers.get(tensor.name, tensor.name)
+            if source in taken:
+                found[tensor.name] = taken[source]
+            elif tensor.dtype not in FLOATING and tensor.name in given:
+                found[tensor.name] = _stored(tensor, given[tensor.name])
+            else:
+                found[tensor.name] = base[tensor.name]
+        return found
+
     def require_tied(self, arrays: Arrays) -> None:
         """Check that a model's tied tensors are equal.
 

@@ -109,6 +109,7 @@ def _terms(manifest: Manifest) -> Html:
     strategy = ", ".join(f"{name} = {value}" for name, value in sorted(manifest.strategy.parameters.items()))
     clear = ", ".join(manifest.metrics.clear) or "nothing"
     terms = {
+        "scenario": manifest.scenario.told,
         "environment": manifest.environment,
         "model": Html(f"of {escape(manifest.model.owner.name)}, start {short(manifest.model.start.digest)}"),
         "strategy": Html(f"{escape(manifest.strategy.name)} <span class=dim>{escape(strategy)}</span>"),

@@ -44,6 +44,7 @@ from confed.records.entries import Entry, Witness, choice, members, number, text
 from confed.records.instances import Attested, Instances
 from confed.records.places import at
 from confed.records.run_directory import RunDirectory
+from confed.scenario import Scenario
 from confed.statement import unverified
 
 _Attempt = tuple[Purpose, int, int]
@@ -166,7 +167,7 @@ class _Reader:
         if not isinstance(keys, list):
             raise LedgerError("keys", expected="a list", got=type(keys).__name__)
         for key in keys:
-            _require_step(key, attested.role, purpose, round_number)
+            _require_step(key, attested.role, purpose, round_number, scenario=self._manifest.scenario)
 
     def _credentialed(self, entry: Entry) -> None:
         # 2.
@@ -192,7 +193,7 @@ class _Reader:
         credential = self._book.credentials.get(text(entry, "credential"))
         if credential is None or self._attempt(credential) != step:
             raise CredentialError("credential", expected="one given for this step", got="none")
-        self._require_aggregator(entry, text(entry, "aggregator"))
+        self._require_maker(entry, text(entry, "aggregator"))
         if text(entry, "base") != self._chain.base(purpose=step[0], round_number=step[1]):
             raise LineageError("base", expected="the committed version", got=text(entry, "base")[:16])
         self._book.tickets[text(entry, "ticket")] = entry
@@ -205,7 +206,7 @@ class _Reader:
             raise ForkError("successor", expected="one for each attempt", got="a second")
         if step[2] < self._newest.get(step[:2], 0):
             raise ForkError("attempt", expected=f"at least {self._newest[step[:2]]}", got=step[2])
-        self._require_aggregator(entry, text(entry, "instance"))
+        self._require_maker(entry, text(entry, "instance"))
         cohort, least = members(entry, "cohort"), self._manifest.cohort.least
         for other in self._book.countersigned.values():
             if self._attempt(other)[:2] != step[:2]:
@@ -236,7 +237,14 @@ class _Reader:
         if not self._book.witness.is_site or text(entry, "identity") != self._book.witness.party.identity.hex():
             raise CredentialError("identity", expected="this broker's owner", got=text(entry, "identity")[:16])
 
-    def _require_aggregator(self, entry: Entry, instance: str) -> None:
+    def _require_maker(self, entry: Entry, instance: str) -> None:
+        """The version is made by an aggregator; or by the very client of this step, where the scenario has none."""
+        if not self._manifest.scenario.combines:
+            step = self._attempt(entry)
+            known = [self._attempt(other) for other in self._book.credentials.values() if _names(other, instance)]
+            if step not in known:
+                raise CredentialError("maker", expected="the client credentialed for this step", got=instance[:16])
+            return
         if self._book.aggregator(instance, round_number=self._round(entry), before=entry.sequence) is None:
             raise CredentialError("aggregator", expected="one credentialed for this round", got=instance[:16])
 
@@ -251,13 +259,13 @@ class _Reader:
         return round_number
 
 
-def _require_step(key: object, role: Role, purpose: Purpose, round_number: int) -> None:
+def _require_step(key: object, role: Role, purpose: Purpose, round_number: int, *, scenario: Scenario) -> None:
     fields: Mapping[str, object] = key if isinstance(key, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
     use, version = fields.get("use"), fields.get("version")
     if use not in [str(known) for known in Use] or not isinstance(version, int):
         raise LedgerError("key", expected="a use and a version", got="something else")
     ahead = None if use == Use.DATA else version - base_version(purpose=purpose, round_number=round_number)
-    if Step(role=role, purpose=purpose, use=Use(use), ahead=ahead) not in STEPS:
+    if Step(role=role, purpose=purpose, use=Use(use), ahead=ahead) not in STEPS[scenario]:
         raise PurposeError("key", expected="a permitted step", got=f"{role} {purpose} {use} {ahead}")
 
 
@@ -268,13 +276,14 @@ def cross_check(books: Mapping[bytes, Book], records: Iterable[Committed], *, ma
         TicketError, CredentialError, LedgerError, InstanceError, ForkError, LineageError: names record and owner.
     """
     owner = books[manifest.model.owner.broker]
+    role = Role.AGGREGATOR if manifest.scenario.combines else Role.CLIENT
     committed: set[tuple[Purpose, int]] = set()
     counted: set[str] = set()
     for one in records:
         with at(one.place):
             _check_tickets(books, one, counted)
-            _check_countersignatures(books, one)
-            _check_commit(owner, one)
+            _check_countersignatures(books, one, role=role)
+            _check_commit(owner, one, role=role)
         committed.add((one.candidate.purpose, one.candidate.round))
     for (purpose, round_number), entry in owner.committed.items():
         if (purpose, round_number) not in committed:
@@ -302,7 +311,7 @@ def _check_tickets(books: Mapping[bytes, Book], one: Committed, counted: set[str
             raise CredentialError(f"ticket of {name}", expected="the key of the client that attested", got="another")
 
 
-def _check_countersignatures(books: Mapping[bytes, Book], one: Committed) -> None:
+def _check_countersignatures(books: Mapping[bytes, Book], one: Committed, *, role: Role) -> None:
     candidate = one.candidate
     step = (candidate.purpose, candidate.round, candidate.attempt)
     for signed in one.record.countersignatures:
@@ -316,21 +325,25 @@ def _check_countersignatures(books: Mapping[bytes, Book], one: Committed) -> Non
             if text(entry, name) != getattr(candidate, name):
                 field = f"countersignature of {book.witness.party.name}: {name} in its ledger"
                 raise LedgerError(field, expected=getattr(candidate, name)[:16], got=text(entry, name)[:16])
-        _require_aggregator_key(book, one, before=entry.sequence)
+        _require_maker_key(book, one, role=role, before=entry.sequence)
 
 
-def _check_commit(owner: Book, one: Committed) -> None:
+def _check_commit(owner: Book, one: Committed, *, role: Role) -> None:
     entry = owner.committed.get((one.candidate.purpose, one.candidate.round))
     known = (text(entry, "commit"), text(entry, "candidate")) if entry is not None else None
     if entry is None or known != (one.record.commit.digest, one.record.candidate.digest):
         raise LedgerError("commit", expected="one in the model owner's ledger", got=one.record.commit.digest[:16])
-    _require_aggregator_key(owner, one, before=entry.sequence)
+    _require_maker_key(owner, one, role=role, before=entry.sequence)
 
 
-def _require_aggregator_key(book: Book, one: Committed, *, before: int) -> None:
-    attested: Attested | None = book.instances.of(one.candidate.instance, role=Role.AGGREGATOR, before=before)
+def _names(entry: Entry, instance: str) -> bool:
+    return text(entry, "instance") == instance
+
+
+def _require_maker_key(book: Book, one: Committed, *, role: Role, before: int) -> None:
+    attested: Attested | None = book.instances.of(one.candidate.instance, role=role, before=before)
     if attested is None or attested.claims.binding.signing_public != one.record.candidate.signer:
-        where = f"aggregator at {book.witness.party.name}"
+        where = f"{role} at {book.witness.party.name}"
         raise InstanceError(where, expected="one that attested there", got=one.candidate.instance[:16])
 
 

@@ -56,6 +56,15 @@ def state_key(model_key: bytes, *, run: str, version: int, attempt: int) -> byte
     return _derive(model_key, info=canonical.encode(["confed/v1/state-key", run, version, attempt]))
 
 
+def checkpoint_key(model_key: bytes, *, run: str, version: int) -> bytes:
+    """Return the data key of the checkpoints on the way to a version: every attempt at it opens and seals with it.
+
+    Raises:
+        SizeError: a model key that is not 32 bytes.
+    """
+    return _derive(model_key, info=canonical.encode(["confed/v1/checkpoint-key", run, version]))
+
+
 def chunk_key(data_key: bytes, *, salt: bytes, header_digest: str) -> bytes:
     """Return the key of a container's chunks: bound to every byte of its header, fresh with every salt.
 

@@ -70,6 +70,7 @@ from confed.manifest import (
 )
 from confed.model.update import UpdateDetail, update_key_info
 from confed.model.weights import layout_of, pack, unpack
+from confed.scenario import Scenario
 from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, version_key
 from confed.sealing.recipients import HpkeRecipient, Method, RecipientEntry
@@ -182,6 +183,7 @@ class Land:
         return Manifest(
             format=FORMAT,
             name="journey",
+            scenario=Scenario.FEDERATED,
             run="run-1",
             environment=self.environment,
             rounds=self.rounds,

@@ -20,6 +20,7 @@ from confed.manifest import (
     UpdateTerms,
 )
 from confed.privacy.terms import FixedClip, PrivacyTerms, SamplingTerms
+from confed.scenario import Scenario
 from confed.stopping import BudgetTerms, StopTerms, TargetTerms
 
 DIGEST = "0" * 64
@@ -49,6 +50,7 @@ def make(**changes):
     values = {
         "format": "confed-manifest/1",
         "name": "test",
+        "scenario": Scenario.FEDERATED,
         "run": "test-1",
         "environment": "simulation",
         "rounds": 3,

@@ -58,6 +58,7 @@ from confed.model.compressed import CompressedForm, compress
 from confed.model.trained import Trained
 from confed.model.update import Declaration, UpdateDetail, update_key_info
 from confed.model.weights import flats_of, layout_of, pack, unpack
+from confed.scenario import Scenario
 from confed.sealing.container import CHUNK_BYTES, Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key, state_key, version_key
 from confed.sealing.identities import HpkeIdentity
@@ -403,6 +404,7 @@ class World:
         chosen: dict[str, Any] = {
             "format": FORMAT,
             "name": "test",
+            "scenario": Scenario.FEDERATED,
             "run": "run-1",
             "environment": "simulation",
             "rounds": rounds,

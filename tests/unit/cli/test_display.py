@@ -15,11 +15,13 @@ from rich.console import Console
 from confed.cli.display import RunDisplay, RunProgress, print_summary
 from confed.governor.events import Event, EventName
 from confed.privacy.terms import FixedClip, PrivacyTerms, SamplingTerms
+from confed.scenario import Scenario
 from confed.stopping import BudgetTerms, StopTerms
 
 MANIFEST = SimpleNamespace(
     name="digits",
     environment="simulation",
+    scenario=Scenario.FEDERATED,
     rounds=2,
     sites=("a", "b", "c"),
     strategy=SimpleNamespace(name="FedAvg"),
@@ -82,7 +84,7 @@ def shown(events: Iterable[Event], *, terminal: bool = False, quiet: bool = Fals
 def test_a_log_gets_one_line_a_round() -> None:
     lines = shown([*round_events(1), *round_events(2, failed="b")]).splitlines()
     assert lines == [
-        "digits  3 sites, FedAvg, 2 rounds  SIMULATION: its TEEs protect nothing",
+        "digits  federated training, 3 sites, FedAvg, 2 rounds  SIMULATION: its TEEs protect nothing",
         "round 1/2  3 clients  loss 1.0000  accuracy 0.6000  0.8 s",
         "round 2/2  2 clients  loss 0.5000  accuracy 0.7000  0.8 s  failed: b (not-finite)",
     ]
@@ -170,7 +172,9 @@ def test_a_stop_rule_and_why_it_fired_are_shown() -> None:
     reason = "budget: 61 s of 60 s were spent by round 1"
     events = [*round_events(1), event(EventName.RUN_FINISHED, 20_000, rounds=1, reason=reason)]
     try:
-        assert shown(events).startswith("digits  3 sites, FedAvg, 2 rounds, fewer if 60 s since the first version")
+        assert shown(events).startswith(
+            "digits  federated training, 3 sites, FedAvg, 2 rounds, fewer if 60 s since the first version"
+        )
         assert reason in shown(events, terminal=True)
     finally:
         MANIFEST.stop = StopTerms.none()

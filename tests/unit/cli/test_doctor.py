@@ -41,6 +41,7 @@ from confed.manifest import (
     TrustTerms,
     UpdateTerms,
 )
+from confed.scenario import Scenario
 from confed.stopping import StopTerms
 
 LOCK = canonical.digest(b"lock")
@@ -84,7 +85,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         reattest_rounds=1, reattest_s=300,
     )  # fmt: skip
     values: dict[str, Any] = {
-        "format": Manifest.FORMAT, "name": "test", "run": "test-1", "environment": "simulation", "rounds": 1, "seed": 7,
+        "format": Manifest.FORMAT, "name": "test", "scenario": Scenario.FEDERATED, "run": "test-1", "environment": "simulation", "rounds": 1, "seed": 7,
         "max_attempts": 1, "data_source": "app",
         "model": ModelTerms(
             owner=party("model-owner"), layout="00" * 32, trained=("weight",), tied={},

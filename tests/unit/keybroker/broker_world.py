@@ -48,6 +48,7 @@ from confed.manifest import (
 )
 from confed.privacy.accounting import epsilon
 from confed.privacy.terms import PrivacyState
+from confed.scenario import Scenario
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
 from confed.stopping import StopTerms
@@ -182,6 +183,7 @@ class World:
         return Manifest(
             format=Manifest.FORMAT,
             name="test",
+            scenario=Scenario.FEDERATED,
             run="run-1",
             environment="simulation",
             rounds=3,

@@ -50,6 +50,7 @@ from confed.privacy.terms import PrivacyState, PrivacyTerms
 from confed.records import metrics
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.records.trust import Trust
+from confed.scenario import Scenario
 from confed.sealing.container import Draft, seal_to_bytes
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, unverified, verify
@@ -170,6 +171,7 @@ class RecordedRun:
         return Manifest(
             format=Manifest.FORMAT,
             name="digits",
+            scenario=Scenario.FEDERATED,
             run="digits-1",
             environment="simulation",
             rounds=self._rounds,

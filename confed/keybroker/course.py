@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aggregator.release import commit_topic
 from confed.errors import ConfedError, LineageError, PrivacyBudgetError, RoundError, RunEndedError, UnreachableError
 from confed.journey import Purpose
+from confed.keybroker.committing import Letters, commit_topic
 from confed.keybroker.history import History
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord
@@ -21,7 +21,6 @@ from confed.stopping import PRIVACY
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aggregator.enclave import Letters
     from confed.manifest import Manifest
 
 

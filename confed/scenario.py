@@ -1,0 +1,29 @@
+"""What kind of run a manifest describes: who trains, who combines, and what comes back.
+
+``federated``: many sites; sealed updates are combined in an aggregator enclave.
+``training``: one site; one TEE trains and commits each version itself, sealed under the key that opened the first.
+
+What follows from it is data elsewhere: ``confed.journey`` says which steps a scenario permits, which brokers enforce,
+and a key's floors say for which scenarios it may be released at all.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Scenario(StrEnum):
+    """A kind of run."""
+
+    FEDERATED = "federated"
+    TRAINING = "training"
+
+    @property
+    def combines(self) -> bool:
+        """Whether updates of several clients are combined by an aggregator; else one client TEE makes the versions."""
+        return self is Scenario.FEDERATED
+
+    @property
+    def told(self) -> str:
+        """The scenario in words."""
+        return {"federated": "federated training", "training": "confidential training in one TEE"}[self]
