@@ -47,7 +47,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output file if
 
 
 @app.command(name="seal")
-def seal_command(
+def seal_command(  # noqa: PLR0913 (one argument an option)
     file: ModelFile,
     owner: Owner,
     *,
@@ -120,7 +120,7 @@ def show_command(
     Console(highlight=False).print(table)
 
 
-def seal_model(
+def seal_model(  # noqa: PLR0913 (a key and its floors)
     file: Path,
     *,
     owner: str,
