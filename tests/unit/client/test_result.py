@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from confed.client.result import _norm
+from confed.client.result import norm_of
 from confed.errors import ShapeError
 from confed.model.bfloat16 import narrowed
 from confed.model.trained import Trained
@@ -50,10 +50,10 @@ def test_other_tensors_are_refused(sentence, arrays, named):
 
 def test_the_norm_is_that_of_the_difference_over_what_travels():
     given = changed(w=np.full((2, 3), 2, np.float32), scale=np.float32(2).reshape(()), count=np.array(100))
-    assert _norm(TRAINED, TRAINED.taken(given), BASE) == pytest.approx((6 * 4 + 1) ** 0.5)
+    assert norm_of(TRAINED, TRAINED.taken(given), BASE) == pytest.approx((6 * 4 + 1) ** 0.5)
 
 
 def test_the_norm_of_bfloat16_is_that_of_its_numbers():
     base = {"w": narrowed(np.array([1.0, -2.0], np.float32)), "frozen": np.zeros(2, np.float16)}
     trained = Trained.of(layout_of(base), names=("w",), tied={})
-    assert _norm(trained, trained.taken({"w": np.array([4.0, 2.0], np.float32)}), base) == 5.0
+    assert norm_of(trained, trained.taken({"w": np.array([4.0, 2.0], np.float32)}), base) == 5.0
