@@ -1,6 +1,6 @@
 """A round of a deployment: confed, sealed and attested, beside stock Flower with the same app, in the same run.
 
-``python -m benchmarks.round --parameters N --clients 2 [--rounds R] [--no-flower] [--supernodes] [--json]``.
+``python -m benchmarks.round --parameters N --clients 2 [--rounds R] [--no-flower] [--json]``.
 
 Every party is a process of its own on loopback with TLS. Nothing is trained: the app returns the model, changed a
 little; evaluation is off on both sides. Seconds are the median of the rounds after the first (which attests). Peak
@@ -76,8 +76,7 @@ def confed_rounds(folder: Path, arguments: argparse.Namespace) -> tuple[list[flo
     shutil.copytree(APPS, app, ignore=shutil.ignore_patterns("plain_*", "__pycache__"))
     terms = {"rounds": arguments.rounds, "clients": arguments.clients, "parameters": arguments.parameters}
     (app / "config.toml").write_text(CONFIG.format(**terms))
-    engine = "supernodes" if arguments.supernodes else "deployment"
-    command = ["run", str(app / "config.toml"), "--engine", engine, "--runs", str(folder / "runs"), "--json"]
+    command = ["run", str(app / "config.toml"), "--engine", "deployment", "--runs", str(folder / "runs"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "confed.cli.main", *command],
         stdout=subprocess.PIPE,
@@ -135,7 +134,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-flower", action="store_true", help="measure confed alone")
-    parser.add_argument("--supernodes", action="store_true", help="run confed behind stock SuperNodes")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.rounds < 2:

@@ -26,9 +26,7 @@ _FIRST = ("run", "engine", "rounds", "accuracy", "seconds", "model")
 def run(
     config: Annotated[Path, typer.Argument(help="The experiment file (TOML).")],
     *,
-    engine: Annotated[
-        str, typer.Option(help="Where client TEEs live: local, ray, deployment or supernodes.")
-    ] = "local",
+    engine: Annotated[str, typer.Option(help="Where client TEEs live: local, ray or deployment.")] = "local",
     runs: Annotated[Path, typer.Option(help="Directory that the run's directory is made in.")] = Path("runs"),
     home: Annotated[
         Path | None, typer.Option(help="Where owners' keys are (default: $CONFED_HOME or ~/.confed).")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from confed.attestation.attesters.launch import attester_of
 from confed.client.current import install, installed
-from confed.client.launch import BehindSuperNode, ClientLaunch, FlowerNode
+from confed.client.launch import ClientLaunch, FlowerNode
 from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import connect_brokers
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
     from confed.flower.fleet import FleetAccess
-    from confed.flower.runtime import RuntimeAccess
 
 _LENGTH = struct.Struct(">Q")
 _LARGEST_FRAME_BYTES = 1 << 30
@@ -114,7 +113,7 @@ def serve_socket(launch: ClientLaunch, channel_fd: int, *, layers: Sequence[str]
 def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
     """Answer the messages that Flower has for this site, in this one process, until SIGTERM.
 
-    A SuperLink (or SuperNode) that is away is asked again after pauses that double, for ten minutes.
+    A SuperLink that is away is asked again after pauses that double, for ten minutes.
 
     Raises:
         SessionError: the launch document says nothing of Flower.
@@ -125,7 +124,7 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
     from confed.flower.serving import serve_client_app  # noqa: PLC0415
 
     if launch.flower is None:
-        raise SessionError("launch flower", expected="a SuperLink or SuperNode to serve", got="none")
+        raise SessionError("launch flower", expected="a SuperLink to serve", got="none")
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
     gc.freeze()  # what is imported stays: collecting after a large model takes milliseconds then
@@ -136,16 +135,9 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
         serve_client_app(app, connection, stop, poll_interval_s=poll_interval_s)
 
 
-def _access(flower: FlowerNode | BehindSuperNode) -> FleetAccess | RuntimeAccess:
+def _access(flower: FlowerNode) -> FleetAccess:
     from confed.flower.fleet import FleetAccess  # noqa: PLC0415 (imports Flower: after confinement)
-    from confed.flower.runtime import RuntimeAccess  # noqa: PLC0415
 
-    if isinstance(flower, BehindSuperNode):
-        return RuntimeAccess(
-            address=flower.address,
-            root_certificates=flower.root_certificates,
-            superexec_secret=flower.superexec_secret,
-        )
     return FleetAccess(
         address=flower.address,
         root_certificates=flower.root_certificates,

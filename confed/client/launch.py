@@ -46,18 +46,6 @@ class FlowerNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BehindSuperNode:
-    """How a host gets Flower's messages behind a stock SuperNode: its runtime API, and the secret that opens it."""
-
-    address: str
-    root_certificates: bytes
-    superexec_secret: bytes
-
-    def __repr__(self) -> str:
-        return f"BehindSuperNode(address={self.address!r}, …)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLaunch:
     """The launch document of a client TEE.
 
@@ -69,7 +57,7 @@ class ClientLaunch:
         app_directory: directory that the entry point's module is found in; empty if it is installed.
         readable: what the TEE may read beside the interpreter and its libraries.
         network: whether it needs the network (``deployment``) or only Unix sockets.
-        flower: where Flower's deployment brings the messages, the SuperLink itself or this site's SuperNode.
+        flower: where Flower's deployment brings the messages: this site's node of the SuperLink.
     """
 
     manifest: str
@@ -81,7 +69,7 @@ class ClientLaunch:
     app_directory: str
     readable: tuple[str, ...]
     network: bool
-    flower: FlowerNode | BehindSuperNode | None = None
+    flower: FlowerNode | None = None
 
     def __repr__(self) -> str:
         return f"ClientLaunch(sites={self.sites!r}, …)"

@@ -1,9 +1,8 @@
 """The ``deployment`` engine: real processes on loopback, as partner sites would run them on machines of their own.
 
 A SuperLink with TLS, node authentication and process isolation; each site's client TEE is a long-lived process that
-runs the installed ClientApp, never a FAB's code. It is a node of the SuperLink itself, or stands behind a stock
-SuperNode where a site runs one. The ServerApp is a process of its own too, and tells how far it is through the run's
-events.
+runs the installed ClientApp, never a FAB's code, and is a node of the SuperLink itself. The ServerApp is a process of
+its own too, and tells how far it is through the run's events.
 """
 
 from __future__ import annotations
@@ -14,21 +13,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from confed.client.launch import BehindSuperNode, FlowerNode
+from confed.client.launch import FlowerNode
 from confed.errors import DeploymentError, error_for
 from confed.experiment.processes import Process
 from confed.experiment.services import Services
-from confed.flower.runtime import RuntimeAccess
 from confed.governor.events import EventName, read_events
 from confed.governor.launch import GOVERNOR_FILE
-from confed.simulation.flower_processes import FlowerProcesses, NodeHandle, NodeKind
+from confed.simulation.flower_processes import FlowerProcesses, NodeHandle
 
 _HOST_START_S = 120.0
 _RUN_S = 24 * 3600.0
 _RESTARTS = 3
 
 
-def run_deployment(services: Services, *, node_kind: NodeKind, watch: Callable[[], None]) -> None:
+def run_deployment(services: Services, *, watch: Callable[[], None]) -> None:
     """Start Flower's processes and one client host a site, run the ServerApp, and end everything.
 
     Raises:
@@ -41,7 +39,6 @@ def run_deployment(services: Services, *, node_kind: NodeKind, watch: Callable[[
     with FlowerProcesses(
         work_folder=services.log_directory / "flower",
         node_configs=configs,
-        node_kind=node_kind,
         start_timeout_s=_HOST_START_S,
     ) as flower:
         hosts = [_Host(services, site, _flower(node)) for node, site in zip(flower.nodes, sites, strict=True)]
@@ -76,14 +73,8 @@ def run_deployment(services: Services, *, node_kind: NodeKind, watch: Callable[[
                 host.stop()
 
 
-def _flower(node: NodeHandle) -> FlowerNode | BehindSuperNode:
+def _flower(node: NodeHandle) -> FlowerNode:
     access = node.access
-    if isinstance(access, RuntimeAccess):
-        return BehindSuperNode(
-            address=access.address,
-            root_certificates=access.root_certificates,
-            superexec_secret=access.superexec_secret,
-        )
     return FlowerNode(
         address=access.address,
         root_certificates=access.root_certificates,
@@ -99,7 +90,7 @@ class _Host:
     What it was working on is lost: the round goes on without the site if the cohort rule holds.
     """
 
-    def __init__(self, services: Services, site: str, flower: FlowerNode | BehindSuperNode) -> None:
+    def __init__(self, services: Services, site: str, flower: FlowerNode) -> None:
         self._services, self._site, self._flower = services, site, flower
         self._starts = 0
         self._process = self._start()

@@ -1,4 +1,4 @@
-"""Ways to run the same apps under the same protocol: ``local``, ``ray``, ``deployment`` and ``supernodes``.
+"""Ways to run the same apps under the same protocol: ``local``, ``ray`` and ``deployment``.
 
 What differs is who carries messages and in which processes client TEEs live. Manifest, brokers, courier and aggregator
 are the same; so are the final weights.
@@ -26,8 +26,8 @@ from confed.simulation.workers import WorkerPool, workers_for
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
-ENGINES = ("local", "ray", "deployment", "supernodes")
-_APART = ("deployment", "supernodes")
+ENGINES = ("local", "ray", "deployment")
+_APART = ("deployment",)
 _WATCH_S = 0.1
 
 
@@ -41,7 +41,6 @@ def run_engine(engine: str, services: Services, *, watch: Callable[[], None]) ->
         "local": _run_local,
         "ray": _run_ray,
         "deployment": _run_deployment,
-        "supernodes": _run_behind_supernodes,
     }
     require_engine(engine)
     with _governor_file(services):
@@ -164,17 +163,8 @@ def _run_ray(services: Services, watch: Callable[[], None]) -> None:
 def _run_deployment(services: Services, watch: Callable[[], None]) -> None:
     """SuperLink, ServerApp and one client host a site are processes of their own on loopback, with TLS."""
     from confed.experiment.deployment import run_deployment  # noqa: PLC0415 (Flower is slow to import)
-    from confed.simulation.flower_processes import NodeKind  # noqa: PLC0415
 
-    run_deployment(services, node_kind=NodeKind.HOST, watch=watch)
-
-
-def _run_behind_supernodes(services: Services, watch: Callable[[], None]) -> None:
-    """The same with a stock SuperNode before each client host, which asks the SuperLink every 3 s."""
-    from confed.experiment.deployment import run_deployment  # noqa: PLC0415 (Flower is slow to import)
-    from confed.simulation.flower_processes import NodeKind  # noqa: PLC0415
-
-    run_deployment(services, node_kind=NodeKind.SUPERNODE, watch=watch)
+    run_deployment(services, watch=watch)
 
 
 def _server_app(services: Services) -> ServerApp:

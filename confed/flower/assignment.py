@@ -33,7 +33,7 @@ class Assignment:
 class KeptStates:
     """The apps' state, run by run, for the last few runs.
 
-    ``Context.state`` stays in this process: it is never sent to a SuperNode. It is lost when the host stops.
+    ``Context.state`` stays in this process: it is never sent to Flower. It is lost when the host stops.
     """
 
     def __init__(self) -> None:

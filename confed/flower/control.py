@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -18,11 +17,11 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
 )
 from flwr.proto.fab_pb2 import Fab
-from flwr.supercore.constant import NodeStatus, TaskType
+from flwr.supercore.constant import NodeStatus
 
 from confed.errors import DeploymentError
 from confed.flower.calls import DirectControlClient, attempt, call
-from confed.flower.runtime import RuntimeAccess, TaskToken, claim_task, runtime_client
+from confed.flower.runtime import RuntimeAccess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,8 +119,7 @@ class ControlConnection:
         Raises:
             UnreachableError, DeploymentError: the SuperLink does not answer, or the SuperExec secret is wrong.
         """
-        with contextlib.closing(runtime_client(self._runtime, TaskToken())) as client:
-            return claim_task(client, TaskType.SERVER_APP)
+        return self._runtime.claim_server_app()
 
     def run_status(self, run_id: int) -> RunStatus:
         """Return where the run stands.

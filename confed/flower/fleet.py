@@ -1,4 +1,4 @@
-"""A client host's way straight to the SuperLink: the Fleet API, in place of the SuperNode.
+"""A client host's way straight to the SuperLink: the Fleet API, in place of a SuperNode.
 
 It polls as often as it is told; a SuperNode sleeps 3 s between polls and 0.5 s between looks for a reply, both
 constants in its source. A FAB is not even downloaded.

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from flwr.proto.fleet_pb2 import PushMessagesResponse
     from flwr.proto.message_pb2 import Message as MessageProto
     from flwr.proto.node_pb2 import Node
-    from flwr.proto.runtime_pb2 import PushAppMessagesResponse
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -73,11 +72,11 @@ def pull_content(client: RuntimeHttpClient | FleetHttpClient, node: Node, run_id
 
 
 def push_content(
-    client: RuntimeHttpClient | FleetHttpClient,
+    client: FleetHttpClient,
     node: Node,
     run_id: int,
     reply: Message,
-    accepted: PushAppMessagesResponse | PushMessagesResponse,
+    accepted: PushMessagesResponse,
 ) -> None:
     """Push those objects of a reply that the peer, when it accepted the reply, said it lacks.
 

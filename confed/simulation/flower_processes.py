@@ -3,11 +3,9 @@
 The processes, each in its own process group with its own log file in the work folder:
 
 1. ``flower-superlink`` with TLS, SuperNode authentication, process isolation and a SuperExec secret.
-2. ``flower-supernode``, one per node, with TLS on both sides, its key, process isolation and a SuperExec secret of its
-   own; none at all under ``NodeKind.HOST``, where the client host speaks for the node.
-3. ``flwr-serverapp``, one per run, started by ``start_run`` with the token of the task that the run made.
+2. ``flwr-serverapp``, one per run, started by ``start_run`` with the token of the task that the run made.
 
-No SuperExec and no ClientApp process runs: hosts (``confed.flower.serving.serve_client_app``) take their place.
+No SuperNode, SuperExec or ClientApp process runs: hosts (``confed.flower.serving.serve_client_app``) are the nodes.
 Telemetry, update checks and run-time installation are off, and Flower's home is in the work folder.
 
 The processes end with this one, even where that is killed with SIGKILL.
@@ -18,7 +16,6 @@ Not promised: Flower 1.41 leaves its Control API open to whoever reaches the por
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
 import re
 import secrets
@@ -27,14 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import PrivateFormat
 
 from confed.errors import DeploymentError
 from confed.flower.control import ControlConnection, RunStatus, build_bundle
 from confed.flower.fleet import FleetAccess, public_key_bytes
-from confed.flower.runtime import RuntimeAccess
 from confed.simulation.loopback import LOOPBACK, Certificates, Ports, private_pem, write_secret
 from confed.simulation.processes import ChildProcesses
 
@@ -55,13 +50,6 @@ _SWITCHED_OFF = {
 }
 
 
-class NodeKind(enum.Enum):
-    """Who speaks to the SuperLink for a node."""
-
-    SUPERNODE = "supernode"
-    HOST = "host"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHandle:
     """One node of the federation.
@@ -76,7 +64,7 @@ class NodeHandle:
     index: int
     node_id: int
     name: str
-    access: RuntimeAccess | FleetAccess
+    access: FleetAccess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +82,12 @@ class FlowerProcesses:
     Args:
         work_folder: where logs, keys and everything that Flower writes go.
         node_configs: what each node's ``Context.node_config`` holds; their order gives the nodes' indices.
-        node_kind: whether SuperNodes run, or hosts speak for their nodes themselves (faster: no 3 s polls).
         certificates: for TLS on 127.0.0.1; made in the work folder if absent.
         start_timeout_s: how long starting may take, in all.
     """
 
     work_folder: Path
     node_configs: Sequence[Mapping[str, bool | int | float | str]]
-    node_kind: NodeKind = NodeKind.HOST
     certificates: Certificates | None = None
     start_timeout_s: float = 60.0
     nodes: tuple[NodeHandle, ...] = field(default=(), init=False)
@@ -113,7 +99,7 @@ class FlowerProcesses:
     _tls: Certificates = field(init=False, repr=False)
 
     def __enter__(self) -> Self:
-        """Start the SuperLink, register the nodes and, where wanted, start their SuperNodes.
+        """Start the SuperLink, and register the nodes.
 
         Raises:
             DeploymentError: a process died or did not get ready in time.
@@ -131,8 +117,6 @@ class FlowerProcesses:
             )
             self._processes.wait(self._control.answers, what="the SuperLink answers", timeout_s=self.start_timeout_s)
             self.nodes = tuple(self._add_node(index) for index in range(len(self.node_configs)))
-            if self.node_kind is NodeKind.SUPERNODE:
-                self.wait_until_online(timeout_s=self.start_timeout_s)
             self._open = opened.pop_all()
         return self
 
@@ -154,7 +138,7 @@ class FlowerProcesses:
         return self._processes[process].log
 
     def wait_until_online(self, *, timeout_s: float) -> None:
-        """Wait until every node is online; under ``NodeKind.HOST`` a node is once its host has connected.
+        """Wait until every node is online; a node is once its host has connected.
 
         Raises:
             DeploymentError: a process died, or the time is over.
@@ -248,30 +232,14 @@ class FlowerProcesses:
         name, key = f"node-{index}", ec.generate_private_key(ec.SECP384R1())
         node_id = self._control.register_node(public_key_bytes(key.public_key()), name=name)
         root = self._tls.root.read_bytes()
-        if self.node_kind is NodeKind.HOST:
-            access: RuntimeAccess | FleetAccess = FleetAccess(
-                address=self.superlink_address,
-                root_certificates=root,
-                private_key=private_pem(key, PrivateFormat.PKCS8),
-                node_id=node_id,
-                node_config=dict(self.node_configs[index]),
-            )
-        else:
-            address = self._start_supernode(index, name, key)
-            secret = self._secret_of(name).read_bytes()
-            access = RuntimeAccess(address=address, root_certificates=root, superexec_secret=secret)
+        access = FleetAccess(
+            address=self.superlink_address,
+            root_certificates=root,
+            private_key=private_pem(key, PrivateFormat.PKCS8),
+            node_id=node_id,
+            node_config=dict(self.node_configs[index]),
+        )
         return NodeHandle(index=index, node_id=node_id, name=name, access=access)
-
-    def _start_supernode(self, index: int, name: str, key: ec.EllipticCurvePrivateKey) -> str:
-        port = self._ports.take()
-        key_file, config_file = self.work_folder / f"{name}.key", self.work_folder / f"{name}.toml"
-        write_secret(key_file, private_pem(key, PrivateFormat.OpenSSH))
-        config_file.write_text(tomli_w.dumps(dict(self.node_configs[index])))
-        command = ["--superlink", self.superlink_address, "--root-certificates", str(self._tls.root)]
-        command += ["--host", LOOPBACK, "--port", str(port), *self._server_tls(), *self._isolation(name)]
-        command += ["--auth-supernode-private-key", str(key_file), "--node-config", str(config_file)]
-        self._start(name, "flower-supernode", command)
-        return f"{LOOPBACK}:{port}"
 
     def _server_tls(self) -> list[str]:
         tls = self._tls

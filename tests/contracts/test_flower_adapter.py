@@ -107,10 +107,7 @@ def test_an_error_reply_survives_encoding() -> None:
     [
         (
             RuntimeHttpClient,
-            (
-                "AcquireTask SendTaskHeartbeat PullTaskInput PushTaskOutput PullMessages PushMessages PullObject "
-                "PushObject ConfirmMessageReceived GetNodes"
-            ),
+            "AcquireTask PullMessages PushMessages PullObject PushObject ConfirmMessageReceived GetNodes",
         ),
         (
             FleetHttpClient,
@@ -163,10 +160,7 @@ def test_functions_take_the_arguments_that_are_given(function: Callable[..., obj
     [
         (runtime_pb2.AcquireTaskRequest, "supported_task_types"),
         (runtime_pb2.AcquireTaskResponse, "token task"),
-        (runtime_pb2.PullTaskInputResponse, "context run fab"),
         (runtime_pb2.PullAppMessagesResponse, "messages_list message_object_trees"),
-        (runtime_pb2.PushAppMessagesResponse, "objects_to_push session_id"),
-        (runtime_pb2.PushTaskOutputRequest, "sub_status details context"),
         (fleet_pb2.PullMessagesResponse, "messages_list message_object_trees"),
         (fleet_pb2.PushMessagesRequest, "node messages_list message_object_trees clientapp_runtime_list"),
         (fleet_pb2.PushMessagesResponse, "objects_to_push session_id"),
@@ -220,14 +214,12 @@ def test_a_local_process_makes_messages_once_it_has_an_identity(monkeypatch: pyt
 
 
 def test_constants_are_what_the_adapter_assumes() -> None:
-    assert constant.TASK_TOKEN_HEADER == "flwr-task-token"
-    assert (constant.TaskType.CLIENT_APP, constant.TaskType.SERVER_APP) == ("flwr-clientapp", "flwr-serverapp")
+    assert constant.TaskType.SERVER_APP == "flwr-serverapp"
     assert constant.NodeStatus.ONLINE == "online"
     assert (common_constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, common_constant.HEARTBEAT_DEFAULT_INTERVAL) == (
         2,
         30,
     )
-    assert common_constant.SubStatus.COMPLETED == "completed"
 
 
 def test_a_message_keeps_its_id_where_the_adapter_writes_it() -> None:

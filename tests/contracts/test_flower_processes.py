@@ -26,7 +26,7 @@ from confed.flower.fleet import FleetAccess, FleetConnection
 from confed.flower.reconnecting import Reconnecting
 from confed.flower.runtime import RuntimeAccess
 from confed.flower.serving import serve_client_app
-from confed.simulation.flower_processes import FlowerProcesses, NodeHandle, NodeKind
+from confed.simulation.flower_processes import FlowerProcesses, NodeHandle
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -112,9 +112,8 @@ def lives(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", list(NodeKind))
 def test_two_nodes_train_two_rounds_and_no_process_is_left(
-    kind: NodeKind, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -127,7 +126,7 @@ def test_two_nodes_train_two_rounds_and_no_process_is_left(
     environment = {"SEEN": str(seen), "PYTHONPATH": str(Path(confed.__path__[0]).parent)}
     started = time.monotonic()
 
-    with FlowerProcesses(work_folder=tmp_path / "work", node_configs=configs, node_kind=kind) as federation:
+    with FlowerProcesses(work_folder=tmp_path / "work", node_configs=configs) as federation:
         groups = federation.process_ids
         with hosts(federation.nodes, answered):
             run = federation.start_run(app, run_config={"rounds": 2, "fail": False}, environment=environment)
@@ -142,7 +141,7 @@ def test_two_nodes_train_two_rounds_and_no_process_is_left(
     assert result["nodes"] == nodes
     assert result["home"].startswith(str(tmp_path))
     assert answered == {0: 2, 1: 2}
-    assert len(groups) == {NodeKind.HOST: 2, NodeKind.SUPERNODE: 4}[kind]
+    assert len(groups) == 2
     assert not any(lives(group) for group in groups)
     assert time.monotonic() - started < 60
 
@@ -213,8 +212,8 @@ def assert_strangers_are_refused(federation: FlowerProcesses) -> None:
     )
     with pytest.raises(FlowerRefusedError):
         dataclasses.replace(node.access, private_key=key).connect()
-    with contextlib.closing(guess.connect()) as connection, pytest.raises(FlowerRefusedError) as refused:
-        connection.pull()
+    with pytest.raises(FlowerRefusedError) as refused:
+        guess.claim_server_app()
     assert refused.value.status == 401
 
 
