@@ -12,6 +12,7 @@ A run (``Rounds``):
 A round (``Round``) accepts an update only if:
 
 - it is open, and its site is in the cohort that the manifest draws;
+- its site is in the batch that is open, where the manifest cuts the cohort into batches;
 - its site has no update in it yet: an identity counts once;
 - fewer than the manifest takes are in it: where more are drawn than taken, the first that come are the cohort;
 - it is of the purpose's kind, and every field of its signed header is this run, manifest, round, attempt, purpose,
@@ -24,8 +25,9 @@ A round (``Round``) accepts an update only if:
 - once opened, it declares a weight within the cap, a loss within the cap where the strategy reads one, a norm within
   the bound, finite metrics and the site's dataset.
 
-A round closes once. It yields a cohort only if at least ``cohort.least`` accepted sites remain; every other site
-that was drawn is named with a code, the enclave's own reason before what the governor reports.
+Batches are open one after another, in their order; one that is over never opens again. A round closes once. It yields
+a cohort only if at least ``cohort.least`` accepted sites remain; every other site that was drawn is named with a code,
+the enclave's own reason before what the governor reports.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from confed.compression import name_of
 from confed.errors import (
+    BatchError,
     CohortError,
     CompressionError,
     ConfedError,
@@ -162,6 +165,10 @@ class Round:
         self._taken = manifest.strategy.buffer or taken
         self.cohort = manifest.draw(purpose=step.purpose, round_number=step.round)
         self._drawn = {site.owner.name: site for site in self.cohort}
+        names = tuple(self._drawn)
+        batches = manifest.aggregation.cut(names) if step.purpose is Purpose.TRAIN else (names,)
+        self._batches = [frozenset(batch) for batch in batches]
+        self._batch = 0
         if not self.cohort:
             raise CohortError("cohort", expected=f"sites drawn to {step.purpose}", got="none")
 
@@ -178,7 +185,7 @@ class Round:
     @property
     def untouched(self) -> bool:
         """True while nothing was accepted or refused."""
-        return self._open and not self._accepted and not self._refused
+        return self._open and not self._accepted and not self._refused and not self._batch
 
     def step_of(self, header: Header) -> Step:
         """Return the step that an update's header names, or this round's own, which it then differs from."""
@@ -209,6 +216,7 @@ class Round:
             RoundError: the round is closed.
             CohortError: a site that was not drawn.
             DuplicateUpdateError: a second update of the site, or a ticket that was used.
+            BatchError: a site of another batch than the open one.
             RoundFullError: as many as the round takes are there.
             StaleUpdateError: another kind, run, manifest, round, attempt, purpose, base, aggregator or site.
             CredentialError, TicketError: a document that is not for exactly this.
@@ -218,6 +226,8 @@ class Round:
         site = self.drawn(arrival.site)
         if arrival.site in self._accepted:
             raise DuplicateUpdateError(f"{arrival.site} update", expected="one in a round", got="a second")
+        if arrival.site not in self._batches[self._batch]:
+            raise BatchError(f"{arrival.site} update", expected=f"one of batch {self._batch}", got="another batch's")
         if len(self._accepted) >= self._taken:
             raise RoundFullError(
                 f"{arrival.site} update", expected=f"one of the first {self._taken}", got="a later one"
@@ -236,6 +246,22 @@ class Round:
         """Remember why a drawn site's update did not count, unless one did."""
         if self._open and site not in self._accepted and site in self._drawn:
             self._refused[site] = error.code
+
+    def end_batch(self, number: int) -> tuple[Accepted, ...]:
+        """Open the next batch and return what counts of the one before it, in identity order.
+
+        Raises:
+            RoundError: the round is closed, or this is not the open batch, or the last one, which the round ends with.
+        """
+        self._require_open()
+        if number != self._batch or number + 1 >= len(self._batches):
+            raise RoundError("batch", expected=f"{self._batch}, before the last", got=number)
+        self._batch += 1
+        return tuple(entry for entry in self.accepted if entry.site.owner.name in self._batches[number])
+
+    def void(self) -> None:
+        """Accept nothing more: what came so far cannot be combined."""
+        self._open = False
 
     def close(self) -> tuple[Accepted, ...]:
         """Accept nothing more and return what counts, in identity order.

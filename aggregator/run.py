@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aggregator.arrivals import arrived, documents
+from aggregator.batches import Batches
 from aggregator.combine.choose import strategy_of
 from aggregator.combine.partial import part_of
 from aggregator.combine.passes import Contribution
 from aggregator.combine.private import PrivateMean
-from aggregator.combine.successor import Base, successor
+from aggregator.combine.successor import Base, advance, successor
 from aggregator.combine.weights import Weights
 from aggregator.enclave import Asked, Enclave, RoundKeys, round_keys
 from aggregator.inbox import SMALL_BYTES, Inbox, Parcel, Store
@@ -148,6 +149,7 @@ class Run:
         self._lock = threading.RLock()
         self._keys: dict[tuple[int, int], RoundKeys] = {}
         self._pending: _Pending | None = None
+        self._batches: Batches | None = None
         self._bases: dict[int, Weights] = {}
         self._owner_knows_from: int | None = None
         """The first round for which the model owner's broker has seen this instance."""
@@ -209,8 +211,11 @@ class Run:
                     self._account.require_room(attempt=attempt)
                 size = NOTHING
                 self._renew(round_number, attempt, wanted)
+                self._end_batches()
                 if wanted is Purpose.TRAIN:
-                    size = self._prepare(round_number, attempt).update_size
+                    base = self._prepare(round_number, attempt)
+                    size = base.update_size
+                    self._batches = self._begin_batches(base)
                 opened = self._rounds.open(round_number=round_number, attempt=attempt, purpose=wanted, size=size)
                 self._inbox.clear()
                 self._pending = None
@@ -236,6 +241,7 @@ class Run:
             parcel = self._inbox.fetch(digest, plaintext_bytes=size.plaintext_bytes, chunk_bytes=size.chunk_bytes)
             try:
                 self._count(current, self._arrival(current, site, digest, parcel), owner, parcel)
+                self._note(digest)
             except BaseException:
                 self._inbox.discard(parcel)
                 raise
@@ -268,6 +274,7 @@ class Run:
             try:
                 self._take_enclosed(current, entry)
                 codes[entry.site] = ""
+                self._note(digest)
             except ConfedError as error:
                 codes[entry.site] = error.code
                 with self._lock:
@@ -292,6 +299,51 @@ class Run:
                 raise RoundError("round", expected="the one that was open", got="another")
             current.accept(arrival, now_ms=self._enclave.now(owner.broker))
             self._inbox.keep(arrival.site, parcel)
+
+    def fold_batch(self, *, batch: int) -> None:
+        """Add the batch that is open, from 0, to the round's sum, and open the next; the last one ends with the round.
+
+        Raises:
+            RoundError: no round is open, or this is not its open batch, or the last one.
+            ConfedError: the batch could not be folded; the round has failed and needs another attempt.
+        """
+        with self._lock:
+            current, batches = self._current(), self._batches
+            if batches is None:
+                raise RoundError("batch", expected="a round in batches", got="one that is not")
+            accepted = current.end_batch(batch)
+            try:
+                self._add_batch(current, batches, accepted)
+            except BaseException:
+                current.void()
+                raise
+            finally:
+                self._inbox.clear()
+            batches.tell(batch, current.step, enclave=self._enclave, letters=self._courier)
+
+    def _add_batch(self, current: Round, batches: Batches, accepted: Sequence[Accepted]) -> None:
+        with self._timed("open"):
+            opened = self._declared(accepted, batches.failed)
+        with self._timed("combine"):
+            batches.add(
+                [self._contribution(current, site, *entry) for site, entry in opened.items()],
+                {site: declaration for site, (_, declaration) in opened.items()},
+            )
+
+    def _begin_batches(self, base: Base) -> Batches | None:
+        if self._manifest.aggregation.batch is None:
+            return None
+        private = self._account.rule()
+        return Batches(self._manifest, base, private=private, folder=self._folder, threads=self._threads)
+
+    def _end_batches(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _note(self, digest: str) -> None:
+        if self._batches is not None:
+            self._batches.note(digest)
 
     def close_round(self, *, absent: Mapping[str, str]) -> Closed:
         """Combine what counts, seal it, have it countersigned and committed, publish it.
@@ -443,26 +495,30 @@ class Run:
         return arrived(site, digest, parcel, documents(self._courier.collect(topic)))
 
     def _combined(self, current: Round, absent: Mapping[str, str]) -> _Pending:
-        step, failed = current.step, dict[str, ConfedError]()
+        step, batches = current.step, self._batches
+        failed = dict[str, ConfedError]() if batches is None else batches.failed
         try:
             accepted = current.close()
+            folded = {} if batches is None else batches.declared
+            seen = folded.keys() | failed.keys()
             with self._timed("open"):
-                opened = self._declared(accepted, failed)
-            require_cohort(self._manifest, len(opened))
+                opened = self._declared([entry for entry in accepted if entry.site.owner.name not in seen], failed)
+            declared = {**folded, **{site: declaration for site, (_, declaration) in opened.items()}}
+            require_cohort(self._manifest, len(declared))
             weights, state, sealed, spent = None, None, SealedVersion(digest=step.base, state=""), None
             if step.purpose is Purpose.TRAIN:
-                private = self._account.rule()
+                private = self._account.rule() if batches is None else batches.private
                 weights, state = self._next_version(current, opened, failed, private=private)
                 spent = self._account.after(private, attempt=step.attempt)
-                opened = {site: entry for site, entry in opened.items() if site not in failed}
-            cohort = tuple(entry for entry in accepted if entry.site.owner.name in opened)
+                declared = {site: declaration for site, declaration in declared.items() if site not in failed}
+            cohort = tuple(entry for entry in accepted if entry.site.owner.name in declared)
             identities = frozenset(entry.site.owner.identity for entry in cohort)
             for entry in cohort:  # each owner's own terms, before anything is made of the result
                 require_counted(identities, unverified(entry.ticket, Ticket))
             metrics = clear_metrics(
                 self._manifest.metrics.clear,
                 self._manifest.metrics.decimals,
-                [opened[entry.site.owner.name][1] for entry in cohort],
+                [declared[entry.site.owner.name] for entry in cohort],
             )
             if weights is not None and state is not None:
                 keys = self._keys[step.round, step.attempt]
@@ -526,14 +582,22 @@ class Run:
         """Fold, and apply the server optimizer; note in ``failed`` who is excluded."""
         if self._at.weights is None:
             raise RoundError("base", expected="an open one", got="none")
+        base = Base.of(self._at.weights, self._at.state or {}, manifest=self._manifest)
+        contributions = [self._contribution(current, site, *entry) for site, entry in opened.items()]
+        declared = {site: declaration for site, (_, declaration) in opened.items()}
+        number = current.step.round
         with self._timed("combine"):
+            if self._batches is not None:
+                self._batches.add(contributions, declared)
+                part, combined = self._batches.finish()
+                return advance(base, part, combined, optimizer=self._optimizer, round_number=number)
             return successor(
-                Base.of(self._at.weights, self._at.state or {}, manifest=self._manifest),
-                [self._contribution(current, site, *entry) for site, entry in opened.items()],
+                base,
+                contributions,
                 manifest=self._manifest,
                 optimizer=self._optimizer,
-                round_number=current.step.round,
-                metrics={site: declaration.metrics for site, (_, declaration) in opened.items()},
+                round_number=number,
+                metrics={site: declaration.metrics for site, declaration in declared.items()},
                 private=private,
                 excluded=failed,
                 threads=self._threads,
@@ -557,6 +621,7 @@ class Run:
         self._course.history.add(committed)
         self._account.begin_at(unverified(committed.candidate, Candidate))
         self._pending = None
+        self._end_batches()
         step = pending.round.step
         if step.purpose is Purpose.TRAIN:
             self._keys = {}

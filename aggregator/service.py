@@ -29,6 +29,7 @@ Reply = TypeVar(
     pb.OpenRoundReply,
     pb.SubmitReply,
     pb.SubmitBundleReply,
+    pb.FoldBatchReply,
     pb.CloseRoundReply,
     pb.CloseRunReply,
 )
@@ -81,6 +82,16 @@ class AggregatorService(services.AggregatorServicer):
         return _answered(
             lambda: pb.SubmitBundleReply(codes=self._run.submit_bundle(digest=request.digest)), pb.SubmitBundleReply
         )
+
+    def FoldBatch(self, request: pb.FoldBatchCall, context: Any) -> pb.FoldBatchReply:
+        """Add the open batch to the round's sum and open the next."""
+        del context
+
+        def answer() -> pb.FoldBatchReply:
+            self._run.fold_batch(batch=request.batch)
+            return pb.FoldBatchReply()
+
+        return _answered(answer, pb.FoldBatchReply)
 
     def CloseRound(self, request: pb.CloseRoundCall, context: Any) -> pb.CloseRoundReply:
         """Combine, commit and publish; a refusal comes with why each drawn site is not in the round."""

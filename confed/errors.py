@@ -40,8 +40,8 @@
         │   │   ├── ShortCohortError    under CohortError: a run that fell short of its least cohort: exit code 5
         │   │   └── PrivacyBudgetError  under BudgetError: one more release would spend more epsilon than there is
         ├── UpdateError             the aggregator refused an update
-        │   ├── DuplicateUpdateError, RoundFullError, NotFiniteError, ShapeError, NormError, WeightError, LossError,
-        │   │   StaleUpdateError, DeclarationError, CompressionError
+        │   ├── DuplicateUpdateError, RoundFullError, BatchError, NotFiniteError, ShapeError, NormError, WeightError,
+        │   │   LossError, StaleUpdateError, DeclarationError, CompressionError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
         │   └── StrategyError           a strategy class of one's own failed, or gave no model
         ├── ManifestMismatchError   something differs from what the manifest says
@@ -708,6 +708,12 @@ class RoundFullError(UpdateError):
     """An update that comes when the round has as many as it takes: nothing is wrong with it."""
 
     code = "round-full"
+
+
+class BatchError(UpdateError):
+    """An update of a site whose batch is over, or not open yet."""
+
+    code = "other-batch"
 
 
 class NotFiniteError(UpdateError):

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from confed import canonical, record
+from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
 from confed.privacy.terms import PrivacyTerms
@@ -228,6 +229,7 @@ class Manifest:
         rounds: the last round; ``stop`` may end the run in an earlier one.
         seed: seed of cohorts and clients; never of keys, nonces or noise.
         max_attempts: how often one round may be tried.
+        aggregation: in how large batches a cohort is folded.
         compression: of updates; ``null`` where they travel as they are.
         privacy: central differential privacy; ``null`` where there is none.
         settings: what the ClientApp gets as ``run_config``.
@@ -255,6 +257,7 @@ class Manifest:
     update: UpdateTerms
     metrics: MetricTerms
     stop: StopTerms
+    aggregation: AggregationTerms
     compression: CompressionTerms | None
     privacy: PrivacyTerms | None
     client_tee: TeePolicy
@@ -320,6 +323,7 @@ class Manifest:
             "above 0, since a stop rule reads evaluations",
             self.cohort.fraction_evaluate,
         )
+        self.aggregation.require(strategy=self.strategy.name, extra=self.cohort.extra)
         if self.compression is not None:
             self.compression.require(strategy=self.strategy.name)
         if self.privacy is not None:

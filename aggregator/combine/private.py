@@ -53,18 +53,35 @@ class PrivateMean:
         Raises:
             WrongSenders: a pass found somebody wrong.
         """
-        noise = GaussianNoise()
-        taken = [self._takes(noise) for _ in updates.contributions]
-        factors = [
-            self._factor(entry) if counts else 0.0 for entry, counts in zip(updates.contributions, taken, strict=True)
-        ]
-        self.next_clip = self._following(
-            [e for e, counts in zip(updates.contributions, taken, strict=True) if counts], noise
-        )
-        mean = updates.room()
-        sigma = self.terms.noise_multiplier * self.clip
+        factors, norms = self.drawn(updates.contributions)
+        self.count(norms)
+        mean, sigma = updates.room(), self.sigma
         updates.run(lambda: _NoisedSum(updates, mean, factors, sigma=sigma, denominator=self.terms.denominator))
         return mean
+
+    def drawn(self, contributions: Sequence[Contribution]) -> tuple[list[float], list[float]]:
+        """Return what each update's difference is multiplied with (0: the enclave's coin left it out).
+
+        A fold that starts over draws again.
+
+        Returns:
+            The factors, and the norms of those who count.
+        """
+        noise = GaussianNoise()
+        counts = [self._takes(noise) for _ in contributions]
+        drawn = list(zip(contributions, counts, strict=True))
+        return [self._factor(entry) if own else 0.0 for entry, own in drawn], [
+            entry.norm for entry, own in drawn if own
+        ]
+
+    def count(self, norms: Sequence[float]) -> None:
+        """Work out ``next_clip``, once the norms of everybody who counts are known."""
+        self.next_clip = self._following(norms, GaussianNoise())
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise on the sum."""
+        return self.terms.noise_multiplier * self.clip
 
     def _takes(self, noise: GaussianNoise) -> bool:
         sampling = self.terms.sampling
@@ -74,8 +91,8 @@ class PrivateMean:
         share = min(1.0, entry.weight / self.weight_cap) if self.terms.weighting == EXAMPLES else 1.0
         return share * factor(entry.norm, self.clip)
 
-    def _following(self, taken: Sequence[Contribution], noise: GaussianNoise) -> float:
-        within = np.array([sum(0.5 if entry.norm <= self.clip else -0.5 for entry in taken)])
+    def _following(self, norms: Sequence[float], noise: GaussianNoise) -> float:
+        within = np.array([sum(0.5 if norm <= self.clip else -0.5 for norm in norms)])
         if isinstance(self.terms.clip, AdaptiveClip):
             noise.add_to(within, sigma=self.terms.clip.count_noise)
         return next_clip(

@@ -104,14 +104,25 @@ def successor(  # noqa: PLR0913 (what a round consists of)
         excluded=excluded,
         threads=threads,
     )
-    mean = combined.mean.arrays()
+    return advance(base, part, combined.mean, optimizer=optimizer, round_number=round_number)
+
+
+def advance(
+    base: Base, part: Weights, combined: Weights, *, optimizer: ServerStrategy, round_number: int
+) -> tuple[Weights, Arrays]:
+    """Return the next version and the strategy's next state, of what the strategy's rule made of the updates.
+
+    Raises:
+        NotFiniteError: as ``successor``.
+    """
+    mean = combined.arrays()
     applied = optimizer.apply(
         round_number=round_number,
         base=part.numbers().arrays() if optimizer.optimizes else {},
         mean=mean,
         state=base.state,
     )
-    numbers = combined.mean if applied.arrays is mean else Weights.of(applied.arrays, part.layout)
+    numbers = combined if applied.arrays is mean else Weights.of(applied.arrays, part.layout)
     rounded = numbers.restored()
     for dtype, flat in rounded.numbers().flats.items():
         if not _all_finite(flat):

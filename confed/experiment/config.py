@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confed import record
+from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, MissingFileError
 from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
@@ -140,6 +141,21 @@ class CompressionTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationTable:
+    """In batches of how many sites a cohort is folded; left out: all at once (see ``confed.aggregation``)."""
+
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        AggregationTerms(batch=self.batch)
+
+    @property
+    def terms(self) -> AggregationTerms:
+        """What the manifest holds of it."""
+        return AggregationTerms(batch=self.batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsTable:
     """Metrics that leave in clear as weighted means of the cohort, and their decimals."""
 
@@ -265,6 +281,7 @@ class Experiment:
     update: UpdateTable
     metrics: MetricsTable
     model: ModelTable = field(default_factory=ModelTable)
+    aggregation: AggregationTable = field(default_factory=AggregationTable)
     compression: CompressionTable | None = None
     stop: StopTable = field(default_factory=StopTable)
     privacy: PrivacyTable | None = None

@@ -215,6 +215,7 @@ def resolve(
         update=experiment.update.terms,
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
+        aggregation=experiment.aggregation.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,
         privacy=None if privacy is None else privacy.terms(drawn=cohort.taken(len(site_owners), purpose="train")),
         client_tee=tee(code=client, role=Role.CLIENT),

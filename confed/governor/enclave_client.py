@@ -154,6 +154,15 @@ class EnclaveClient:
         reply: pb.SubmitBundleReply = self._ask(self._stub.SubmitBundle, pb.SubmitBundleCall(digest=digest))
         return dict(reply.codes)
 
+    def fold_batch(self, batch: int) -> None:
+        """Say that everybody of the open batch (from 0) has sent what it will: the next one is open then.
+
+        Raises:
+            RefusedError: the class that the enclave's code names.
+            EnclaveLostError: the aggregator is down.
+        """
+        self._ask(self._stub.FoldBatch, pb.FoldBatchCall(batch=batch))
+
     def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
         """Close the cohort, combine, commit; ``absent`` maps sites to the code of why they sent nothing.
 

@@ -9,6 +9,9 @@ When a commit record of a round is posted that holds (signatures, countersignatu
   collected elsewhere;
 - the letters that tickets and credentials of those rounds were shown in: commit records hold what counted.
 
+Before that, when an aggregator that more than half of the owners' brokers credentialed says that a batch of the round
+is folded (``confed.keybroker.folded``): the updates that it names, of that round and of this run.
+
 The start, datasets, the newest version and its state, commit records, evidence and the closing stay, and so does
 whatever does not say in its header that it belongs to this run.
 """
@@ -25,6 +28,7 @@ from confed.errors import ConfedError
 from confed.governor.letter_box import LetterBox
 from confed.governor.object_store import ObjectStore
 from confed.journey import Kind, Purpose
+from confed.keybroker.folded import FoldedBatch, FoldedBatches, topic_of
 from confed.keybroker.lineage import Lineage
 from confed.keybroker.statements import CommitRecord
 from confed.manifest import Manifest
@@ -63,6 +67,8 @@ class Expiry:
             for purpose in (Purpose.TRAIN, Purpose.EVALUATE)
             for number in range(1, self._manifest.rounds + 1)
         }
+        self._folded = FoldedBatches(terms.manifest, letters.collect)
+        self._folded_topics = f"{self._manifest.run}/folded/"
         self._known: dict[str, _Belonging | None] = {}
         self._over: dict[Purpose, int] = {}
         self._lock = threading.Lock()
@@ -72,10 +78,18 @@ class Expiry:
         """Look at a letter that was posted, later and elsewhere, if it may be a commit record of the run."""
         if topic in self._topics:
             self._worker.submit(self._look_at, topic, body)
+        elif topic.startswith(self._folded_topics):
+            # The next batch needs the room: whoever posts this waits for it.
+            self._worker.submit(self._look_at_folded, body).result()
 
     def catch_up(self) -> None:
         """Do what an earlier process may have left undone."""
         for topic in self._topics:
+            for body in self._letters.collect(topic):
+                self.notice(topic, body)
+        self.settle()
+        open_round = self._over.get(Purpose.TRAIN, 0) + 1
+        for topic in self._told_folded(open_round):
             for body in self._letters.collect(topic):
                 self.notice(topic, body)
 
@@ -95,6 +109,27 @@ class Expiry:
             self._remove(purpose, number, committed=candidate.digest)
         except OSError as error:
             _logger.warning("what is over could not be removed: %s", error.strerror)
+
+    def _look_at_folded(self, body: bytes) -> None:
+        try:
+            self._remove_folded(self._folded.verify(body))
+        except ConfedError as error:
+            _logger.warning("a letter is no folded batch that holds: %s", error.code)
+        except OSError as error:
+            _logger.warning("what is folded could not be removed: %s", error.strerror)
+
+    def _remove_folded(self, said: FoldedBatch) -> None:
+        mine = _Belonging(kind=Kind.UPDATE, round=said.round)
+        with self._lock:
+            for digest in said.updates:
+                if self._objects.progress(digest).complete:
+                    if self._belonging(digest, self._objects.path(digest)) == mine:
+                        self._objects.remove(digest)
+                    self._known.pop(digest, None)
+
+    def _told_folded(self, number: int) -> list[str]:
+        attempts = range(self._manifest.max_attempts)
+        return [topic_of(self._manifest.run, round_number=number, attempt=attempt) for attempt in attempts]
 
     def _remove(self, purpose: Purpose, number: int, *, committed: str) -> None:
         with self._lock:
@@ -136,7 +171,7 @@ class Expiry:
             f"{run}/{purpose}/{number}/{attempt}/{site.owner.name}"
             for site in self._manifest.sites
             for attempt in range(self._manifest.max_attempts)
-        ]
+        ] + (self._told_folded(number) if purpose is Purpose.TRAIN else [])
 
     def _belonging(self, digest: str, path: Path) -> _Belonging | None:
         if digest not in self._known:

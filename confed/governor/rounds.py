@@ -72,13 +72,16 @@ class Rounds:
         self._sites: dict[int, str] = {}
         self._attested = False
         self._expected: tuple[str, ...] = ()
+        self._batches: tuple[tuple[str, ...], ...] = ((),)
+        self._batch = 0
         self._answered: dict[str, str] = {}
         self._bundles: dict[str, Mapping[str, str]] = {}
         self._purpose = ""
         self._round = 0
+        self._attempt = 0
         self._history = History(manifest)
         self._published: ClosedRound | None = None
-        self.lost: EnclaveLostError | None = None
+        self.lost: EnclaveLostError | RoundError | None = None
         """Set while the enclave of the open round is gone: there is nothing to wait for."""
 
     @property
@@ -169,10 +172,33 @@ class Rounds:
             purpose=self._purpose,
             cohort=len(opened.cohort),
         )
-        content = RecordDict({RECORD: ConfigRecord({"round": self._round, "attempt": attempt})})
+        self._attempt, self._batch = attempt, 0
+        trains = self._purpose == MessageType.TRAIN
+        self._batches = self.manifest.aggregation.cut(opened.cohort) if trains else (opened.cohort,)
+        return self._messages() or self.following()
+
+    def following(self) -> list[Message]:
+        """Have the batch that was sent for folded and return the messages to the next one; none after the last.
+
+        Raises:
+            RefusedError: the enclave could not fold it.
+        """
+        while self.lost is None and self._batch + 1 < len(self._batches):
+            try:
+                self._enclave.fold_batch(self._batch)
+            except (EnclaveLostError, RoundError) as error:
+                self.lost = error
+                break
+            self._batch += 1
+            if messages := self._messages():
+                return messages
+        return []
+
+    def _messages(self) -> list[Message]:
+        content = RecordDict({RECORD: ConfigRecord({"round": self._round, "attempt": self._attempt})})
         return [
             Message(content=content, message_type=self._purpose, dst_node_id=self._nodes[site])
-            for site in opened.cohort
+            for site in self._batches[self._batch]
             if site in self._nodes
         ]
 

@@ -192,11 +192,13 @@ class _WatchedGrid(Grid):
         if self._rounds.manifest.strategy.buffer is not None:
             return self._late.exchange(asked, timeout_s=timeout)
         replies: list[Message] = []
-        for reply in exchange(self._grid, asked, timeout_s=timeout):
-            self._rounds.receive(reply)
-            replies.append(reply)
-            if self._rounds.lost is not None or self._rounds.full:
-                break  # Whoever still answers answers an attempt that is over, or a round that is full.
+        while asked:  # batch by batch, each with the whole time of a round
+            for reply in exchange(self._grid, asked, timeout_s=timeout):
+                self._rounds.receive(reply)
+                replies.append(reply)
+                if self._rounds.lost is not None or self._rounds.full:
+                    break  # Whoever still answers answers an attempt that is over, or a round that is full.
+            asked = self._rounds.following()
         return replies
 
 

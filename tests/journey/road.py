@@ -26,6 +26,7 @@ from aggregator.enclave import Enclave
 from aggregator.run import Run
 from aggregator.service import AggregatorService
 from confed import canonical
+from confed.aggregation import AggregationTerms
 from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, Envelope
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedInstance, SimulatedPlatform
@@ -211,6 +212,7 @@ class Land:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
+            aggregation=AggregationTerms.at_once(),
             compression=None,
             privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
@@ -308,8 +310,8 @@ class _TurningBrokers:
 class HostileCourier(Courier):
     """The real courier; ``letters_instead`` says what it hands out under a topic in place of what was posted."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, durable=False)
+    def __init__(self, directory: Path, **terms: Any) -> None:
+        super().__init__(directory, durable=False, **terms)
         self.letters_instead: dict[str, list[bytes]] = {}
 
     def collect(self, topic: str) -> list[bytes]:
@@ -389,9 +391,18 @@ class Road:
     Args:
         registry: the kinds of TEE that brokers verify, in place of the real list.
         apart: each owner's broker has a server of its own; otherwise one server holds them all.
+        courier: the courier's limits and expiry.
     """
 
-    def __init__(self, land: Land, folder: Path, *, registry: Registry | None = None, apart: bool = False) -> None:
+    def __init__(
+        self,
+        land: Land,
+        folder: Path,
+        *,
+        registry: Registry | None = None,
+        apart: bool = False,
+        courier: Mapping[str, Any] | None = None,
+    ) -> None:
         self.land = land
         self.manifest = land.manifest
         self.folder = folder
@@ -407,7 +418,7 @@ class Road:
         self.servers: dict[str, RunningServer] = {}
         self.broker_clients: dict[bytes, BrokerClient] = {}
         self._start_brokers(apart=apart)
-        self.courier = HostileCourier(folder / "courier")
+        self.courier = HostileCourier(folder / "courier", **(courier or {}))
         for content in land.files.values():
             self.courier.put(content)
         self._courier_server = serve_courier(self.courier, listen=self.socket("courier"), tls=None)

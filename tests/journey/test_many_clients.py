@@ -1,4 +1,4 @@
-"""A crowd: a hundred sites on the local engine, everything sealed and attested, every record verified."""
+"""A crowd: a hundred sites in two batches on the local engine, everything sealed and attested, every record verified."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulation import prepare
+from confed.manifest import Manifest
 from tests.journey import runs
 
 CLIENTS, ROUNDS = 100, 2
@@ -16,6 +17,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crowd")
     (folder / "app").mkdir()
     config = prepare(folder / "app", rounds=ROUNDS, clients=CLIENTS)
+    config.write_text(config.read_text() + "\n[aggregation]\nbatch = 60\n")
     return runs.run(config, home=folder / "home", runs=folder / "runs"), folder
 
 
@@ -25,6 +27,12 @@ def test_a_hundred_clients_are_in_every_round(finished):
     events = [json.loads(line) for line in lines]
     assert [event["cohort"] for event in events if event["event"] == "round-combined"] == [CLIENTS] * ROUNDS
     assert not summary["dropped"]
+
+
+def test_batches_are_the_manifests_and_the_first_is_gone_from_the_courier(finished):
+    directory = Path(finished[0]["run_dir"])
+    assert Manifest.decode((directory / "manifest.json").read_bytes()).aggregation.batch == 60
+    assert "folded" not in (directory / "logs" / "courier.log").read_text(), "no letter that does not hold"
 
 
 def test_the_crowd_s_run_is_verified_offline(finished):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from confed import canonical, record
+from confed.aggregation import AggregationTerms
 from confed.errors import ConfigError, EncodingError, ManifestMismatchError
 from confed.manifest import (
     CodeTerms,
@@ -68,6 +69,7 @@ def make(**changes):
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None),
         "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
+        "aggregation": AggregationTerms.at_once(),
         "compression": None,
         "privacy": None,
         "client_tee": TEE,

@@ -384,6 +384,18 @@ class SubmitBundleReply(_message.Message):
     refusal: Refusal
     def __init__(self, codes: _Optional[_Mapping[str, str]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
+class FoldBatchCall(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    def __init__(self, batch: _Optional[int] = ...) -> None: ...
+
+class FoldBatchReply(_message.Message):
+    __slots__ = ("refusal",)
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
 class CloseRoundCall(_message.Message):
     __slots__ = ("absent",)
     class AbsentEntry(_message.Message):

@@ -671,6 +671,11 @@ class AggregatorStub:
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.SerializeToString,
                 response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.FromString,
                 _registered_method=True)
+        self.FoldBatch = channel.unary_unary(
+                '/confed.wire.v1.Aggregator/FoldBatch',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchCall.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchReply.FromString,
+                _registered_method=True)
         self.CloseRound = channel.unary_unary(
                 '/confed.wire.v1.Aggregator/CloseRound',
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseRoundCall.SerializeToString,
@@ -710,6 +715,12 @@ class AggregatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FoldBatch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CloseRound(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -744,6 +755,11 @@ def add_AggregatorServicer_to_server(servicer, server):
                     servicer.SubmitBundle,
                     request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.FromString,
                     response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.SerializeToString,
+            ),
+            'FoldBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.FoldBatch,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchCall.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchReply.SerializeToString,
             ),
             'CloseRound': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseRound,
@@ -864,6 +880,33 @@ class Aggregator:
             '/confed.wire.v1.Aggregator/SubmitBundle',
             confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleCall.SerializeToString,
             confed_dot_wire_dot_v1_dot_confed__pb2.SubmitBundleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FoldBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.Aggregator/FoldBatch',
+            confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchCall.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.FoldBatchReply.FromString,
             options,
             channel_credentials,
             insecure,

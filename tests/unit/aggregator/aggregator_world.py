@@ -18,6 +18,7 @@ from aggregator.combine.weights import Weights
 from aggregator.enclave import Enclave
 from aggregator.run import Run
 from confed import canonical
+from confed.aggregation import AggregationTerms
 from confed.attestation.evidence import Binding, Envelope
 from confed.compression import name_of
 from confed.errors import ConfedError, InstanceError, MissingFileError, SizeError, UnreachableError
@@ -441,6 +442,7 @@ class World:
             "update": UpdateTerms(norm_bound=100.0, weight_cap=1000.0, loss_cap=None),
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
             "stop": StopTerms.none(),
+            "aggregation": AggregationTerms.at_once(),
             "compression": None,
             "privacy": None,
             "client_tee": policy,

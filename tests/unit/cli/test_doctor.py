@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from confed import canonical
+from confed.aggregation import AggregationTerms
 from confed.attestation import inventory
 from confed.attestation.attesters.choose import KINDS
 from confed.attestation.measurement import aggregator_image, client_image
@@ -97,6 +98,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0), "settings": {},
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None), "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
+        "aggregation": AggregationTerms.at_once(),
         "compression": None,
         "privacy": None,
         "client_tee": tee,

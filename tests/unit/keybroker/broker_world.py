@@ -13,6 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
+from confed.aggregation import AggregationTerms
 from confed.attestation.evidence import Binding, instance_of
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedPlatform
 from confed.journey import Purpose, Role, Use
@@ -211,6 +212,7 @@ class World:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
+            aggregation=AggregationTerms.at_once(),
             compression=None,
             privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),

@@ -13,6 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
+from confed.aggregation import AggregationTerms
 from confed.attestation.evidence import Binding, instance_of
 from confed.attestation.tee.simulated import SimulatedAttester, SimulatedPlatform
 from confed.journey import Kind, Purpose, Role, Use
@@ -195,6 +196,7 @@ class RecordedRun:
             update=UpdateTerms(norm_bound=10.0, weight_cap=1000.0, loss_cap=None),
             metrics=MetricTerms(clear=() if self._privacy else ("accuracy", "loss"), decimals=4),
             stop=self._stop,
+            aggregation=AggregationTerms.at_once(),
             compression=None,
             privacy=self._privacy,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
