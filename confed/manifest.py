@@ -345,6 +345,7 @@ class Manifest:
         for name, expected, got in (
             ("strategy", "FedAvg, whose mean of one is that one", self.strategy.name),
             ("compression", "none: there is no update", self.compression),
+            ("aggregation.batch", "none: there is no cohort", self.aggregation.batch),
             ("privacy", "none: there is no cohort (DP-SGD in the app is another thing)", self.privacy),
         ):
             _require(got in ("FedAvg", None), f"{name} in the scenario {self.scenario}", expected, "another")

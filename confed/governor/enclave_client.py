@@ -78,6 +78,10 @@ class Enclave(Protocol):
         """Say that results of several sites lie in the courier as one object."""
         ...
 
+    def fold_batch(self, batch: int) -> None:
+        """Have the open batch folded, and open the next."""
+        ...
+
     def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
         """Close the round."""
         ...

@@ -57,6 +57,14 @@ class LoneTee:
         """
         raise RoundError("bundle", expected="none from one site", got=digest[:16])
 
+    def fold_batch(self, batch: int) -> None:
+        """Refuse: one site comes in no batches.
+
+        Raises:
+            RoundError: always.
+        """
+        raise RoundError("batch", expected="none of one site", got=batch)
+
     def close_round(self, *, absent: Mapping[str, str]) -> ClosedRound:
         """Return the round as its published record shows it.
 
