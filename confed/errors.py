@@ -5,8 +5,15 @@
     │   ├── ConfigError             a key of an experiment file is unknown, missing, contradictory or of the wrong type
     │   │   └── PolicyFormatError   the same in an appraisal policy
     │   ├── MissingFileError        a file that was named is not there
+    │   ├── MissingPackageError     a package that an extra brings is not installed
     │   ├── PortInUseError          a server cannot listen where it was told to
-    │   ├── EmptyDatasetError       a dataset holds no rows
+    │   ├── DatasetError            a dataset that cannot be sealed or used
+    │   │   ├── EmptyDatasetError       it holds no rows
+    │   │   ├── ContractError           it breaks its contract
+    │   │   ├── ColumnError             a column is not there, or of a type that does not fit
+    │   │   ├── UnreadableDataError     a file that cannot be read as what it says it is
+    │   │   ├── UnsafeDataError         a format that may hold code, or objects that are no values
+    │   │   └── ClassCountError         more classes than the model has
     │   └── DeploymentError         a process that a run needs did not start or died
     └── RefusedError                a check refused: exit code 3
         ├── EncodingError           bytes that are not the one canonical form of what they claim to be
@@ -121,16 +128,58 @@ class MissingFileError(UsageError):
     code = "missing-file"
 
 
+class MissingPackageError(UsageError):
+    """A package that an extra brings is not installed."""
+
+    code = "missing-package"
+
+
 class PortInUseError(UsageError):
     """A server cannot listen where it was told to."""
 
     code = "port-in-use"
 
 
-class EmptyDatasetError(UsageError):
+class DatasetError(UsageError):
+    """A dataset that cannot be sealed or used."""
+
+    code = "dataset"
+
+
+class EmptyDatasetError(DatasetError):
     """A dataset holds no rows."""
 
     code = "empty-dataset"
+
+
+class ContractError(DatasetError):
+    """A dataset that breaks its contract."""
+
+    code = "contract"
+
+
+class ColumnError(DatasetError):
+    """A column that is not there, or of a type that does not fit."""
+
+    code = "column"
+
+
+class UnreadableDataError(DatasetError):
+    """A file that cannot be read as what it says it is."""
+
+    code = "unreadable-data"
+
+
+class UnsafeDataError(DatasetError):
+    """A file of a format that may hold code, or a column of objects that are no values."""
+
+    code = "unsafe-data"
+
+
+class ClassCountError(DatasetError):
+    """A dataset with more classes than the model has."""
+
+    code = "class-count"
 
 
 class DeploymentError(UsageError):

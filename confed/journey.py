@@ -18,6 +18,7 @@ class Kind(StrEnum):
     DATASET = "dataset"
     STRATEGY_STATE = "strategy-state"
     CHECKPOINT = "checkpoint"
+    FINDINGS = "findings"
 
 
 class Role(StrEnum):

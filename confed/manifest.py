@@ -19,6 +19,7 @@ from confed import canonical, record
 from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
+from confed.preparation.terms import PreparationTerms
 from confed.privacy.terms import PrivacyTerms
 from confed.scenario import Scenario
 from confed.stopping import StopTerms
@@ -27,6 +28,7 @@ from confed.strategy import StrategyCode, StrategyTerms
 FORMAT = "confed-manifest/1"
 PRODUCTION = "production"
 SIMULATION = "simulation"
+SEALED, FILES, APP = "sealed", "files", "app"
 Scalar = bool | int | float | str
 OLDEST_S = 24 * 3600
 """Age beyond which evidence serves no more, whatever a policy says."""
@@ -234,7 +236,9 @@ class Manifest:
         privacy: central differential privacy; ``null`` where there is none.
         settings: what the ClientApp gets as ``run_config``.
         train_config, evaluate_config: what it gets as a message's config, with ``server-round`` added.
-        data_source: ``sealed`` (each site's dataset container) or ``app`` (the ClientApp brings its own data).
+        data_source: ``sealed`` (each site's arrays, sealed), ``files`` (each site's sealed table) or ``app`` (the
+            ClientApp brings its own data).
+        preparation: what is done to a sealed table before the app sees it; ``null`` where there is none.
     """
 
     FORMAT: ClassVar[str] = FORMAT
@@ -248,6 +252,7 @@ class Manifest:
     seed: int
     max_attempts: int
     data_source: str
+    preparation: PreparationTerms | None
     model: ModelTerms
     sites: tuple[Site, ...]
     code: CodeTerms
@@ -276,7 +281,10 @@ class Manifest:
         )
         _require(1 <= self.rounds <= 100_000, "rounds", "from 1 to 100000", self.rounds)
         _require(1 <= self.max_attempts <= 100, "max_attempts", "from 1 to 100", self.max_attempts)
-        _require(self.data_source in ("sealed", "app"), "data.source", "sealed or app", self.data_source)
+        known = self.data_source in (SEALED, FILES, APP)
+        _require(known, "data.source", f"{SEALED}, {FILES} or {APP}", self.data_source)
+        prepared = (self.data_source == FILES) == (self.preparation is not None)
+        _require(prepared, "preparation", "some exactly where data.source is files", "the contrary")
         _require(bool(self.sites), "sites", "at least one", "none")
         for what, values in (
             ("name", [site.owner.name for site in self.sites]),
@@ -300,11 +308,13 @@ class Manifest:
         self.model.require(sites=len(self.sites))
         for site in self.sites:
             _require(
-                (site.dataset is not None) == (self.data_source == "sealed"),
+                (site.dataset is not None) == (self.data_source != APP),
                 f"sites.{site.owner.name}.dataset",
-                "a sealed dataset exactly where data.source is sealed",
+                "a sealed dataset exactly where data.source is not app",
                 "the contrary",
             )
+        if self.preparation is not None:
+            self.preparation.require(sites={site.owner.name for site in self.sites})
         drawn = len(self.draw(purpose="train", round_number=1))
         _require(drawn >= self.cohort.least, "cohort.fraction_train", f"a cohort of {self.cohort.least}", drawn)
         _require(

@@ -29,6 +29,7 @@ _COMMANDS = {
     "doctor": ("confed.cli.doctor", "What this machine can attest with, and what a broker would refuse."),
     "manifest": ("confed.cli.manifest", "Show and approve the contract of a run."),
     "model": ("confed.cli.model", "Seal, open and show model files."),
+    "data": ("confed.cli.data", "Check, seal and describe datasets."),
     "broker": ("confed.cli.broker", "Run owners' key brokers."),
     "courier": ("confed.cli.courier", "Run the store of ciphertext."),
 }

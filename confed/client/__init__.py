@@ -1,6 +1,6 @@
 """OPENS and TRAINS: what runs in a client TEE, and the one line that turns a Flower ClientApp confidential.
 
-The two public names are imported when they are first used: a client TEE confines itself before it imports Flower.
+The public names are imported when they are first used: a client TEE confines itself before it imports Flower.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from confed.client.current import site_data
+    from confed.client.current import site_data, site_table
     from confed.client.mod import confidential
 
-__all__ = ["confidential", "site_data"]
+__all__ = ["confidential", "site_data", "site_table"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,8 +19,8 @@ def __getattr__(name: str) -> Any:
         from confed.client.mod import confidential  # noqa: PLC0415
 
         return confidential
-    if name == "site_data":
-        from confed.client.current import site_data  # noqa: PLC0415
+    if name in ("site_data", "site_table"):
+        from confed.client import current  # noqa: PLC0415
 
-        return site_data
+        return getattr(current, name)
     raise AttributeError(name)

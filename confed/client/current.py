@@ -16,6 +16,7 @@ from confed.errors import SessionError
 from confed.manifest import Site
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from flwr.app import Context
 
     from confed.client.session import ClientSession
@@ -52,16 +53,32 @@ def acting_for(site: Site) -> Generator[None]:
 
 
 def site_data(context: Context) -> Arrays:
-    """Return the arrays of this site's sealed dataset, opened in this TEE: name -> array.
+    """Return the arrays of this site's sealed dataset, opened in this TEE: name -> array; of a table, its columns.
 
     Raises:
         SessionError: called outside a confidential train or evaluate, or the manifest names no dataset.
     """
     del context
+    session, site = _acting("site_data")
+    return session.datasets.arrays(site)
+
+
+def site_table(context: Context) -> pa.Table:
+    """Return this site's table as a ``pyarrow.Table``: it kept its contract, and is cleaned and labelled.
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate, or the data are not a table.
+    """
+    del context
+    session, site = _acting("site_table")
+    return session.datasets.table(site)
+
+
+def _acting(what: str) -> tuple[ClientSession, Site]:
     site = _site.get()
     if _session is None or site is None:
-        raise SessionError("site_data", expected="a call inside a confidential train or evaluate", got="none")
-    return _session.dataset(site)
+        raise SessionError(what, expected="a call inside a confidential train or evaluate", got="none")
+    return _session, site
 
 
 def seed_everything(seed: int) -> None:

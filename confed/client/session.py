@@ -24,6 +24,7 @@ from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
 from confed.client.alone import Alone
 from confed.client.counterpart import AggregatorCheck
+from confed.client.datasets import Datasets
 from confed.client.feedback import Feedback
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
@@ -92,7 +93,7 @@ class ClientSession:
         self._lock = threading.RLock()
         self._steps: dict[tuple[int, int, Purpose, str], Step] = {}
         self._attested: dict[bytes, tuple[int, int]] = {}
-        self._datasets: dict[str, Arrays] = {}
+        self._datasets = Datasets(manifest, courier=services.courier, signing_key=self._signing)
         self._bases: dict[str, Arrays] = {}
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
@@ -159,15 +160,10 @@ class ClientSession:
             self._cohort = ((purpose, round_number), {site.owner.name: site for site in drawn})
         return self._cohort[1]
 
-    def dataset(self, site: Site) -> Arrays:
-        """Return the opened dataset of a site: name -> array.
-
-        Raises:
-            SessionError: not opened in this session.
-        """
-        if site.owner.name not in self._datasets:
-            raise SessionError("dataset", expected=f"opened for {site.owner.name}", got="none")
-        return self._datasets[site.owner.name]
+    @property
+    def datasets(self) -> Datasets:
+        """The sites' data, opened in this TEE."""
+        return self._datasets
 
     def _prepare(self, group: Sequence[Site], *, round_number: int, attempt: int, purpose: Purpose) -> Step:
         seconds = no_seconds()
@@ -193,7 +189,8 @@ class ClientSession:
             try:
                 if isinstance(reply, ConfedError):
                     raise reply
-                self._open_dataset(site, reply.keys, seconds)
+                if not self._datasets.has(site):
+                    self._datasets.open(site, reply.keys[0], seconds)
                 with timed(seconds, "attest"):
                     aggregator = self._counterpart_of(site, round_number)
                 if reply.credential is None:
@@ -277,7 +274,7 @@ class ClientSession:
         ]
         for site in group:
             keys: tuple[KeyName, ...] = ()
-            if site.dataset is not None and site.owner.name not in self._datasets:
+            if site.dataset is not None and not self._datasets.has(site):
                 keys = (
                     KeyName(
                         key_id=site.dataset.key_id,
@@ -390,17 +387,6 @@ class ClientSession:
             groups.setdefault(id(client), (client, []))[1].append(at)
         return list(groups.values())
 
-    def _open_dataset(self, site: Site, keys: Sequence[bytes], seconds: dict[str, float]) -> None:
-        if site.dataset is None or site.owner.name in self._datasets:
-            return
-        with timed(seconds, "fetch"):
-            sealed = self._services.courier.get(site.dataset.digest)
-        with timed(seconds, "open"):
-            container = Container.parse(sealed)
-            container.verify_signer(site.owner.identity)
-            _expect_kind(container, Kind.DATASET, site.dataset.container_id)
-            self._datasets[site.owner.name] = unpack(container.unlock(keys[0]).read_all())
-
     def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
         give_back()  # what the app left of the round before
         with timed(seconds, "fetch"):
@@ -408,7 +394,8 @@ class ClientSession:
         with timed(seconds, "open"):
             container = Container.parse(sealed)
             # The digest of the whole file is the manifest's or a countersigned commit's, so the signer is covered.
-            _expect_kind(container, Kind.MODEL, None)
+            if container.header.kind is not Kind.MODEL:
+                raise ShapeError("container kind", expected=Kind.MODEL, got=container.header.kind)
             arrays = unpack(container.unlock(key).read_all())
         if layout_of(arrays).digest != self.manifest.model.layout:
             raise ShapeError("base version", expected="the manifest's tensors", got="others")
@@ -551,10 +538,3 @@ class _Terms:
     purpose: Purpose
     base: str
     record: bytes
-
-
-def _expect_kind(container: Container, kind: Kind, container_id: str | None) -> None:
-    if container.header.kind is not kind:
-        raise ShapeError("container kind", expected=kind, got=container.header.kind)
-    if container_id is not None and container.header.container_id != container_id:
-        raise ShapeError("container id", expected=container_id, got=container.header.container_id)

@@ -14,7 +14,7 @@ from confed import record
 from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, MissingFileError
-from confed.manifest import PRODUCTION, SIMULATION, MetricTerms, UpdateTerms
+from confed.manifest import APP, FILES, PRODUCTION, SEALED, SIMULATION, MetricTerms, UpdateTerms
 from confed.privacy.terms import (
     BY_MANIFEST,
     GAUSSIAN,
@@ -82,10 +82,42 @@ class DataTable:
 
     ``source = "sealed"``: ``shards`` names a function (sites: list of names, seed, settings) -> {site: arrays}, run
     where the owners are; each site seals its shard. ``source = "app"``: the ClientApp brings its own data.
+
+    ``source = "files"``: each site seals a table. ``files`` is a path with ``{site}`` in it (a file, or a folder of
+    files), or ``shards`` names such a function that returns a ``pyarrow.Table`` for each site. ``contract`` and
+    ``pipeline`` are TOML files (``confed.preparation``); paths are beside the experiment file. ``description``,
+    ``licence`` and ``derived_from`` are what the made owners say of their data.
     """
 
     source: str
     shards: str = ""
+    files: str = ""
+    contract: str = ""
+    pipeline: str = ""
+    description: str = "a site's data in a simulation"
+    licence: str = "https://spdx.org/licenses/CC0-1.0"
+    derived_from: str = "the experiment's own files"
+
+    def __post_init__(self) -> None:
+        if self.source not in (SEALED, FILES, APP):
+            raise ConfigError("data.source", expected=f"{SEALED}, {FILES} or {APP}", got=self.source)
+        if self.source == FILES:
+            if bool(self.files) == bool(self.shards):
+                raise ConfigError("data.files", expected="either data.files or data.shards", got="both or none")
+            if self.files and "{site}" not in self.files:
+                raise ConfigError("data.files", expected="a path with {site} in it", got=self.files)
+            for name in ("contract", "pipeline"):
+                if not getattr(self, name):
+                    raise ConfigError(f"data.{name}", expected="a TOML file", got="nothing")
+            return
+        if (self.source == SEALED) != bool(self.shards):
+            got = self.shards or "nothing"
+            raise ConfigError("data.shards", expected="set exactly when data.source is sealed", got=got)
+        for name in ("files", "contract", "pipeline"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"data.{name}", expected="set only when data.source is files", got=getattr(self, name)
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,12 +331,6 @@ class Experiment:
         if self.cohort.least > self.sites.count:
             raise ConfigError(
                 "cohort.least", expected=f"at most sites.count ({self.sites.count})", got=self.cohort.least
-            )
-        if self.data.source not in ("sealed", "app"):
-            raise ConfigError("data.source", expected="sealed or app", got=self.data.source)
-        if (self.data.source == "sealed") != bool(self.data.shards):
-            raise ConfigError(
-                "data.shards", expected="set exactly when data.source is sealed", got=self.data.shards or "nothing"
             )
         for key in ("app.client", "app.server"):
             value = getattr(self.app, key.split(".")[1])

@@ -14,15 +14,16 @@ from pathlib import Path
 
 from confed import canonical
 from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
-from confed.errors import ConfigError, MissingFileError
+from confed.errors import ConfigError, MissingFileError, MissingPackageError
 from confed.experiment.resolution import Arrays, Prepared, SealedParts, make_shards
 from confed.experiment.tees import trust_anchors
 from confed.files import PUBLIC, write_whole
 from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome, confed_home
 from confed.keybroker.vault import KeyFloors
-from confed.manifest import SIMULATION, Manifest, SealedReference, Unchecked
+from confed.manifest import FILES, SEALED, SIMULATION, Manifest, SealedReference, Unchecked
 from confed.model.weights import layout_of, pack
+from confed.preparation.terms import PreparationTerms
 from confed.records.trust import Trust
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
@@ -102,20 +103,41 @@ def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tupl
     )
     files[start.digest] = folder / "start.sealed"
     datasets: dict[str, SealedReference] = {}
+    preparation: PreparationTerms | None = None
+    if prepared.experiment.data.source == SEALED:
+        datasets = _seal_shards(prepared, owners, folder, files)
+    elif prepared.experiment.data.source == FILES:
+        datasets, preparation = _seal_tables(prepared, owners, folder, files)
+    for owner in owners.sites:
+        owner.close()
+    return SealedParts(start=start, datasets=datasets, preparation=preparation), files
+
+
+def _seal_shards(
+    prepared: Prepared, owners: Owners, folder: Path, files: dict[str, Path]
+) -> dict[str, SealedReference]:
+    datasets: dict[str, SealedReference] = {}
     shards = make_shards(prepared)
     for owner in owners.sites:
-        if owner.party.name in shards:
-            path = folder / f"{owner.party.name}.sealed"
-            datasets[owner.party.name] = _seal(
-                owner,
-                shards[owner.party.name],
-                kind=Kind.DATASET,
-                floors=_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE)),
-                path=path,
-            )
-            files[datasets[owner.party.name].digest] = path
-        owner.close()
-    return SealedParts(start=start, datasets=datasets), files
+        path = folder / f"{owner.party.name}.sealed"
+        sealed = _seal(owner, shards[owner.party.name], kind=Kind.DATASET, floors=_data_floors(prepared), path=path)
+        datasets[owner.party.name] = sealed
+        files[sealed.digest] = path
+    return datasets
+
+
+def _seal_tables(
+    prepared: Prepared, owners: Owners, folder: Path, files: dict[str, Path]
+) -> tuple[dict[str, SealedReference], PreparationTerms]:
+    try:
+        from confed.experiment import tables  # noqa: PLC0415 (the extra ``data``)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("data.source = files", expected="the extra confed[data]", got=error.name) from error
+    return tables.seal_tables_of(prepared, owners.sites, floors=_data_floors(prepared), folder=folder, files=files)
+
+
+def _data_floors(prepared: Prepared) -> KeyFloors:
+    return _floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE))
 
 
 def approve(owners: Owners, manifest: Manifest) -> list[Signed]:

@@ -42,6 +42,7 @@ from confed.manifest import (
     StrategyTerms,
     TrustTerms,
 )
+from confed.preparation.terms import PreparationTerms
 from confed.strategy import StrategyCode, StrategySource
 
 Arrays = Mapping[str, np.ndarray]
@@ -103,10 +104,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedParts:
-    """The sealed start and, by site name, the sealed datasets."""
+    """The sealed start, by site name the sealed datasets, and what is done to them if they are tables."""
 
     start: SealedReference
     datasets: Mapping[str, SealedReference]
+    preparation: PreparationTerms | None
 
 
 def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
@@ -139,21 +141,29 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
     )
 
 
-def make_shards(prepared: Prepared) -> dict[str, Arrays]:
-    """Run the owners' function that makes each site's data, and check that every site has some.
+def call_shards(prepared: Prepared) -> dict[str, Any]:
+    """Run the owners' function that makes each site's data.
 
     Raises:
         ConfigError: it returns other sites than asked for.
-        EmptyDatasetError: a site without arrays or rows.
     """
     experiment = prepared.experiment
-    if experiment.data.source != "sealed":
-        return {}
     with _importing(prepared.directory):
         function = entry_point("data.shards", experiment.data.shards)
         shards = function(list(prepared.site_names), experiment.run.seed, dict(experiment.run_config))
     if not isinstance(shards, dict) or set(shards) != set(prepared.site_names):
         raise ConfigError("data.shards", expected="one entry for each site", got=f"{len(shards)} entries")
+    return shards
+
+
+def make_shards(prepared: Prepared) -> dict[str, Arrays]:
+    """Make each site's arrays, and check that every site has some.
+
+    Raises:
+        ConfigError: the function returns other sites than asked for.
+        EmptyDatasetError: a site without arrays or rows.
+    """
+    shards: dict[str, Arrays] = call_shards(prepared)
     for site, arrays in shards.items():
         if not arrays or any(array.size == 0 for array in arrays.values()):
             raise EmptyDatasetError(f"dataset of {site}", expected="at least one row in each array", got="none")
@@ -194,6 +204,7 @@ def resolve(
         seed=experiment.run.seed,
         max_attempts=experiment.run.max_attempts,
         data_source=experiment.data.source,
+        preparation=sealed.preparation,
         model=ModelTerms(
             owner=model_owner,
             start=sealed.start,

@@ -23,6 +23,7 @@ from confed.keybroker.client import connect_brokers
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import Manifest
 from confed.records import metrics
+from confed.records.findings import collect_findings
 from confed.records.report import write_report
 from confed.records.run_directory import ClosingRecord, RunDirectory
 from confed.sealing.container import Container
@@ -137,6 +138,8 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
             _collect_commits(courier, directory, manifest, purpose, number)
     for body in courier.collect(f"{manifest.run}/closing"):
         directory.write_closing(ClosingRecord.from_bytes(body))
+    if manifest.preparation is not None:
+        collect_findings(courier, directory, run=manifest.run, sites=manifest.sites)
     _collect_ledgers(services, directory)
 
 

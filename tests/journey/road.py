@@ -191,6 +191,7 @@ class Land:
             seed=7,
             max_attempts=MAX_ATTEMPTS,
             data_source="sealed",
+            preparation=None,
             model=ModelTerms(
                 owner=homes[OWNER].party,
                 start=references[OWNER],

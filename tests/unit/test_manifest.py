@@ -58,6 +58,7 @@ def make(**changes):
         "seed": 7,
         "max_attempts": 2,
         "data_source": "sealed",
+        "preparation": None,
         "model": ModelTerms(
             owner=party("model-owner"), start=reference("start"), layout=DIGEST, trained=("weight",), tied={}
         ),

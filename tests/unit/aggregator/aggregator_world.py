@@ -412,6 +412,7 @@ class World:
             "seed": 1,
             "max_attempts": 3,
             "data_source": "sealed",
+            "preparation": None,
             "model": ModelTerms(
                 owner=self.owner.party,
                 start=SealedReference(

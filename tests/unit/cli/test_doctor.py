@@ -87,7 +87,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
     )  # fmt: skip
     values: dict[str, Any] = {
         "format": Manifest.FORMAT, "name": "test", "scenario": Scenario.FEDERATED, "run": "test-1", "environment": "simulation", "rounds": 1, "seed": 7,
-        "max_attempts": 1, "data_source": "app",
+        "max_attempts": 1, "data_source": "app", "preparation": None,
         "model": ModelTerms(
             owner=party("model-owner"), layout="00" * 32, trained=("weight",), tied={},
             start=SealedReference(container_id="start", digest="00" * 32, key_id="key", size_bytes=10),

@@ -191,6 +191,7 @@ class World:
             seed=7,
             max_attempts=3,
             data_source="sealed",
+            preparation=None,
             model=ModelTerms(
                 owner=self.homes[MODEL_OWNER].party,
                 start=self.reference(MODEL_OWNER),

@@ -179,6 +179,7 @@ class RecordedRun:
             seed=7,
             max_attempts=2,
             data_source="sealed",
+            preparation=None,
             model=ModelTerms(
                 owner=self.homes[OWNER].party, start=start, layout="00" * 32, trained=("weight",), tied={}
             ),

@@ -1,0 +1,172 @@
+"""Plain files as their owner has them, read as Arrow tables: Parquet, CSV, JSON lines, Arrow IPC, folders of images.
+
+Formats that may hold code (pickles, NumPy's object arrays) are refused by name. Errors name the file and the column,
+never a value.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from confed.data.column_types import arrow_type, refuse_objects
+from confed.errors import ColumnError, EmptyDatasetError, MissingFileError, UnreadableDataError, UnsafeDataError
+from confed.preparation.contract import REFUSE, Contract
+
+PARQUET = (".parquet", ".pq")
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
+_UNSAFE = (".npy", ".npz", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".h5", ".hdf5", ".mat", ".rds")
+_CSV_COLUMN = re.compile(r"CSV column #(\d+)")
+_JSON_COLUMN = re.compile(r"Column\(/([^)]*)\)")
+
+
+def source_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of a dataset in order: the one named, or those of a folder that all have one format.
+
+    A folder of images (folders of images by class) is returned as itself.
+
+    Raises:
+        MissingFileError: nothing there.
+        UnsafeDataError: a format that may hold code.
+        UnreadableDataError: a format that is not known, or several.
+        EmptyDatasetError: a folder without files.
+    """
+    if path.is_file():
+        _require_known(path)
+        return (path,)
+    if not path.is_dir():
+        raise MissingFileError("dataset", expected="a file or a folder", got=path)
+    if _is_image_folder(path):
+        return (path,)
+    files = tuple(sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")))
+    if not files:
+        raise EmptyDatasetError(str(path), expected="at least one file", got="none")
+    for file in files:
+        _require_known(file)
+    formats = {_READERS[file.suffix.lower()] for file in files}
+    if len(formats) != 1:
+        raise UnreadableDataError(str(path), expected="files of one format", got="several")
+    return files
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is Parquet by its name, so that it is sealed as it is."""
+    return path.suffix.lower() in PARQUET
+
+
+def read_table(path: Path, contract: Contract) -> pa.Table:
+    """Return all rows of one file (or folder of images); text formats get the contract's types.
+
+    Raises:
+        UnreadableDataError: it is not what its name says.
+        UnsafeDataError: a column of objects.
+        ColumnError: text that is no value of its column's type, or a column that is not there.
+        EmptyDatasetError: no rows.
+    """
+    read = _read_images if path.is_dir() else _READERS[path.suffix.lower()]
+    table = _reading(partial(read, path, contract), path)
+    if table is None:
+        raise UnreadableDataError(str(path), expected=f"a file of the format {path.suffix}", got="something else")
+    refuse_objects(table.schema, what=str(path))
+    if table.num_rows == 0:
+        raise EmptyDatasetError(str(path), expected="at least one row", got="none")
+    return table
+
+
+def _reading(read: Callable[[], pa.Table], path: Path) -> pa.Table | None:
+    """Return what ``read`` does, or ``None``; Arrow's errors quote values, so nothing leads to them."""
+    column: str | None = None
+    try:
+        return read()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        column = _column_in(str(error), path)
+    if column is not None:
+        raise ColumnError(f"{path}: column {column}", expected="values of its type", got="others")
+    return None
+
+
+def _column_in(message: str, path: Path) -> str | None:
+    """Return the column that one of Arrow's messages is about: a number in CSV, which its first line names."""
+    numbered, named = _CSV_COLUMN.search(message), _JSON_COLUMN.search(message)
+    if numbered is None:
+        return None if named is None else named.group(1)
+    with path.open(newline="", encoding="utf-8") as file:
+        header = next(csv.reader(file))
+    return header[int(numbered.group(1))]
+
+
+def _read_parquet(path: Path, contract: Contract) -> pa.Table:
+    del contract
+    return pq.ParquetFile(path).read()
+
+
+def _read_csv(path: Path, contract: Contract) -> pa.Table:
+    types = {name: arrow_type(terms.type) for name, terms in contract.columns.items()}
+    options = pyarrow.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    return pyarrow.csv.read_csv(path, convert_options=options)
+
+
+def _read_json(path: Path, contract: Contract) -> pa.Table:
+    schema = pa.schema([(name, arrow_type(terms.type)) for name, terms in contract.columns.items()])
+    others = "infer" if contract.others == REFUSE else "ignore"
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=others)
+    return pyarrow.json.read_json(path, parse_options=options)
+
+
+def _read_arrow(path: Path, contract: Contract) -> pa.Table:
+    del contract
+    with pa.OSFile(str(path)) as source:
+        start = source.read(6)
+        source.seek(0)
+        reader: Any = pyarrow.ipc.open_file(source) if start == b"ARROW1" else pyarrow.ipc.open_stream(source)
+        return reader.read_all()
+
+
+def _read_images(path: Path, contract: Contract) -> pa.Table:
+    """Return bytes and label (the name of its folder) of every image; pictures are not decoded."""
+    del contract
+    files = [
+        (file, folder.name)
+        for folder in sorted(path.iterdir())
+        if folder.is_dir()
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in IMAGES
+    ]
+    images = pa.array([file.read_bytes() for file, _ in files], pa.binary())
+    return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array([label for _, label in files], pa.string())})
+
+
+_READERS: Mapping[str, Callable[[Path, Contract], pa.Table]] = {
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+    ".ipc": _read_arrow,
+}
+
+
+def _require_known(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix in _UNSAFE:
+        raise UnsafeDataError(str(path), expected=f"one of {', '.join(_READERS)}", got=f"{suffix} (may hold code)")
+    if suffix not in _READERS:
+        raise UnreadableDataError(str(path), expected=f"one of {', '.join(_READERS)}", got=suffix or "no suffix")
+
+
+def _is_image_folder(path: Path) -> bool:
+    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return any(file.suffix.lower() in IMAGES for folder in folders for file in folder.iterdir())

@@ -1,0 +1,75 @@
+"""Sites' tables in a simulation: each owner made here checks its own against the contract, and seals it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from confed.data.croissant import About
+from confed.data.owner import Tables, check_tables, read_tables, seal_tables, tables_of
+from confed.errors import ConfigError
+from confed.experiment.resolution import Prepared, call_shards
+from confed.keybroker.identity import OwnerHome
+from confed.keybroker.vault import KeyFloors
+from confed.manifest import SealedReference
+from confed.preparation.documents import read_contract, read_pipeline
+from confed.preparation.terms import PreparationTerms
+
+
+def seal_tables_of(
+    prepared: Prepared, sites: Sequence[OwnerHome], *, floors: KeyFloors, folder: Path, files: dict[str, Path]
+) -> tuple[dict[str, SealedReference], PreparationTerms]:
+    """Seal every site's table; return the references and the manifest's terms, and add what was written to ``files``.
+
+    Raises:
+        DatasetError: a table that cannot be read or breaks the contract.
+        ConfigError: contract, pipeline and tables that do not fit each other.
+    """
+    table = prepared.experiment.data
+    contract = read_contract(prepared.config_directory / table.contract)
+    pipeline = read_pipeline(prepared.config_directory / table.pipeline)
+    pipeline.require(contract)
+    about = About(
+        name=prepared.experiment.name,
+        description=table.description,
+        licence=table.licence,
+        derived_from=(table.derived_from,),
+        published=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+    references: dict[str, SealedReference] = {}
+    descriptions: dict[str, str] = {}
+    made = call_shards(prepared) if table.shards else {}
+    for home in sites:
+        name = home.party.name
+        data = _made(made[name], name) if made else _read(prepared, name)
+        check_tables(data, contract, what=f"dataset of {name}")
+        sealed_path, description_path = folder / f"{name}.sealed", folder / f"{name}.dataset.json"
+        sealed = seal_tables(
+            data,
+            home=home,
+            contract=contract,
+            pipeline=pipeline.digest,
+            about=about,
+            floors=floors,
+            path=sealed_path,
+            description_path=description_path,
+        )
+        references[name], descriptions[name] = sealed.reference, sealed.description
+        files |= {sealed.reference.digest: sealed_path, sealed.description: description_path}
+    return references, PreparationTerms(contract=contract, pipeline=pipeline, descriptions=descriptions)
+
+
+def _read(prepared: Prepared, name: str) -> Tables:
+    data = prepared.experiment.data
+    contract = read_contract(prepared.config_directory / data.contract)
+    return read_tables(prepared.config_directory / data.files.replace("{site}", name), contract)
+
+
+def _made(table: Any, name: str) -> Tables:
+    if not isinstance(table, pa.Table):
+        raise ConfigError("data.shards", expected=f"a pyarrow.Table for {name}", got=type(table).__name__)
+    return tables_of(table, what=f"dataset of {name}")

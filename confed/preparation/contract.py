@@ -1,0 +1,176 @@
+"""A data contract: what a table must look like, as a document that is hashed and agreed on.
+
+Written as TOML; what a file leaves out is ``null``, and in a manifest everything is written out. For example::
+
+    name = "tumours"
+    rows = { least = 20, most = 100000 }
+    others = "ignore"                      # or "refuse": what becomes of columns that are not named
+
+    [columns.radius]
+    type = "float64"
+    least = 0.0
+    most = 60.0
+
+    [columns.diagnosis]
+    type = "text"
+    nullable = true
+    choices = ["benign", "malignant"]
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from confed import canonical, record
+from confed.errors import ConfigError
+
+Scalar = bool | int | float | str
+
+WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+FLOATING = ("float32", "float64")
+TYPES = ("bool", *WHOLE, *FLOATING, "text", "bytes", "date", "datetime")
+"""The closed vocabulary of column types; text is UTF-8, a datetime has microseconds and no zone."""
+IGNORE, REFUSE = "ignore", "refuse"
+
+_MOST_COLUMNS = 20_000
+_LONGEST_PATTERN = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowTerms:
+    """How many rows a table may have: from ``least`` (at least 1) to ``most``."""
+
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        _require(self.least >= 1, "contract.rows.least", "at least 1", self.least)
+        _require(self.most >= self.least, "contract.rows.most", f"at least {self.least}", self.most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnTerms:
+    """What one column must be; every check but ``nullable`` is about values that are there.
+
+    Attributes:
+        type: one of ``TYPES``.
+        nullable: whether values may be missing (a NaN is a value, and never within bounds).
+        unique: whether each value may stand once.
+        least, most: bounds of a number, both included; ``None`` for none.
+        choices: the only values; ``None`` for any.
+        pattern: a regular expression that the whole of a text matches; ``None`` for any.
+        longest: most characters of a text, or bytes; ``None`` for any.
+    """
+
+    type: str
+    nullable: bool
+    unique: bool
+    least: float | None
+    most: float | None
+    choices: tuple[Scalar, ...] | None
+    pattern: str | None
+    longest: int | None
+
+    def __post_init__(self) -> None:
+        _require(self.type in TYPES, "type", f"one of {', '.join(TYPES)}", self.type)
+        number = self.type in (*WHOLE, *FLOATING)
+        for name in ("least", "most"):
+            bound: float | None = getattr(self, name)
+            _require(bound is None or (number and math.isfinite(bound)), name, "none, or a number's bound", bound)
+        if self.least is not None and self.most is not None:
+            _require(self.least <= self.most, "most", f"at least {self.least}", self.most)
+        if self.choices is not None:
+            _require(bool(self.choices), "choices", "at least one", "none")
+            _require(self.type in ("text", "bool", *WHOLE), "choices", "none for this type", self.type)
+            kinds: tuple[type, ...] = {"text": (str,), "bool": (bool,)}.get(self.type, (int,))
+            fits = all(type(choice) in kinds for choice in self.choices)
+            _require(fits, "choices", f"values of type {self.type}", "another")
+        if self.pattern is not None:
+            _require(self.type == "text", "pattern", "none for this type", self.type)
+            _require(len(self.pattern) <= _LONGEST_PATTERN, "pattern", f"at most {_LONGEST_PATTERN} characters", "more")
+            _compile(self.pattern)
+        if self.longest is not None:
+            _require(self.type in ("text", "bytes"), "longest", "none for this type", self.type)
+            _require(self.longest >= 1, "longest", "at least 1", self.longest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What a table must look like. No field is optional.
+
+    Attributes:
+        name: for people.
+        rows: how many there may be.
+        others: ``ignore`` (other columns may be there, and are never opened) or ``refuse``.
+        columns: by name, at least one.
+    """
+
+    name: str
+    rows: RowTerms
+    others: str
+    columns: Mapping[str, ColumnTerms]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name.strip()) and len(self.name) <= 200, "contract.name", "1 to 200 characters", self.name)
+        _require(self.others in (IGNORE, REFUSE), "contract.others", f"{IGNORE} or {REFUSE}", self.others)
+        _require(1 <= len(self.columns) <= _MOST_COLUMNS, "contract.columns", "at least one", len(self.columns))
+        for name in self.columns:
+            _require(bool(name) and name.isprintable(), "contract.columns", "printable names", repr(name)[:60])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contract's canonical JSON in hexadecimal: its name in dataset manifests."""
+        return canonical.digest(canonical.encode(record.to_json(self)))
+
+    @classmethod
+    def from_document(cls, value: Any) -> Contract:
+        """Return the contract of a document that somebody wrote, in which what is not said is not checked.
+
+        Raises:
+            ConfigError: a key that is unknown, missing, of the wrong type or contradictory.
+        """
+        if not isinstance(value, dict):
+            raise ConfigError("contract", expected="a table", got=type(value).__name__)
+        document = cast("dict[str, Any]", value)
+        columns = document.get("columns")
+        if isinstance(columns, dict):
+            filled = {name: _filled(column) for name, column in cast("dict[str, Any]", columns).items()}
+            for name, column in filled.items():
+                _check_column(name, column)
+            document = {**document, "columns": filled}
+        return record.from_json(cls, document, at="contract", error=ConfigError)
+
+
+_UNSAID: dict[str, Any] = {
+    **{field.name: None for field in fields(ColumnTerms) if field.name != "type"},
+    "nullable": False,
+    "unique": False,
+}
+
+
+def _filled(column: Any) -> Any:
+    return {**_UNSAID, **cast("dict[str, Any]", column)} if isinstance(column, dict) else column
+
+
+def _check_column(name: str, column: Any) -> None:
+    """Check one column by itself, so that a mistake in it is named with it."""
+    try:
+        record.from_json(ColumnTerms, column, error=ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"contract.columns.{name}.{error.field}", expected=error.expected, got=error.got) from error
+
+
+def _compile(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError("pattern", expected="a regular expression", got=str(error)) from error
+
+
+def _require(holds: bool, field: str, expected: object, got: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise ConfigError(field, expected=expected, got=got)
