@@ -34,6 +34,7 @@ from confed.preparation.steps import (
     Select,
     Standardise,
     Step,
+    columns_read,
     one_hot_names,
 )
 
@@ -69,6 +70,9 @@ def holds(predicate: Predicate) -> pl.Expr:
 
 
 def _applied(frame: Frame, step: Step, *, at: str) -> Frame:
+    for name in columns_read(step):
+        if name not in frame.columns:
+            raise ColumnError(f"{at}: column {name}", expected="one that is there", got="none")
     try:
         return _STEPS[type(step)](frame, step, at)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):

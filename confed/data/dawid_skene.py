@@ -15,6 +15,8 @@ ABSTAINS = -1
 _TOLERANCE = 1e-7
 """The estimation has settled when no probability moves more."""
 
+_NEVER = 1e-200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -31,15 +33,18 @@ class Estimate:
     shares: NDArray[np.float64]
 
 
-def estimate(votes: NDArray[np.int64], *, classes: int, iterations: int) -> Estimate:
-    """Return the estimate of votes, shape (rows, sources): class numbers, or ``ABSTAINS``; each row has a vote.
+def counts_of(votes: NDArray[np.int64], *, classes: int) -> NDArray[np.float64]:
+    """Return votes, shape (rows, sources), of class numbers or ``ABSTAINS``, as counts (rows, sources, classes)."""
+    return (votes[:, :, None] == np.arange(classes)).astype(np.float64)
 
-    The first guess is each row's share of votes. What was never seen has probability 0, as in the source; a row whose
-    votes nothing explains keeps the class shares.
+
+def estimate(seen: NDArray[np.float64], *, iterations: int) -> Estimate:
+    """Return the estimate of votes: how often each source voted for each class, shape (rows, sources, classes).
+
+    Each row has a vote. The first guess is each row's share of votes (equation 3.1). What was never seen has next to
+    no probability (``_NEVER``; none in the source), so that a row which nothing explains has a class all the same.
     """
-    seen = votes[:, :, None] == np.arange(classes)  # (rows, sources, classes)
-    counts = seen.sum(axis=1).astype(np.float64)
-    probabilities = counts / counts.sum(axis=1, keepdims=True)
+    probabilities = majority(seen)
     errors, shares = _maximise(seen, probabilities)
     for _ in range(iterations):
         expected = _expect(seen, errors, shares)
@@ -51,30 +56,29 @@ def estimate(votes: NDArray[np.int64], *, classes: int, iterations: int) -> Esti
     return Estimate(probabilities=probabilities, errors=errors, shares=shares)
 
 
-def majority(votes: NDArray[np.int64], *, classes: int) -> NDArray[np.float64]:
+def majority(seen: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return each row's share of votes for each class, shape (rows, classes); each row has a vote."""
-    counts = (votes[:, :, None] == np.arange(classes)).sum(axis=1).astype(np.float64)
+    counts = seen.sum(axis=1)
     return counts / counts.sum(axis=1, keepdims=True)
 
 
 def _maximise(
-    seen: NDArray[np.bool_], probabilities: NDArray[np.float64]
+    seen: NDArray[np.float64], probabilities: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Equations 2.3 and 2.4: error rates and class shares of known probabilities."""
-    counts = np.einsum("ij,ikl->kjl", probabilities, seen.astype(np.float64))
+    rows, sources, classes = seen.shape
+    counts = (probabilities.T @ seen.reshape(rows, -1)).reshape(classes, sources, classes).transpose(1, 0, 2)
     totals = counts.sum(axis=2, keepdims=True)
     errors = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     return errors, probabilities.mean(axis=0)
 
 
-def _expect(seen: NDArray[np.bool_], errors: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def _expect(
+    seen: NDArray[np.float64], errors: NDArray[np.float64], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Equation 2.5: probabilities of known error rates, in logarithms so that many sources do not underflow."""
-    with np.errstate(divide="ignore"):
-        logs, prior = np.log(errors), np.log(shares)
-    terms = np.where(seen[:, :, None, :], logs[None], 0.0).sum(axis=(1, 3)) + prior  # (rows, classes)
-    best = terms.max(axis=1, keepdims=True)
-    lost = ~np.isfinite(best[:, 0])
-    best[lost] = 0.0
-    weights = np.exp(terms - best)
-    weights[lost] = shares
+    rows, _, classes = seen.shape
+    logs, prior = np.log(np.maximum(errors, _NEVER)), np.log(np.maximum(shares, _NEVER))
+    terms = seen.reshape(rows, -1) @ logs.transpose(0, 2, 1).reshape(-1, classes) + prior  # (rows, classes)
+    weights = np.exp(terms - terms.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from confed.data.cleaning import holds
-from confed.data.dawid_skene import ABSTAINS, estimate, majority
+from confed.data.dawid_skene import ABSTAINS, counts_of, estimate, majority
 from confed.errors import ColumnError, DatasetError, EmptyDatasetError
 from confed.preparation.labelling import DAWID_SKENE, DROP, ErrorTerms, LabellingFunction, LabelTerms
 
@@ -30,11 +30,11 @@ def label(frame: Frame, terms: LabelTerms) -> Frame:
     if not voted.any():
         raise EmptyDatasetError("labels", expected="rows with a vote", got="none")
     frame, votes = frame.filter(pl.Series(voted)), votes[voted]
-    count = len(terms.classes)
+    seen = counts_of(votes, classes=len(terms.classes))
     if terms.vote == DAWID_SKENE:
-        probabilities = estimate(votes, classes=count, iterations=terms.iterations).probabilities
+        probabilities = estimate(seen, iterations=terms.iterations).probabilities
     else:
-        probabilities = majority(votes, classes=count)
+        probabilities = majority(seen)
     chosen = probabilities.argmax(axis=1).astype(np.int64)
     column, confidence = terms.made[:2]
     frame = frame.with_columns(

@@ -58,7 +58,7 @@ class ColumnTerms:
 
     Attributes:
         type: one of ``TYPES``.
-        nullable: whether values may be missing (a NaN is a value, and never within bounds).
+        nullable: whether values may be missing; a NaN is missing too, and never within bounds.
         unique: whether each value may stand once.
         least, most: bounds of a number, both included; ``None`` for none.
         choices: the only values; ``None`` for any.

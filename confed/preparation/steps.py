@@ -181,7 +181,7 @@ def columns_after(step: Step, columns: AbstractSet[str], *, at: str) -> set[str]
     Raises:
         ConfigError: it names one that is not there before, or makes one that is.
     """
-    for name in _read_by(step):
+    for name in columns_read(step):
         _require(name in columns, f"{at}.column", "one that is there", name)
     if isinstance(step, Select):
         return set(step.columns)
@@ -204,7 +204,8 @@ def one_hot_names(step: OneHot) -> tuple[str, ...]:
     return tuple(f"{step.column}={category}" for category in step.categories)
 
 
-def _read_by(step: Step) -> tuple[str, ...]:
+def columns_read(step: Step) -> tuple[str, ...]:
+    """Return the columns that a step looks at."""
     if isinstance(step, Select | Cast | DropNulls | Deduplicate):
         return step.columns
     if isinstance(step, Rename):

@@ -134,6 +134,7 @@ class Land:
             name: OwnerHome.create(name, home=home, environment=self.environment, now_ms=NOW)
             for name in (OWNER, *self.sites)
         }
+        self._data: dict[str, Any] = {"data_source": "sealed", "preparation": None}
         self.files: dict[str, bytes] = {}
         self.keys: dict[str, bytes] = {}
         references = {OWNER: self._sealed(homes, OWNER, Kind.MODEL, self.model)}
@@ -145,16 +146,7 @@ class Land:
             owner.close()
 
     def _sealed(self, homes: Mapping[str, OwnerHome], name: str, kind: Kind, arrays: Arrays) -> SealedReference:
-        values: dict[str, Any] = {
-            "environment": self.environment,
-            "least_cohort": self.least,
-            "purposes": (Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE),
-            "measurements": Unchecked(unchecked="the manifest's list will do"),
-            "total_rounds": 10,
-            "discloses_to_model_owner": False,
-            "counted_identities": Unchecked(unchecked="every site counts"),
-        }
-        floors = KeyFloors(**{**values, **self.floors(name, homes)})
+        floors = self._floors_of(homes, name)
         key_id, self.keys[name] = homes[name].new_key(floors=floors)
         container_id = f"container-{name}"
         draft = Draft(
@@ -171,6 +163,18 @@ class Land:
         )
         self.files[told.digest] = sealed
         return SealedReference(container_id=container_id, digest=told.digest, key_id=key_id, size_bytes=told.size_bytes)
+
+    def _floors_of(self, homes: Mapping[str, OwnerHome], name: str) -> KeyFloors:
+        values: dict[str, Any] = {
+            "environment": self.environment,
+            "least_cohort": self.least,
+            "purposes": (Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE),
+            "measurements": Unchecked(unchecked="the manifest's list will do"),
+            "total_rounds": 10,
+            "discloses_to_model_owner": False,
+            "counted_identities": Unchecked(unchecked="every site counts"),
+        }
+        return KeyFloors(**{**values, **self.floors(name, homes)})
 
     def _manifest(self, homes: Mapping[str, OwnerHome], references: Mapping[str, SealedReference]) -> Manifest:
         policy: dict[str, Any] = {
@@ -190,8 +194,7 @@ class Land:
             rounds=self.rounds,
             seed=7,
             max_attempts=MAX_ATTEMPTS,
-            data_source="sealed",
-            preparation=None,
+            **self._data,
             model=ModelTerms(
                 owner=homes[OWNER].party,
                 start=references[OWNER],

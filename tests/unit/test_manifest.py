@@ -195,6 +195,8 @@ def test_a_selection_mixes_fewer_identities_than_its_cohort(terms, mixed):
             "sites.site-00.dataset",
         ),
         ("data where the app brings its own is refused", {"data_source": "app"}, "sites.site-00.dataset"),
+        ("tables without a preparation are refused", {"data_source": "files"}, "preparation"),
+        ("an unknown source of data is refused", {"data_source": "file"}, "data.source"),
         ("another format is refused", {"format": "confed-manifest/2"}, "format"),
         ("attempts without end are refused", {"max_attempts": 1000}, "max_attempts"),
         ("Krum over two is refused", {"strategy": strategy("Krum")}, "cohort.least"),

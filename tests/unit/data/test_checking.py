@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import datetime
+import traceback
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from tables import AGES, CANARY, CANARY_NUMBER, ages, contract_of
+
+from confed.data.checking import ContractBrokenError, check, examine
+from confed.errors import ContractError
+
+BREAKS: list[tuple[str, dict[str, Any], Any, list[tuple[str, str, int]]]] = [
+    ("a number below", {"type": "float64", "least": 1.0}, [0.5, 1.0, 0.0], [("x", "least", 2)]),
+    ("a number above", {"type": "int32", "most": 3.0}, pa.array([3, 4], pa.int32()), [("x", "most", 1)]),
+    ("a bound between whole numbers", {"type": "int64", "least": 1.5}, [1, 2], [("x", "least", 1)]),
+    ("no number", {"type": "float64", "least": 0.0}, [float("nan")], [("x", "null", 1), ("x", "number", 1)]),
+    (
+        "no number where one may miss",
+        {"type": "float64", "least": 0.0, "nullable": True},
+        [float("nan")],
+        [("x", "number", 1)],
+    ),
+    ("a missing value", {"type": "text"}, ["a", None], [("x", "null", 1)]),
+    ("one value twice", {"type": "int64", "unique": True}, [1, 1, 2], [("x", "unique", 2)]),
+    ("a value that is no choice", {"type": "text", "choices": ["a"]}, ["a", "b", "c"], [("x", "choices", 2)]),
+    ("text that starts well", {"type": "text", "pattern": "[a-z]+"}, ["abc", "abc1"], [("x", "pattern", 1)]),
+    ("long text", {"type": "text", "longest": 2}, ["ab", "äöü"], [("x", "longest", 1)]),
+    ("many bytes", {"type": "bytes", "longest": 1}, [b"ab"], [("x", "longest", 1)]),
+    ("another type", {"type": "int64"}, ["1"], [("x", "type", 1)]),
+    ("a list", {"type": "int64"}, [[1]], [("x", "type", 1)]),
+]
+
+
+@pytest.mark.parametrize(("what", "column", "values", "findings"), BREAKS, ids=[entry[0] for entry in BREAKS])
+def test_what_breaks_a_contract_is_a_column_a_check_and_a_count(what, column, values, findings):
+    found = examine(pa.table({"x": values}), contract_of({"x": column}))[1]
+    assert [(finding.column, finding.check, finding.count) for finding in found] == findings
+
+
+def test_a_table_that_keeps_its_contract_has_the_contract_s_columns_in_their_types():
+    moment = datetime.datetime(2020, 1, 1)  # noqa: DTZ001 (a contract's moments have no zone)
+    table = pa.table(
+        {
+            "when": pa.array([moment], pa.timestamp("ms")),
+            "kind": pa.array(["a"]).dictionary_encode(),
+            "extra": [1],
+        }
+    )
+    contract = contract_of({"kind": {"type": "text", "choices": ["a"]}, "when": {"type": "datetime"}})
+    assert check(table, contract).to_dicts() == [{"kind": "a", "when": moment}]
+
+
+def test_missing_columns_rows_and_others_are_found():
+    contract = contract_of(
+        {"x": {"type": "int64"}, "gone": {"type": "text"}}, rows={"least": 3, "most": 4}, others="refuse"
+    )
+    found = examine(pa.table({"x": [1], "y": [2], "z": [3]}), contract)[1]
+    assert [(finding.column, finding.check, finding.count) for finding in found] == [
+        ("", "others", 2),
+        ("", "rows", 1),
+        ("gone", "missing", 1),
+    ]
+
+
+def test_no_value_is_in_a_refusal_nor_in_what_leads_to_it():
+    contract = contract_of({"age": {"type": "float64", "most": 5.0}, "name": {"type": "text", "pattern": "[a-z]+"}})
+    with pytest.raises(ContractBrokenError) as refused:
+        check(ages(2, age=[1.0, CANARY_NUMBER], name=["x", CANARY]), contract)
+    told = "".join(traceback.format_exception(refused.value)) + repr(refused.value.findings)
+    assert CANARY not in told
+    assert str(CANARY_NUMBER)[:6] not in told
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert isinstance(error, ContractError)
+        error = error.__context__
+
+
+def test_a_refusal_s_message_has_no_findings():
+    with pytest.raises(ContractBrokenError) as refused:
+        check(ages(1, age=[500.0]), AGES)
+    assert "age" not in str(refused.value)
+    assert refused.value.code == "contract"

@@ -1,0 +1,98 @@
+"""Sites' tables in a simulation: what their made owners seal, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from confed.errors import ConfedError, ConfigError
+from confed.experiment.config import load_experiment
+from confed.experiment.owners import load_owners, seal_everything
+from confed.experiment.resolution import SealedParts, prepare
+from confed.preparation.contract import Contract
+
+TABULAR = Path(__file__).resolve().parents[3] / "experiments" / "tabular"
+GOOD = "age,name\n1,a\n"
+CONTRACT = """
+name = "ages"
+rows = { least = 1, most = 9 }
+others = "ignore"
+[columns]
+age = { type = "float64", least = 0.0, most = 120.0 }
+name = { type = "text" }
+"""
+
+
+def written(folder: Path, *changes: tuple[str, str]) -> Path:
+    shutil.copytree(TABULAR, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / "config.toml").read_text()
+    for old, new in (('shards = "data:shards"', 'files = "shards/{site}.csv"'), *changes):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "config.toml").write_text(text)
+    (folder / "contract.toml").write_text(CONTRACT)
+    (folder / "pipeline.toml").write_text('name = "none"\n')
+    (folder / "shards").mkdir()
+    for number in (1, 2, 3):
+        (folder / "shards" / f"site-0{number}.csv").write_text(GOOD)
+    return folder / "config.toml"
+
+
+def seal(config: Path, folder: Path) -> tuple[SealedParts, dict[str, Path]]:
+    prepared = prepare(load_experiment(config), config_file=config)
+    return seal_everything(prepared, load_owners(prepared, home=folder / "home"), folder=folder / "sealed")
+
+
+def test_every_owner_seals_its_own_file(tmp_path):
+    parts, files = seal(written(tmp_path / "experiment"), tmp_path)
+    assert parts.preparation is not None
+    assert sorted(parts.datasets) == sorted(parts.preparation.descriptions) == ["site-01", "site-02", "site-03"]
+    assert {reference.digest for reference in parts.datasets.values()} < set(files)
+    assert set(parts.preparation.descriptions.values()) < set(files)
+    assert isinstance(parts.preparation.contract, Contract)
+
+
+BAD = [
+    ("a broken contract", "age,name\n1,a\n500,canary-4711\n", "contract", "column age: most, 1 times"),
+    ("a column of the wrong type", "age,name\ncanary-4711,a\n", "column", "column age"),
+    ("an empty shard", "age,name\n", "empty-dataset", "at least one row"),
+    ("a missing column", "name\ncanary-4711\n", "contract", "column age: missing"),
+    ("more rows than the contract takes", "age,name\n" + "1,a\n" * 10, "contract", "the table: rows, 10 times"),
+]
+
+
+@pytest.mark.parametrize(("what", "content", "code", "named"), BAD, ids=[entry[0] for entry in BAD])
+def test_data_that_cannot_be_used_are_a_user_s_mistake(tmp_path, what, content, code, named):
+    config = written(tmp_path / "experiment")
+    (config.parent / "shards" / "site-02.csv").write_text(content)
+    with pytest.raises(ConfedError, match=named) as refused:
+        seal(config, tmp_path)
+    assert (refused.value.code, refused.value.exit_code) == (code, 2)
+    assert "site-02" in str(refused.value)
+    assert "canary" not in str(refused.value)
+    assert not list((tmp_path / "sealed").glob("site-02*"))
+
+
+TABLES = [
+    ("neither files nor shards", ('files = "shards/{site}.csv"', ""), "data.files"),
+    ("files of no site", ('files = "shards/{site}.csv"', 'files = "shards/a.csv"'), "data.files"),
+    ("no contract", ('contract = "contract.toml"', ""), "data.contract"),
+    ("no pipeline", ('pipeline = "pipeline.toml"', ""), "data.pipeline"),
+    ("a contract of arrays", ('source = "files"', 'source = "app"'), "data.files"),
+]
+
+
+@pytest.mark.parametrize(("what", "change", "named"), TABLES, ids=[entry[0] for entry in TABLES])
+def test_a_table_of_data_that_contradicts_itself_is_refused(tmp_path, what, change, named):
+    with pytest.raises(ConfigError, match=named):
+        load_experiment(written(tmp_path / "experiment", change))
+
+
+def test_a_pipeline_that_does_not_fit_the_contract_is_refused_before_anything_is_sealed(tmp_path):
+    config = written(tmp_path / "experiment")
+    (config.parent / "pipeline.toml").write_text('name = "p"\nsteps = [{ step = "drop_nulls", columns = ["ages"] }]\n')
+    with pytest.raises(ConfigError, match=r"steps\[0\].column"):
+        seal(config, tmp_path)
+    assert not list((tmp_path / "sealed").glob("site-*"))
