@@ -153,9 +153,13 @@ class EmptyDatasetError(DatasetError):
 
 
 class ContractError(DatasetError):
-    """A dataset that breaks its contract."""
+    """A dataset that breaks its contract.
+
+    ``findings`` (``confed.data.checking.Finding``) are in no message and do not travel with the error.
+    """
 
     code = "contract"
+    findings: tuple[object, ...] = ()
 
 
 class ColumnError(DatasetError):

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed.client.step import Arrays, timed
-from confed.errors import DatasetError, ManifestMismatchError, MissingPackageError, SessionError, ShapeError
+from confed.errors import (
+    ContractError,
+    DatasetError,
+    ManifestMismatchError,
+    MissingPackageError,
+    SessionError,
+    ShapeError,
+)
 from confed.journey import Kind
 from confed.manifest import Manifest, SealedReference, Site
 from confed.model.weights import unpack
@@ -98,12 +105,12 @@ class Datasets:
         return table
 
     def _tell_owner(self, site: Site, reference: SealedReference, data_key: bytes, error: DatasetError) -> None:
-        from confed.data.checking import ContractBrokenError  # noqa: PLC0415 (the extra ``data``)
+        from confed.data.checking import Finding  # noqa: PLC0415 (the extra ``data``)
         from confed.data.findings import seal_findings, topic  # noqa: PLC0415
 
-        if isinstance(error, ContractBrokenError):
+        if isinstance(error, ContractError):
             letter = seal_findings(
-                error.findings,
+                tuple(finding for finding in error.findings if isinstance(finding, Finding)),
                 dataset=reference,
                 data_key=data_key,
                 manifest=self._manifest.digest,

@@ -46,26 +46,19 @@ def check(table: pa.Table, contract: Contract) -> pl.DataFrame:
     """Return the contract's columns of a table that keeps it.
 
     Raises:
-        ContractError: it does not; ``findings_of`` says what breaks it.
+        ContractError: it does not; its ``findings`` say what breaks it.
     """
     frame, findings = examine(table, contract)
     if findings or frame is None:
-        raise ContractBrokenError.of(findings)
+        raise broken(findings)
     return frame
 
 
-class ContractBrokenError(ContractError):
-    """A contract that is broken, with the findings; its message has none of them."""
-
-    code = ContractError.code
-    findings: tuple[Finding, ...] = ()
-
-    @classmethod
-    def of(cls, findings: tuple[Finding, ...]) -> ContractBrokenError:
-        """Return the error of these findings."""
-        error = cls("dataset", expected="one that keeps its contract", got=f"{len(findings)} findings")
-        error.findings = findings
-        return error
+def broken(findings: tuple[Finding, ...]) -> ContractError:
+    """Return the refusal that carries these findings; its message has none of them."""
+    error = ContractError("dataset", expected="one that keeps its contract", got=f"{len(findings)} findings")
+    error.findings = findings
+    return error
 
 
 def examine(table: pa.Table, contract: Contract) -> tuple[pl.DataFrame | None, tuple[Finding, ...]]:

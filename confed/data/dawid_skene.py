@@ -73,9 +73,7 @@ def _maximise(
     return errors, probabilities.mean(axis=0)
 
 
-def _expect(
-    seen: NDArray[np.float64], errors: NDArray[np.float64], shares: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _expect(seen: NDArray[np.float64], errors: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Equation 2.5: probabilities of known error rates, in logarithms so that many sources do not underflow."""
     rows, _, classes = seen.shape
     logs, prior = np.log(np.maximum(errors, _NEVER)), np.log(np.maximum(shares, _NEVER))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from confed.data.checking import ROWS, ContractBrokenError, Finding, check
+from confed.data.checking import ROWS, Finding, broken, check
 from confed.data.cleaning import clean
 from confed.data.dataset import SealedDataset
 from confed.data.labels import label
@@ -16,7 +16,7 @@ def prepare(dataset: SealedDataset, terms: PreparationTerms) -> pa.Table:
     """Return the table that an app gets. Columns that the contract does not name are never opened.
 
     Raises:
-        ContractBrokenError: the dataset breaks the contract.
+        ContractError: the dataset breaks the contract.
         ColumnError, EmptyDatasetError, ClassCountError: a step or a labelling function that it does not fit.
         UnreadableDataError, TamperedError: a dataset that cannot be read.
     """
@@ -24,7 +24,7 @@ def prepare(dataset: SealedDataset, terms: PreparationTerms) -> pa.Table:
     rows = dataset.row_count
     if not contract.rows.least <= rows <= contract.rows.most:
         # Before any row is opened: who sealed too many would have this TEE run out of memory.
-        raise ContractBrokenError.of((Finding(column="", check=ROWS, count=rows),))
+        raise broken((Finding(column="", check=ROWS, count=rows),))
     there = dataset.schema.names
     wanted = there if contract.others == REFUSE else [name for name in there if name in contract.columns]
     return transform(dataset.read(wanted), terms)
@@ -34,7 +34,7 @@ def transform(table: pa.Table, terms: PreparationTerms) -> pa.Table:
     """Return what becomes of a table.
 
     Raises:
-        ContractBrokenError, ColumnError, EmptyDatasetError, ClassCountError: as ``prepare``.
+        ContractError, ColumnError, EmptyDatasetError, ClassCountError: as ``prepare``.
     """
     frame = clean(check(table, terms.contract), terms.pipeline.parsed)
     if terms.pipeline.labels is not None:
