@@ -14,21 +14,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confed.client.keeping import Keeper, Round, SealedCheckpoints
 from confed.client.result import norm_of, trained_of
 from confed.client.step import Arrays, Grants, Itself, MakerKeys, Step, timed
-from confed.errors import NormError, NotFiniteError, RoundError, SessionError, WeightError
+from confed.errors import LineageError, NormError, NotFiniteError, RoundError, SessionError, WeightError
 from confed.journey import Kind, Purpose, Use
-from confed.keybroker.committing import Committer, CommittingBrokers, Proposed, hidden, version_draft
+from confed.keybroker.client import BrokerClient
+from confed.keybroker.committing import Committer, Proposed, hidden, version_draft
 from confed.keybroker.course import Course
-from confed.keybroker.statements import Candidate, KeyName
+from confed.keybroker.statements import Candidate, CommitRecord, KeyName
 from confed.manifest import Manifest, Site
-from confed.model.weights import Layout, layout_of, pack
-from confed.sealing.sealer import seal_to_memory
-from confed.statement import sign
+from confed.model.weights import layout_of, pack
+from confed.sealing.container import Container
+from confed.sealing.sealer import Draft, seal_to_memory
+from confed.statement import sign, unverified
 from confed.wire.courier_client import CourierClient
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+STATE_FORMAT = "confed-training-state/1"
+"""What a version's state holds where a client made it: what its app carries over to the next round."""
 
 _THREADS = 2
 
@@ -56,7 +66,7 @@ class Alone:
         digest: str,
         itself: Itself,
         signing_key: Ed25519PrivateKey,
-        brokers: Mapping[bytes, CommittingBrokers],
+        brokers: Mapping[bytes, BrokerClient],
         courier: CourierClient,
     ) -> None:
         self.itself = itself
@@ -67,6 +77,16 @@ class Alone:
         self._committer = Committer(manifest, digest=digest, brokers=brokers, letters=courier)
         self._course = Course(manifest, courier, records=None)
         self._record = b""
+        owners = (manifest.model.owner, *(site.owner for site in manifest.sites))
+        self._keeper = Keeper(
+            manifest,
+            digest=digest,
+            instance=itself.instance,
+            signing_key=signing_key,
+            brokers=[(owner.broker, brokers[owner.broker]) for owner in owners if owner.broker in brokers],
+            courier=courier,
+        )
+        self._kept: tuple[Step, SealedCheckpoints] | None = None
 
     def begin(self, *, version: int, purpose: Purpose, round_number: int) -> None:
         """Take up the run at a version, and refuse a round to train that may not come any more, or not yet (rule 1).
@@ -80,16 +100,52 @@ class Alone:
         if purpose is Purpose.TRAIN:
             self._course.require_next(round_number)
 
-    def asked(self, *, version: int, attempt: int) -> tuple[KeyName, ...]:
-        """Return the keys that an attempt at the version after ``version`` seals with (rule 2)."""
-        start = self._manifest.model.start
-        return (KeyName(key_id=start.key_id, use=Use.VERSION, container="", version=version + 1, attempt=attempt),)
+    def asked(self, *, version: int, attempt: int, base_record: bytes) -> tuple[KeyName, ...]:
+        """Return the keys that an attempt at the version after ``version`` seals with (rule 2).
+
+        That of the state which the base carries comes last, where its record says that it carries one.
+        """
+        key_id = self._manifest.model.start.key_id
+        wanted = [(Use.VERSION, version + 1, attempt), (Use.STATE, version + 1, attempt)]
+        wanted.append((Use.CHECKPOINT, version + 1, 0))
+        base = _candidate_of(base_record)
+        if base is not None and base.state:
+            wanted.append((Use.STATE, version, base.attempt))
+        return tuple(
+            KeyName(key_id=key_id, use=use, container="", version=number, attempt=at) for use, number, at in wanted
+        )
 
     @staticmethod
     def keys_of(opened: Sequence[bytes]) -> MakerKeys:
         """Return what ``asked`` was answered with."""
-        (version,) = opened
-        return MakerKeys(version=version)
+        version, state, checkpoint, *base_state = opened
+        return MakerKeys(
+            version=version, state=state, checkpoint=checkpoint, base_state=base_state[0] if base_state else None
+        )
+
+    def checkpoints(self, step: Step, context: Context) -> SealedCheckpoints:
+        """Return the checkpoints of a training step: the same object for the same step.
+
+        Raises:
+            SessionError: a step that makes no version.
+        """
+        known = self._kept
+        if known is not None and known[0] is step:
+            return known[1]
+        if known is not None:
+            known[1].abandon()
+        if step.keys is None:
+            raise SessionError("checkpoints", expected="a step that trains", got=step.purpose)
+        of = Round(
+            number=step.round_number,
+            attempt=step.attempt,
+            base=step.base,
+            key=step.keys.checkpoint,
+            carried=lambda: self._carried(step),
+        )
+        made = SealedCheckpoints(self._keeper, of, context)
+        self._kept = (step, made)
+        return made
 
     def finish(
         self,
@@ -112,19 +168,23 @@ class Alone:
         """
         self._require_numbers(weight, metrics)
         with timed(seconds, "seal"):
-            made = _Made(digest=step.base, data=memoryview(b"")) if arrays is None else self._sealed(step, arrays)
-            proposed = self._proposed(site, step, grants, made=made, metrics=metrics)
+            state, made = None, None
+            if arrays is not None:
+                state = self._sealed_state(step)
+                made = self._sealed(step, arrays, state="" if state is None else state.digest)
+            proposed = self._proposed(site, step, grants, made=made, state=state, metrics=metrics)
         with timed(seconds, "commit"):
             countersignatures = self._committer.countersigned(proposed)
         with timed(seconds, "send"):
-            if arrays is not None:
-                self._courier.put(made.data, digest=made.digest)
+            for each in (state, made):
+                if each is not None:
+                    self._courier.put(each.data, digest=each.digest)
         with timed(seconds, "commit"):
             record = self._committer.committed(proposed, countersignatures)
         self._course.history.add(record)
         if arrays is not None:
             self._record = record.to_bytes()
-        return made.digest
+        return step.base if made is None else made.digest
 
     def close_run(self, version: int) -> None:
         """Have the run closed in the version in which it ended; the documents are posted.
@@ -152,7 +212,33 @@ class Alone:
         if not 0 < weight <= self._manifest.update.weight_cap:
             raise WeightError("weight", expected=f"up to {self._manifest.update.weight_cap}", got="another")
 
-    def _sealed(self, step: Step, given: Arrays) -> _Made:
+    def _carried(self, step: Step) -> memoryview | None:
+        """Return the opened state that the base carries, or nothing."""
+        base = _candidate_of(step.record)
+        if base is None or not base.state or step.keys is None or step.keys.base_state is None:
+            return None
+        container = Container.parse(self._courier.get(base.state))
+        # Its digest is a countersigned commit's, so its signer is that version's maker.
+        if container.header.kind is not Kind.STRATEGY_STATE or container.header.detail.get("format") != STATE_FORMAT:
+            raise LineageError("state of the base", expected=STATE_FORMAT, got="another")
+        return container.unlock(step.keys.base_state).read_all(_THREADS)
+
+    def _sealed_state(self, step: Step) -> _Made | None:
+        """End the step's checkpoints, and seal what it carries over under the state's key."""
+        known, self._kept = self._kept, None
+        if known is None or known[0] is not step or step.keys is None:
+            return None
+        known[1].end()
+        if known[1].carried is None:
+            return None
+        draft = self._draft(Kind.STRATEGY_STATE, step, {"format": STATE_FORMAT})
+        parts = known[1].carried.parts
+        data, sealed = seal_to_memory(
+            parts, draft, data_key=step.keys.state, signing_key=self._signing, threads=_THREADS
+        )
+        return _Made(digest=sealed.digest, data=data)
+
+    def _sealed(self, step: Step, given: Arrays, *, state: str) -> _Made:
         """Seal the next version under its key (rule 3)."""
         if step.keys is None:
             raise SessionError("version key", expected="one for this attempt", got="none")
@@ -165,26 +251,32 @@ class Alone:
             raise NormError("norm of the difference from the base", expected=f"up to {bound:g}", got="more")
         layout = layout_of(step.arrays)
         parts = pack(trained.whole_of(taken, given, step.arrays), like=layout)
-        draft = version_draft(
-            self._manifest,
-            digest=self._digest,
-            kind=Kind.MODEL,
-            version=step.round_number,
-            attempt=step.attempt,
-            base=step.base,
-            detail=self._detail(layout),
-        )
+        draft = self._draft(Kind.MODEL, step, {"layout": layout.digest, "state": state, "cohort": 1})
         data, sealed = seal_to_memory(
             parts, draft, data_key=step.keys.version, signing_key=self._signing, threads=_THREADS
         )
         return _Made(digest=sealed.digest, data=data)
 
-    @staticmethod
-    def _detail(layout: Layout) -> dict[str, str | int]:
-        return {"layout": layout.digest, "state": "", "cohort": 1}
+    def _draft(self, kind: Kind, step: Step, detail: Mapping[str, str | int]) -> Draft:
+        return version_draft(
+            self._manifest,
+            digest=self._digest,
+            kind=kind,
+            version=step.round_number,
+            attempt=step.attempt,
+            base=step.base,
+            detail=detail,
+        )
 
     def _proposed(
-        self, site: Site, step: Step, grants: Grants, *, made: _Made, metrics: Mapping[str, float]
+        self,
+        site: Site,
+        step: Step,
+        grants: Grants,
+        *,
+        made: _Made | None,
+        state: _Made | None,
+        metrics: Mapping[str, float],
     ) -> Proposed:
         terms = self._manifest.metrics
         clear = hidden({name: round(metrics[name], terms.decimals) for name in terms.clear if name in metrics})
@@ -196,8 +288,8 @@ class Alone:
             purpose=step.purpose,
             base=step.base,
             version=step.round_number,
-            digest=made.digest,
-            state="",
+            digest=step.base if made is None else made.digest,
+            state="" if state is None else state.digest,
             instance=self.itself.instance,
             cohort=(site.owner.identity,),
             tickets=(grants.ticket.digest,),
@@ -211,3 +303,8 @@ class Alone:
             base_record=step.record,
             metrics=clear,
         )
+
+
+def _candidate_of(record: bytes) -> Candidate | None:
+    """Return what a commit record that the session has verified is of; nothing for the start."""
+    return unverified(CommitRecord.from_bytes(record).candidate, Candidate) if record else None

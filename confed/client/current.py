@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confed.client.step import Arrays
+from confed.client.keeping import Checkpoints, MemoryCheckpoints
+from confed.client.step import Arrays, Step
+from confed.client.tree import Tree
 from confed.errors import SessionError
 from confed.manifest import Site
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _session: ClientSession | None = None
 _site: ContextVar[Site | None] = ContextVar("confed_site", default=None)
+_step: ContextVar[Step | None] = ContextVar("confed_step", default=None)
+_in_memory: dict[str, dict[str, Tree]] = {}
 
 
 def install(session: ClientSession) -> None:
@@ -43,13 +47,14 @@ def installed() -> ClientSession | None:
 
 
 @contextmanager
-def acting_for(site: Site) -> Generator[None]:
-    """Let ``site_data`` answer for ``site`` inside the block."""
-    token = _site.set(site)
+def acting_for(site: Site, step: Step) -> Generator[None]:
+    """Let ``site_data`` and ``checkpoints`` answer for a site and its step inside the block."""
+    tokens = _site.set(site), _step.set(step)
     try:
         yield
     finally:
-        _site.reset(token)
+        _site.reset(tokens[0])
+        _step.reset(tokens[1])
 
 
 def site_data(context: Context) -> Arrays:
@@ -79,6 +84,23 @@ def _acting(what: str) -> tuple[ClientSession, Site]:
     if _session is None or site is None:
         raise SessionError(what, expected="a call inside a confidential train or evaluate", got="none")
     return _session, site
+
+
+def checkpoints(context: Context) -> Checkpoints:
+    """Return where a training loop keeps its state, for this round and for the next; see ``confed.client.keeping``.
+
+    How often is for the experiment's settings: ``checkpoint-every-steps``, ``checkpoint-every-s``. Where one TEE trains
+    they are kept sealed and survive it; anywhere else they are in the process's memory.
+
+    Raises:
+        SessionError: called to evaluate, which keeps nothing.
+    """
+    step, site = _step.get(), _site.get()
+    if _session is None or step is None or site is None:
+        return MemoryCheckpoints(context, _in_memory.setdefault(f"{context.run_id}/{context.node_id}", {}))
+    if _session.alone is None:
+        return MemoryCheckpoints(context, _in_memory.setdefault(site.owner.name, {}))
+    return _session.alone.checkpoints(step, context)
 
 
 def seed_everything(seed: int) -> None:

@@ -75,7 +75,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     inner_context = _for_the_app(session, step, site, message, context)
     started = time.perf_counter()
     seed_everything(session.manifest.client_seed(site=site.owner.name, round_number=round_number))
-    with acting_for(site):
+    with acting_for(site, step):
         reply = call_next(message, inner_context)
     seconds["train"] += time.perf_counter() - started
     if reply.has_error() or reply.content is not message.content:

@@ -177,7 +177,7 @@ class ClientSession:
         makes = self.alone if purpose is Purpose.TRAIN else None
         if makes is not None:
             broker, identity, names = asks[0]
-            asks[0] = (broker, identity, (*names, *makes.asked(version=version, attempt=attempt)))
+            asks[0] = (broker, identity, (*names, *makes.asked(version=version, attempt=attempt, base_record=record)))
         terms = _Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
         replies = self._release(asks, terms, seconds)
         model_key = replies[0]

@@ -34,9 +34,15 @@ class Itself:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakerKeys:
-    """The keys that the maker of a version seals it with."""
+    """The keys that the maker of a version seals it with, its state, and checkpoints on the way there.
+
+    ``base_state`` opens the state that the base carries, where it carries one.
+    """
 
     version: bytes = field(repr=False)
+    state: bytes = field(repr=False)
+    checkpoint: bytes = field(repr=False)
+    base_state: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

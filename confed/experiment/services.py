@@ -237,9 +237,14 @@ def _start_courier(services: Services, files: Mapping[str, Path], *, apart: bool
 
 
 def _shares(services: Services) -> Callers:
-    """Return who may call the courier: each site may hold what its attempts at a round and an evaluation come to."""
+    """Return who may call the courier: each site may hold what its attempts at a round and an evaluation come to.
+
+    The one TEE of a run without an aggregator keeps versions and checkpoints there, as much as there is room for.
+    """
     manifest = services.manifest
     site_bytes = (manifest.max_attempts + 1) * 2 * manifest.model.start.size_bytes + _SITE_LETTERS_BYTES
+    if not manifest.scenario.combines:
+        site_bytes = _STORE_BYTES
     shares = {AGGREGATOR: _STORE_BYTES, GOVERNOR: 0}
     return Callers(
         callers=tuple(

@@ -5,6 +5,8 @@ When a commit record of a round is posted that holds (signatures, countersignatu
 - sealed updates for that round and every earlier one, whoever made them, those of abandoned attempts included;
 - sealed evaluations of that version (after its evaluation) and of earlier ones;
 - strategy states of earlier versions, and versions of that round that are not the one committed;
+- checkpoints on the way to that version and to earlier ones; and, when a broker's signed word about the newest
+  checkpoint of a round is posted, those of the round before it;
 - versions before the last ``keep_versions``, where the operator says so: records need them all unless they are
   collected elsewhere;
 - the letters that tickets and credentials of those rounds were shown in: commit records hold what counted.
@@ -24,16 +26,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from confed import canonical
 from confed.errors import ConfedError
 from confed.governor.letter_box import LetterBox
 from confed.governor.object_store import ObjectStore
 from confed.journey import Kind, Purpose
 from confed.keybroker.folded import FoldedBatch, FoldedBatches, topic_of
 from confed.keybroker.lineage import Lineage
-from confed.keybroker.statements import CommitRecord
+from confed.keybroker.statements import CommitRecord, NewestCheckpoint
+from confed.keybroker.topics import checkpoint_topic, commit_topic
 from confed.manifest import Manifest
 from confed.model.bundle import FRONT_BYTES, results_offset
 from confed.sealing.header import FRAME_BYTES, Header, header_length
+from confed.statement import Signed, verify
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ class _Belonging:
 
     kind: Kind
     round: int
+    counter: int = 0
 
 
 class Expiry:
@@ -60,27 +66,32 @@ class Expiry:
     def __init__(self, terms: Terms, objects: ObjectStore, letters: LetterBox) -> None:
         self._manifest, self._keep = terms.manifest, terms.keep_versions
         self._digest = terms.manifest.digest
+        self._owner = terms.manifest.model.owner.broker
         self._lineage = Lineage(terms.manifest)
         self._objects, self._letters = objects, letters
+        rounds = self._manifest.rounds + 1
         self._topics = {
-            f"{self._manifest.run}/commit/{purpose}/{number}": (purpose, number)
+            commit_topic(self._manifest.run, purpose, number): (purpose, number)
             for purpose in (Purpose.TRAIN, Purpose.EVALUATE)
-            for number in range(1, self._manifest.rounds + 1)
+            for number in range(1, rounds)
         }
         self._folded = FoldedBatches(terms.manifest, letters.collect)
         self._folded_topics = f"{self._manifest.run}/folded/"
+        self._checkpoints = frozenset(checkpoint_topic(self._manifest.run, number) for number in range(1, rounds))
         self._known: dict[str, _Belonging | None] = {}
         self._over: dict[Purpose, int] = {}
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="confed-expiry")
 
     def notice(self, topic: str, body: bytes) -> None:
-        """Look at a letter that was posted, later and elsewhere, if it may be a commit record of the run."""
+        """Look at a letter that was posted, later and elsewhere, if it may set off a rule of this module."""
         if topic in self._topics:
             self._worker.submit(self._look_at, topic, body)
         elif topic.startswith(self._folded_topics):
             # The next batch needs the room: whoever posts this waits for it.
             self._worker.submit(self._look_at_folded, body).result()
+        elif topic in self._checkpoints:
+            self._worker.submit(self._look_at_checkpoint, body)
 
     def catch_up(self) -> None:
         """Do what an earlier process may have left undone."""
@@ -131,6 +142,29 @@ class Expiry:
         attempts = range(self._manifest.max_attempts)
         return [topic_of(self._manifest.run, round_number=number, attempt=attempt) for attempt in attempts]
 
+    def _look_at_checkpoint(self, body: bytes) -> None:
+        try:
+            newest = verify(Signed.from_json(canonical.decode(body)), NewestCheckpoint, signer=self._owner)
+        except ConfedError as error:
+            _logger.warning("a letter about a checkpoint does not hold: %s", error.code)
+            return
+        if newest.manifest != self._digest:
+            return
+        try:
+            self._remove_checkpoints(newest)
+        except OSError as error:
+            _logger.warning("what is over could not be removed: %s", error.strerror)
+
+    def _remove_checkpoints(self, newest: NewestCheckpoint) -> None:
+        with self._lock:
+            for digest, path in list(self._objects.stored()):
+                belonging = self._belonging(digest, path)
+                if belonging is None or belonging.kind is not Kind.CHECKPOINT or belonging.round != newest.round:
+                    continue
+                if belonging.counter < newest.counter and digest != newest.digest:
+                    self._objects.remove(digest)
+                    del self._known[digest]
+
     def _remove(self, purpose: Purpose, number: int, *, committed: str) -> None:
         with self._lock:
             for digest, path in list(self._objects.stored()):
@@ -138,6 +172,8 @@ class Expiry:
                 if belonging is not None and self._is_over(belonging, digest, purpose, number, committed=committed):
                     self._objects.remove(digest)
                     del self._known[digest]
+            if purpose is Purpose.TRAIN:
+                self._letters.remove([checkpoint_topic(self._manifest.run, number)])
             for ended, last in self._ended(purpose, number):
                 first = self._over.get(ended, 0) + 1
                 self._letters.remove(topic for each in range(first, last + 1) for topic in self._shown(ended, each))
@@ -150,6 +186,8 @@ class Expiry:
                 return trains and about <= number
             case Kind.METRICS:
                 return about < number or (not trains and about == number)
+            case Kind.CHECKPOINT:
+                return trains and about <= number
             case Kind.STRATEGY_STATE:
                 return trains and about < number
             case Kind.MODEL:
@@ -189,4 +227,7 @@ class Expiry:
         if header.manifest != self._digest:
             return None
         number = header.detail.get("round") if header.kind in (Kind.UPDATE, Kind.METRICS) else header.version
-        return _Belonging(kind=header.kind, round=number) if isinstance(number, int) else None
+        counter = header.detail.get("counter") if header.kind is Kind.CHECKPOINT else 0
+        if not isinstance(number, int) or not isinstance(counter, int):
+            return None
+        return _Belonging(kind=header.kind, round=number, counter=counter)

@@ -12,6 +12,7 @@ from confed.errors import EnclaveLostError, RoundError, error_for
 from confed.governor.enclave_client import ClosedRound, OpenedRound
 from confed.governor.taking_up import Letters, published
 from confed.journey import Purpose, base_version
+from confed.keybroker.topics import closing_topic
 from confed.manifest import Manifest
 
 _LOST = frozenset({"client-died", "no-answer"})
@@ -94,7 +95,7 @@ class LoneTee:
             ConfedError: the TEE or a broker refused, of the class that its code names.
         """
         code = self._ask({"ask": "close", "version": self._version})
-        documents = self._letters.collect(f"{self._manifest.run}/closing")
+        documents = self._letters.collect(closing_topic(self._manifest.run))
         if not documents:
             raise error_for(code, "the training TEE") if code else RoundError("closing", expected="one", got="none")
         return documents[-1]

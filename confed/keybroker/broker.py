@@ -4,8 +4,8 @@ Every call is one transaction:
 
 1. who is addressed, and under which manifest: only one that this owner approved;
 2. what happens whatever the verdict: a nonce is burnt;
-3. the rules (``release``, ``tickets``, ``succession``, ``closing``, ``heads``); what a refused decision wrote is
-   undone, and the refusal goes into the ledger;
+3. the rules (``release``, ``tickets``, ``checkpoints``, ``succession``, ``closing``, ``heads``); what a refused
+   decision wrote is undone, and the refusal goes into the ledger;
 4. the ledger entry, the stored answer, the commit to disk; only then is anything answered.
 
 The same request again gets the stored bytes. Threads may share a broker; so may processes share a store.
@@ -32,6 +32,7 @@ from confed.errors import (
     RequestReplayError,
     SizeError,
 )
+from confed.keybroker.checkpoints import checkpoint as note_checkpoint
 from confed.keybroker.closing import close as close_run
 from confed.keybroker.decision import Decision, Terms
 from confed.keybroker.documents import approved_manifest
@@ -42,7 +43,7 @@ from confed.keybroker.lineage import parsed
 from confed.keybroker.release import release
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence
-from confed.keybroker.statements import Candidate, Challenge, Head, ReleaseRequest, TicketRequest
+from confed.keybroker.statements import Candidate, Challenge, CheckpointNote, Head, ReleaseRequest, TicketRequest
 from confed.keybroker.store import Store, Transaction
 from confed.keybroker.succession import commit, countersign
 from confed.keybroker.tickets import ticket as issue_ticket
@@ -225,6 +226,22 @@ class Broker:
             )
 
         return self._decide("commit", asked.manifest, candidate.digest, decide)
+
+    def checkpoint(self, note: Signed) -> Signed:
+        """Note a training TEE's newest checkpoint, or say which is the newest; see ``checkpoints``.
+
+        Raises:
+            ConfedError: the class of the rule that refuses.
+        """
+        asked = unverified(note, CheckpointNote)
+        self._require_addressed(asked.broker)
+        _require_request_id(asked.request_id)
+
+        def decide(decision: Decision) -> Signed:
+            _require_run(decision, asked.run)
+            return note_checkpoint(decision, asked, note)
+
+        return self._decide("checkpoint", asked.manifest, note.digest, decide)
 
     def observe(self, run: str, *, nonce: bytes, record: bytes = b"") -> Signed:
         """Return the signed ``Head`` of a run under the asker's nonce, after witnessing a commit record if given.

@@ -20,6 +20,7 @@ from confed.keybroker.statements import (
     AggregatorCredential,
     Candidate,
     Challenge,
+    CheckpointNote,
     ClientCredential,
     Closing,
     ClosingCountersignature,
@@ -27,6 +28,7 @@ from confed.keybroker.statements import (
     Countersignature,
     Grant,
     Head,
+    NewestCheckpoint,
     ReleaseRequest,
     Ticket,
     TicketRequest,
@@ -172,6 +174,28 @@ class BrokerClient:
             )
             _expect("ticket", [getattr(asked, name) for name in names], [getattr(ticket, name) for name in names])
             _expect("ticket key", requests[at].signer, ticket.signing_public)
+            return signed
+
+        return _outcomes(replies, read)
+
+    def checkpoint(self, notes: Sequence[Signed]) -> list[Signed | ConfedError]:
+        """Return each broker's verified ``NewestCheckpoint`` in answer to a signed ``CheckpointNote``.
+
+        Raises:
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.CheckpointBatch(items=[pb.CheckpointBatch.Item(note=pack(note)) for note in notes])
+        replies = self._items(self._stub.Checkpoint, batch, len(notes))
+
+        def read(at: int) -> Signed:
+            asked = unverified(notes[at], CheckpointNote)
+            signed = unpack(replies[at].newest)
+            newest = verify(signed, NewestCheckpoint, signer=asked.broker)
+            _expect(
+                "checkpoint",
+                (asked.broker, asked.manifest, asked.run, asked.round, notes[at].digest),
+                (newest.broker, newest.manifest, newest.run, newest.round, newest.note),
+            )
             return signed
 
         return _outcomes(replies, read)

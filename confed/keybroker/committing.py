@@ -18,9 +18,10 @@ from typing import Any, Protocol, TypeVar
 
 from confed import canonical
 from confed.errors import ConfedError, QuorumError
-from confed.journey import Kind, Purpose
+from confed.journey import Kind
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, ClearMetrics, Closing, CommitRecord
+from confed.keybroker.topics import closing_topic, commit_topic
 from confed.manifest import Manifest
 from confed.sealing.recipients import RecipientEntry
 from confed.sealing.sealer import Draft
@@ -182,7 +183,7 @@ class Committer:
         documents = canonical.encode(
             {"closing": closing.to_json(), "countersignatures": [signed.to_json() for signed in agreed]}
         )
-        self._letters.post(f"{self._manifest.run}/closing", documents)
+        self._letters.post(closing_topic(self._manifest.run), documents)
         return documents
 
 
@@ -243,11 +244,6 @@ def version_draft(
         detail={"run": manifest.run, "version": version, "attempt": attempt, **detail},
         recipients=(RecipientEntry.owner_key(model.start.key_id),),
     )
-
-
-def commit_topic(run: str, purpose: Purpose, round_number: int) -> str:
-    """Return where a round's commit record is posted."""
-    return f"{run}/commit/{purpose}/{round_number}"
 
 
 def _quorum(what: str, answers: Mapping[bytes, Signed | ConfedError], least: int) -> tuple[Signed, ...]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from confed.errors import ConfedError, LineageError, PrivacyBudgetError, RoundError, RunEndedError, UnreachableError
 from confed.journey import Purpose
-from confed.keybroker.committing import Letters, commit_topic
+from confed.keybroker.committing import Letters
 from confed.keybroker.history import History
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord
+from confed.keybroker.topics import commit_topic
 from confed.stopping import PRIVACY
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ EVENTS = frozenset(
         "countersigned",
         "committed",
         "witnessed",
+        "checkpointed",
         "closing",
         "closing-countersigned",
     }

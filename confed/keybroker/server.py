@@ -74,6 +74,17 @@ class BrokerService(KeyBrokerServicer):
 
         return pb.TicketReplies(items=self._each(request.items, ticket, item))
 
+    def Checkpoint(self, request: pb.CheckpointBatch, context: grpc.ServicerContext) -> pb.CheckpointReplies:
+        """The newest checkpoint, for each note."""
+        _require_bounded(context, len(request.items))
+        item = pb.CheckpointReplies.Item
+
+        def checkpoint(asked: pb.CheckpointBatch.Item) -> pb.CheckpointReplies.Item:
+            signed = unpack(asked.note)
+            return item(newest=pack(self._broker(_addressee(signed)).checkpoint(signed)))
+
+        return pb.CheckpointReplies(items=self._each(request.items, checkpoint, item))
+
     def Countersign(self, request: pb.CountersignBatch, context: grpc.ServicerContext) -> pb.CountersignReplies:
         """A countersignature of one candidate by each broker."""
         _require_bounded(context, len(request.brokers))

@@ -13,6 +13,8 @@ The order in which they are made in one round:
 8. ``Commit``            model owner's broker: with a majority of countersignatures, this is the version.
 9. ``Closing``           model owner's broker, then ``ClosingCountersignature`` of the others: the run ended here.
 
+Where one TEE trains: ``CheckpointNote`` (this is my newest checkpoint), answered by a broker's ``NewestCheckpoint``.
+
 Times are Unix milliseconds. Digests are SHA-256 in hexadecimal; a statement's digest is that of its payload.
 """
 
@@ -311,6 +313,41 @@ class LedgerEntry:
     time: int
     event: str
     body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointNote:
+    """The TEE that makes a round's version notes its newest checkpoint, or asks for the newest (counter 0, no digest).
+
+    ``counter`` counts the checkpoints of a round from 1 on, whatever the attempt; ``digest`` is the file's.
+    """
+
+    TYPE: ClassVar[str] = "confed/v1/checkpoint-note"
+    request_id: bytes
+    broker: bytes
+    manifest: str
+    run: str
+    instance: str
+    round: int
+    attempt: int
+    base: str
+    counter: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestCheckpoint:
+    """A broker's answer to one ``CheckpointNote``, by its digest: the newest of the round (counter 0: none)."""
+
+    TYPE: ClassVar[str] = "confed/v1/newest-checkpoint"
+    broker: bytes
+    manifest: str
+    run: str
+    round: int
+    note: str
+    counter: int
+    digest: str
+    time: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 from confed.errors import LedgerError, MissingFileError
 
 _BUSY_MS = 10_000
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = """
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
     payload BLOB NOT NULL, signature BLOB NOT NULL);
@@ -54,7 +54,12 @@ CREATE TABLE endorsed (manifest TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY
 """
 # Version 3: what a version's release has spent of the privacy budget, as its candidate says; nothing without privacy.
 _PRIVACY = "ALTER TABLE versions ADD COLUMN privacy TEXT NOT NULL DEFAULT '';"
-_STEPS = {1: _ENDORSED + _PRIVACY, 2: _PRIVACY}
+# Version 4: the newest checkpoint of a round that one TEE trains.
+_CHECKPOINTS = """
+CREATE TABLE checkpoints (manifest TEXT NOT NULL, round INTEGER NOT NULL, counter INTEGER NOT NULL,
+    digest TEXT NOT NULL, PRIMARY KEY (manifest, round)) WITHOUT ROWID;
+"""
+_STEPS = {1: _ENDORSED + _PRIVACY + _CHECKPOINTS, 2: _PRIVACY + _CHECKPOINTS, 3: _CHECKPOINTS}
 """What brings the store of an earlier version to this one."""
 
 

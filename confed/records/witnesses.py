@@ -10,7 +10,9 @@ For each owner's broker, entry by entry:
 4. countersigned: one successor for each attempt, none for an attempt older than one ticketed or countersigned before,
    by an aggregator that it credentialed; a repeated round's cohort is the same or differs by at least ``cohort.least``;
 5. witnessed and committed: the versions of the commit records and no others;
-6. nothing after the owner agreed that the run ended.
+6. checkpointed, where one TEE trains: by an instance that attested to this broker, from the committed base, and each
+   newer than the one before, in no earlier attempt;
+7. nothing after the owner agreed that the run ended.
 
 And for each commit record: its tickets, countersignatures and commit are in the ledgers of those who signed them, its
 aggregator attested to every one of them with the key that signed the candidate, and each ticket's client to its own
@@ -34,6 +36,7 @@ from confed.errors import (
     LedgerError,
     LineageError,
     PurposeError,
+    RollbackError,
     TicketError,
 )
 from confed.journey import STEPS, Purpose, Role, Step, Use, base_version
@@ -106,7 +109,7 @@ class Chain:
 def read_books(
     witnesses: Iterable[Witness], *, lineage: Lineage, chain: Chain, directory: RunDirectory, registry: Registry
 ) -> dict[bytes, Book]:
-    """Check each owner's ledger by itself (1 to 6) and return what it holds, by broker key.
+    """Check each owner's ledger by itself (1 to 7) and return what it holds, by broker key.
 
     Raises:
         RefusedError: the class of the first rule that an entry breaks; its message names owner and entry.
@@ -132,11 +135,12 @@ class _Reader:
         self._manifest = lineage.manifest
         self._chain = chain
         self._newest: dict[tuple[Purpose, int], int] = {}
+        self._checkpoints: dict[int, tuple[int, int]] = {}
         self._ended = False
 
     def read(self, entry: Entry) -> None:
         if self._ended and entry.event not in ("refused", "closing", "closing-countersigned"):
-            # 6.
+            # 7.
             raise LedgerError("entry", expected="nothing after the closing", got=entry.event)
         rules = {
             "endorsed": self._book.instances.endorsed,
@@ -147,6 +151,7 @@ class _Reader:
             "countersigned": self._countersigned,
             "committed": self._committed,
             "witnessed": self._witnessed,
+            "checkpointed": self._checkpointed,
         }
         rule = rules.get(entry.event)
         if rule is not None:
@@ -232,6 +237,19 @@ class _Reader:
         known = self._chain.digests[version] if 0 < version < len(self._chain.digests) else None
         if text(entry, "digest") != known:
             raise ForkError(f"version {version}", expected=str(known)[:16], got=text(entry, "digest")[:16])
+
+    def _checkpointed(self, entry: Entry) -> None:
+        # 6.
+        step, counter = self._attempt(entry), number(entry, "counter")
+        if text(entry, "base") != self._chain.base(purpose=step[0], round_number=step[1]):
+            raise LineageError("base", expected="the committed version", got=text(entry, "base")[:16])
+        attested = self._book.instances.of(text(entry, "instance"), role=Role.CLIENT, before=entry.sequence)
+        if self._manifest.scenario.combines or attested is None:
+            raise InstanceError("checkpoint", expected="of a TEE that attested here", got=text(entry, "instance")[:16])
+        before = self._checkpoints.get(step[1], (-1, 0))
+        if step[2] < before[0] or counter <= before[1]:
+            raise RollbackError("checkpoint", expected=f"one after {before[1]}", got=counter)
+        self._checkpoints[step[1]] = (step[2], counter)
 
     def _require_own(self, entry: Entry) -> None:
         if not self._book.witness.is_site or text(entry, "identity") != self._book.witness.party.identity.hex():

@@ -217,6 +217,30 @@ class CloseReply(_message.Message):
     items: _containers.RepeatedCompositeFieldContainer[CloseReply.Item]
     def __init__(self, items: _Optional[_Iterable[_Union[CloseReply.Item, _Mapping]]] = ...) -> None: ...
 
+class CheckpointBatch(_message.Message):
+    __slots__ = ("items",)
+    class Item(_message.Message):
+        __slots__ = ("note",)
+        NOTE_FIELD_NUMBER: _ClassVar[int]
+        note: Signed
+        def __init__(self, note: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[CheckpointBatch.Item]
+    def __init__(self, items: _Optional[_Iterable[_Union[CheckpointBatch.Item, _Mapping]]] = ...) -> None: ...
+
+class CheckpointReplies(_message.Message):
+    __slots__ = ("items",)
+    class Item(_message.Message):
+        __slots__ = ("newest", "refusal")
+        NEWEST_FIELD_NUMBER: _ClassVar[int]
+        REFUSAL_FIELD_NUMBER: _ClassVar[int]
+        newest: Signed
+        refusal: Refusal
+        def __init__(self, newest: _Optional[_Union[Signed, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[CheckpointReplies.Item]
+    def __init__(self, items: _Optional[_Iterable[_Union[CheckpointReplies.Item, _Mapping]]] = ...) -> None: ...
+
 class RecordsCall(_message.Message):
     __slots__ = ("broker", "first")
     BROKER_FIELD_NUMBER: _ClassVar[int]

@@ -69,6 +69,11 @@ class KeyBrokerStub:
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseCall.SerializeToString,
                 response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseReply.FromString,
                 _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/confed.wire.v1.KeyBroker/Checkpoint',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointBatch.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointReplies.FromString,
+                _registered_method=True)
         self.Records = channel.unary_stream(
                 '/confed.wire.v1.KeyBroker/Records',
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.RecordsCall.SerializeToString,
@@ -121,6 +126,12 @@ class KeyBrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Records(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -164,6 +175,11 @@ def add_KeyBrokerServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseCall.FromString,
                     response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CloseReply.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointBatch.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointReplies.SerializeToString,
             ),
             'Records': grpc.unary_stream_rpc_method_handler(
                     servicer.Records,
@@ -360,6 +376,33 @@ class KeyBroker:
             '/confed.wire.v1.KeyBroker/Close',
             confed_dot_wire_dot_v1_dot_confed__pb2.CloseCall.SerializeToString,
             confed_dot_wire_dot_v1_dot_confed__pb2.CloseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.KeyBroker/Checkpoint',
+            confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointBatch.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.CheckpointReplies.FromString,
             options,
             channel_credentials,
             insecure,
