@@ -41,6 +41,7 @@ from confed.keybroker.committing import Letters
 from confed.keybroker.course import Course
 from confed.keybroker.lineage import require_counted
 from confed.keybroker.statements import Candidate, CommitRecord, Ticket
+from confed.memory import KeptRoom
 from confed.model.bundle import MOST_BYTES, Enclosed, unbundle
 from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
@@ -147,6 +148,7 @@ class Run:
         self._releaser = Releaser(enclave, courier, folder=folder, threads=threads)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
         self._lock = threading.RLock()
+        self._room = KeptRoom(blocks=2)  # a base and its successor, which change places
         self._keys: dict[tuple[int, int], RoundKeys] = {}
         self._pending: _Pending | None = None
         self._batches: Batches | None = None
@@ -481,7 +483,10 @@ class Run:
         container.verify_signer(self._at.signer)
         if container.header.kind is not kind:
             raise LineageError("base container", expected=kind, got=container.header.kind)
-        return container.unlock(key).read_all(self._threads)
+        opened = container.unlock(key)
+        plaintext = self._room.lend(opened.plaintext_bytes)
+        opened.read_all_into(plaintext, threads=self._threads)
+        return plaintext
 
     def _current(self) -> Round:
         if self._rounds.current is None:
@@ -601,6 +606,7 @@ class Run:
                 private=private,
                 excluded=failed,
                 threads=self._threads,
+                room=self._room.lend,
             )
 
     def _contribution(self, current: Round, site: str, chunks: OpenContainer, declaration: Declaration) -> Contribution:

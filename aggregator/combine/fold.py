@@ -27,9 +27,10 @@ from aggregator.combine.blocks import Scratch, Segment
 from aggregator.combine.passes import Contribution, Updates, WrongSenders
 from aggregator.combine.weights import Weights
 from confed.errors import ConfedError, DuplicateUpdateError, ShortCohortError
+from confed.memory import room_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Array = NDArray[Any]
 
@@ -104,6 +105,7 @@ def combine(
     rule: Rule | None = None,
     excluded: dict[str, ConfedError] | None = None,
     threads: int = 1,
+    room: Callable[[int], memoryview] = room_for,
 ) -> Combined:
     """Return what a rule makes of the contributions that are what they declare.
 
@@ -118,6 +120,7 @@ def combine(
         rule: the weighted mean where none is given.
         excluded: filled with why each excluded sender is, also when too few remain.
         threads: how many fold, each a range of chunks.
+        room: lends memory for the result.
 
     Raises:
         DuplicateUpdateError: two contributions of one site.
@@ -132,7 +135,7 @@ def combine(
         if len(kept) < least:
             raise ShortCohortError("cohort", expected=f"at least {least}", got=f"{len(kept)} ({_reasons(excluded)})")
         try:
-            flats = rule.combine(Updates(kept, base=base, norm_bound=norm_bound, threads=threads))
+            flats = rule.combine(Updates(kept, base=base, norm_bound=norm_bound, threads=threads, room=room))
         except WrongSenders as found:
             excluded.update(found.failed)
             kept = [entry for entry in kept if entry.site not in excluded]

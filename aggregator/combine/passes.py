@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from aggregator.combine.blocks import Chunks, Model, Opening, Scratch, Segment, held_bytes
 from aggregator.combine.weights import Weights
 from confed.errors import ConfedError, NormError, NotFiniteError, ShapeError
+from confed.memory import room_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,10 +93,17 @@ class Updates:
         base: the version that they started from.
         norm_bound: largest L2 norm of a difference from the base.
         threads: how many open and work at a time.
+        room: lends memory for a result.
     """
 
     def __init__(
-        self, contributions: Sequence[Contribution], *, base: Weights, norm_bound: float, threads: int
+        self,
+        contributions: Sequence[Contribution],
+        *,
+        base: Weights,
+        norm_bound: float,
+        threads: int,
+        room: Callable[[int], memoryview] = room_for,
     ) -> None:
         self.contributions = contributions
         self.base = base
@@ -103,6 +111,7 @@ class Updates:
         self.kinds = self.model.kinds
         self._norm_bound = norm_bound
         self._threads = threads
+        self._room = room
 
     def chosen(self, positions: Sequence[int]) -> Updates:
         """Return some of the updates, in the order of ``positions``."""
@@ -111,11 +120,16 @@ class Updates:
             base=self.base,
             norm_bound=self._norm_bound,
             threads=self._threads,
+            room=self._room,
         )
 
     def room(self) -> dict[str, Array]:
         """Return flat arrays for a result, in the types that numbers are averaged in; not initialised."""
-        return {dtype: np.empty(flat.size, dtype=self.kinds[dtype].mean) for dtype, flat in self.base.flats.items()}
+        found: dict[str, Array] = {}
+        for dtype, flat in self.base.flats.items():
+            mean = self.kinds[dtype].mean
+            found[dtype] = np.frombuffer(self._room(flat.size * mean.itemsize), dtype=mean)
+        return found
 
     def run(self, make: Callable[[], AnyWork], *, parts: int | None = None) -> list[AnyWork]:
         """Pass over everything once and return the works, in the order of their chunks.

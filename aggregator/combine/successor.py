@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from aggregator.combine.flower_strategy import Given
 from aggregator.combine.fold import combine
 from aggregator.combine.partial import part_of, whole_of
+from aggregator.combine.tensor_types import NumberType, number_type
 from aggregator.combine.weights import Weights
 from aggregator.round import UpdateSize
 from confed.errors import NotFiniteError
+from confed.memory import room_for
 from confed.model.compressed import CompressedForm, Decoded
 from confed.model.trained import Trained
 
@@ -84,8 +86,11 @@ def successor(  # noqa: PLR0913 (what a round consists of)
     private: PrivateMean | None,
     excluded: dict[str, ConfedError],
     threads: int,
+    room: Callable[[int], memoryview] = room_for,
 ) -> tuple[Weights, Arrays]:
     """Return the next version and the strategy's next state; fill ``excluded`` with who is not in it, and why.
+
+    ``room`` lends memory for the result.
 
     ``metrics`` are what senders declared, by site name. ``private`` takes the place of the strategy's own rule, which
     is the mean; what the strategy does to it after that is post-processing.
@@ -103,6 +108,7 @@ def successor(  # noqa: PLR0913 (what a round consists of)
         rule=private or optimizer.rule_for(Given(round_number=round_number, state=base.state, metrics=metrics)),
         excluded=excluded,
         threads=threads,
+        room=room,
     )
     return advance(base, part, combined.mean, optimizer=optimizer, round_number=round_number)
 
@@ -124,12 +130,13 @@ def advance(
     )
     numbers = combined if applied.arrays is mean else Weights.of(applied.arrays, part.layout)
     rounded = numbers.restored()
-    for dtype, flat in rounded.numbers().flats.items():
-        if not _all_finite(flat):
+    for dtype, flat in rounded.flats.items():
+        if not _all_finite(flat, number_type(dtype)):
             raise NotFiniteError(f"next version {dtype}", expected="finite values", got="NaN or infinity")
     return whole_of(rounded, base.weights, base.trained), applied.state
 
 
-def _all_finite(flat: NDArray[Any]) -> bool:
-    """Tell whether every value is finite, a block in the processor's cache."""
-    return all(bool(np.isfinite(flat[start : start + _BLOCK]).all()) for start in range(0, flat.size, _BLOCK))
+def _all_finite(flat: NDArray[Any], kind: NumberType) -> bool:
+    """Tell whether every stored value is finite, a block in the processor's cache."""
+    starts = range(0, flat.size, _BLOCK)
+    return all(bool(np.isfinite(kind.numbers(flat[start : start + _BLOCK])).all()) for start in starts)

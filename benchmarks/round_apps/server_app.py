@@ -17,6 +17,6 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients, fraction_evaluate=0.0)
     ConfidentialStrategy(strategy).start(
         grid=grid,
-        initial_arrays=model(int(context.run_config["parameters"])),
+        initial_arrays=lambda: model(int(context.run_config["parameters"])),
         num_rounds=int(context.run_config["num-server-rounds"]),
     )

@@ -23,6 +23,7 @@ from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import connect_brokers
 from confed.manifest import Manifest
+from confed.memory import keep_freed
 from confed.wire.courier_client import CourierClient
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
         raise SessionError("launch flower", expected="a SuperLink to serve", got="none")
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
+    keep_freed()
     gc.freeze()  # what is imported stays: collecting after a large model takes milliseconds then
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from confed.client.current import acting_for, installed, seed_everything
@@ -24,7 +24,7 @@ from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, 
 from confed.flower.arrays import let_go, numbers_of, record_of
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
-from confed.model.bfloat16 import widened
+from confed.model.bfloat16 import narrowed, widened
 
 RECORD = "confed"
 """Name of the one ConfigRecord that confed's messages carry."""
@@ -83,7 +83,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     if reply.has_error():
         return _failed(message, _APP_FAILED)
     _keep_state(session, site, inner_context)
-    arrays, weight, metrics = _result(session, reply, purpose)
+    arrays, weight, metrics = _result(session, step, reply)
     digest = session.seal_result(site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds)
     let_go(reply.content)
     answer: dict[str, str | float] = {"site": site.owner.name, "digest": digest}
@@ -124,9 +124,7 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
         config["proximal-mu"] = parameters.get("proximal_mu") or 0.0  # as Flower's configure_train sets it
     content = RecordDict(
         {
-            str(parameters.get("arrayrecord_key", "arrays")): record_of(
-                {name: _for_numpy(array) for name, array in step.arrays.items()}
-            ),
+            str(parameters.get("arrayrecord_key", "arrays")): record_of(step.arrays, shown=_for_numpy),
             str(parameters.get("configrecord_key", "config")): ConfigRecord(
                 {**config, "server-round": step.round_number}
             ),
@@ -144,8 +142,23 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
 
 def _for_numpy(array: np.ndarray) -> np.ndarray:
     """Return what an app can work with: bfloat16, which neither NumPy nor Flower has, as float32."""
-    is_brain = (array.dtype.metadata or {}).get("safetensors") == "BF16"
-    return widened(array) if is_brain else array
+    return widened(array) if _is_brain(array) else array
+
+
+def _is_brain(array: np.ndarray | None) -> bool:
+    return array is not None and (array.dtype.metadata or {}).get("safetensors") == "BF16"
+
+
+def _taken_from(record: ArrayRecord, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the numbers of an app's arrays; what is stored as bfloat16 is let go of as it is rounded."""
+    found: dict[str, np.ndarray] = {}
+    for name in list(record):
+        numbers = numbers_of(record[name])
+        if _is_brain(base.get(name)) and numbers.dtype == np.float32:
+            numbers = narrowed(numbers)
+            del record[name]
+        found[name] = numbers
+    return found
 
 
 def _keep_state(session: ClientSession, site: Site, context: Context) -> None:
@@ -156,7 +169,7 @@ def _keep_state(session: ClientSession, site: Site, context: Context) -> None:
 
 
 def _result(
-    session: ClientSession, reply: Message, purpose: Purpose
+    session: ClientSession, step: Step, reply: Message
 ) -> tuple[Mapping[str, np.ndarray] | None, float, dict[str, float]]:
     """Return the trained arrays (none when evaluating), the weight and the scalar metrics of an app's reply."""
     records = list(reply.content.metric_records.values())
@@ -167,12 +180,12 @@ def _result(
     if key not in metrics:
         raise DeclarationError("reply metrics", expected=f"{key} among them", got="none")
     weight = metrics.pop(key)
-    if purpose is Purpose.EVALUATE:
+    if step.purpose is Purpose.EVALUATE:
         return None, weight, metrics
     arrays = list(reply.content.array_records.values())
     if len(arrays) != 1:
         raise ManifestMismatchError("array records in the reply", expected="exactly 1", got=len(arrays))
-    return {name: numbers_of(array) for name, array in arrays[0].items()}, weight, metrics
+    return _taken_from(arrays[0], step.arrays), weight, metrics
 
 
 def _scalars(record: MetricRecord) -> dict[str, float]:

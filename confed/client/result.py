@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,6 +13,7 @@ from confed.client.step import Arrays, Grants, Step
 from confed.compression import name_of
 from confed.journey import Kind
 from confed.manifest import Manifest, Site
+from confed.memory import room_for
 from confed.model.compressed import CompressedForm, apart, compress
 from confed.model.trained import Trained, as_numbers
 from confed.model.update import Declaration, UpdateDetail, update_key_info
@@ -40,12 +41,13 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
     metrics: Mapping[str, float],
     signing_key: Ed25519PrivateKey,
     feedback: Feedback | None,
+    room: Callable[[int], memoryview] = room_for,
 ) -> tuple[memoryview, Sealed]:
     """Return a sealed update (or, without arrays, sealed metrics) and its digest and size.
 
-    ``manifest_digest`` is the manifest's, computed once. ``feedback`` carries over what compression leaves out, where
-    the manifest says so. Weight, norm and metrics are in the sealed declaration; the header says in clear only for
-    which step it is.
+    ``manifest_digest`` is the manifest's, computed once. ``room`` lends memory for an update. ``feedback`` carries over
+    what compression leaves out, where the manifest says so. Weight, norm and metrics are in the sealed declaration; the
+    header says in clear only for which step it is.
 
     A step of one site lets go of its base here, before memory is taken for what is sealed.
 
@@ -95,7 +97,14 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         ),
         declaration_plaintext=declaration.to_bytes(),
     )
-    return seal_to_memory(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
+    return seal_to_memory(
+        parts,
+        draft,
+        data_key=data_key,
+        signing_key=signing_key,
+        chunk_bytes=chunk_bytes,
+        room=room if arrays is not None else room_for,
+    )
 
 
 def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Grants) -> UpdateDetail:

@@ -28,7 +28,7 @@ from confed.client.datasets import Datasets
 from confed.client.feedback import Feedback
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
-from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed
+from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed, timed_apart
 from confed.errors import (
     ConfedError,
     CredentialError,
@@ -52,12 +52,15 @@ from confed.keybroker.statements import (
     TicketRequest,
 )
 from confed.manifest import Manifest, Site
-from confed.memory import give_back
+from confed.memory import KeptRoom, give_back, room_for
 from confed.model.weights import layout_of, unpack
+from confed.sealing.arrival import open_arriving
 from confed.sealing.container import Container
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, verify
 from confed.wire.courier_client import CourierClient
+
+_LARGE_BYTES = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,7 @@ class ClientSession:
         self._attested: dict[bytes, tuple[int, int]] = {}
         self._datasets = Datasets(manifest, courier=services.courier, signing_key=self._signing)
         self._bases: dict[str, Arrays] = {}
+        self._room = KeptRoom()
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
         self.alone = None if manifest.scenario.combines else self._as_the_one()
@@ -388,15 +392,15 @@ class ClientSession:
         return list(groups.values())
 
     def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
-        give_back()  # what the app left of the round before
-        with timed(seconds, "fetch"):
-            sealed = self._services.courier.get(base)
-        with timed(seconds, "open"):
-            container = Container.parse(sealed)
+        def key_of(container: Container) -> bytes:
             # The digest of the whole file is the manifest's or a countersigned commit's, so the signer is covered.
             if container.header.kind is not Kind.MODEL:
                 raise ShapeError("container kind", expected=Kind.MODEL, got=container.header.kind)
-            arrays = unpack(container.unlock(key).read_all())
+            return key
+
+        with timed_apart(seconds, "open", self._services.courier.stream(base), "fetch") as parts:
+            _, plaintext = open_arriving(parts, key_of=key_of, room=self._room.lend)
+            arrays = unpack(plaintext)
         if layout_of(arrays).digest != self.manifest.model.layout:
             raise ShapeError("base version", expected="the manifest's tensors", got="others")
         return arrays
@@ -503,6 +507,7 @@ class ClientSession:
                 metrics=metrics,
                 signing_key=self._signing,
                 feedback=self._feedback,
+                room=self._room.lend if len(step.grants) == 1 else room_for,
             )
         with timed(seconds, "send"):
             if self.outbox is not None and len(data) <= LARGEST_RESULT_BYTES:
@@ -510,14 +515,16 @@ class ClientSession:
                 return sealed.digest
             if self.outbox is not None:
                 self._post(site, grants, purpose=step.purpose, round_number=step.round_number, attempt=step.attempt)
-            return self._services.courier.put(data, digest=sealed.digest)
+            sent = self._services.courier.put(data, digest=sealed.digest)
+        if self.manifest.model.start.size_bytes >= _LARGE_BYTES:
+            give_back()  # what the app worked in: a machine with several TEEs may need it meanwhile
+        return sent
 
     def _let_go(self, step: Step) -> None:
         """Keep no reference to a base that its only site has trained on: models are large, and the next is another."""
         with self._lock:
             self._steps = {key: kept for key, kept in self._steps.items() if kept is not step}
             self._bases.pop(step.base, None)
-        give_back()  # what the app worked in, before memory is taken for what is sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

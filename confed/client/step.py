@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from confed.keybroker.statements import AggregatorCredential
 from confed.statement import Signed
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+Item = TypeVar("Item")
 STAGES = ("attest", "release", "fetch", "open", "train", "seal", "send", "commit")
 
 
@@ -81,3 +82,27 @@ def timed(seconds: dict[str, float], stage: str) -> Generator[None]:
         yield
     finally:
         seconds[stage] += time.perf_counter() - started
+
+
+@contextmanager
+def timed_apart(
+    seconds: dict[str, float], stage: str, items: Iterable[Item], waiting: str
+) -> Generator[Iterator[Item]]:
+    """Add what the block takes to a stage, but what it waits for the next of ``items`` to the stage ``waiting``."""
+    waited = 0.0
+
+    def apart() -> Iterator[Item]:
+        nonlocal waited
+        iterator, started = iter(items), time.perf_counter()
+        for item in iterator:
+            waited += time.perf_counter() - started
+            yield item
+            started = time.perf_counter()
+        waited += time.perf_counter() - started
+
+    started = time.perf_counter()
+    try:
+        yield apart()
+    finally:
+        seconds[waiting] += waited
+        seconds[stage] += time.perf_counter() - started - waited

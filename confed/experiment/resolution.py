@@ -10,14 +10,14 @@ import importlib
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 
 from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
@@ -95,6 +95,11 @@ class Prepared:
             return None
         memory_bytes = self.experiment.app.strategy_memory_bytes
         return StrategyCode(digest=self.strategy_source.digest, memory_bytes=memory_bytes)
+
+    def without_arrays(self) -> Prepared:
+        """Return it without the starting weights: once they are sealed nobody here needs them."""
+        start, model = replace(self.start, arrays=ArrayRecord()), replace(self.model, arrays={})
+        return replace(self, start=start, model=model)
 
     @property
     def images(self) -> tuple[str, str]:

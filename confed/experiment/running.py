@@ -22,6 +22,7 @@ from confed.journey import Purpose
 from confed.keybroker.client import connect_brokers
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import Manifest
+from confed.memory import give_back
 from confed.records import metrics
 from confed.records.findings import collect_findings
 from confed.records.report import write_report
@@ -63,6 +64,8 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
         run = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
         directory = RunDirectory.create(request.runs_directory / run)
         manifest, files = _agree(prepared, owners, directory, run=run)
+        prepared = prepared.without_arrays()
+        give_back()
         failure: ConfedError | None = None
         events = EventReader(directory.events_file)
         with running_services(
@@ -132,7 +135,7 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
     for site in manifest.sites:
         for body in courier.collect(f"{manifest.run}/aggregator/{site.owner.name}"):
             directory.write_evidence(base64.b64decode(canonical.decode(body)["envelope"], validate=True))
-    directory.write_version(0, memoryview(courier.get(manifest.model.start.digest)))
+    _collect_version(courier, directory, 0, digest=manifest.model.start.digest)
     for purpose in (Purpose.TRAIN, Purpose.EVALUATE):
         for number in range(1, manifest.rounds + 1):
             _collect_commits(courier, directory, manifest, purpose, number)
@@ -150,7 +153,14 @@ def _collect_commits(
         directory.write_commit(purpose, number, body)
         if purpose is Purpose.TRAIN:
             candidate = unverified(CommitRecord.from_bytes(body).candidate, Candidate)
-            directory.write_version(number, memoryview(courier.get(candidate.digest)))
+            _collect_version(courier, directory, number, digest=candidate.digest)
+
+
+def _collect_version(courier: CourierClient, directory: RunDirectory, number: int, *, digest: str) -> None:
+    path = directory.version_file(number)
+    path.parent.mkdir(exist_ok=True)
+    courier.get_to_file(digest, path)
+    path.chmod(0o644)  # as all records of the run
 
 
 def _collect_ledgers(services: Services, directory: RunDirectory) -> None:
@@ -180,4 +190,10 @@ def open_version(owners: Owners, manifest: Manifest, path: Path) -> int:
         version=version,
         attempt=int(container.header.detail["attempt"]),
     )
-    return len(container.unlock(key).read_all())
+    opened, size_bytes = container.unlock(key), 0
+    room = memoryview(bytearray(container.header.chunk_bytes))
+    for index in range(opened.chunk_count):
+        start, end = opened.chunk_span(index)
+        opened.read_chunk_into(index, room[: end - start])
+        size_bytes += end - start
+    return size_bytes

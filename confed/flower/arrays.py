@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from flwr.app import RecordDict
     from numpy.typing import NDArray
@@ -24,34 +24,46 @@ _STYPE = "numpy.ndarray"
 _LARGE_ELEMENTS = 4_000_000
 
 
-class OpenedArray(Array):
-    """An Array over numbers that must not change: ``numpy`` copies them, as Flower's does; bytes are made on demand."""
+def _same(numbers: NDArray[Any]) -> NDArray[Any]:
+    return numbers
 
-    def __init__(self, numbers: NDArray[Any]) -> None:
-        self.dtype = str(numbers.dtype)
+
+class OpenedArray(Array):
+    """An Array over numbers that must not change: ``numpy`` copies them, as Flower's does; bytes are made on demand.
+
+    ``shown`` makes of them what an app sees, a new array or the same one; only when it asks.
+    """
+
+    def __init__(self, numbers: NDArray[Any], shown: Callable[[NDArray[Any]], NDArray[Any]] = _same) -> None:
+        self.dtype = str(shown(numbers.reshape(-1)[:0]).dtype)
         self.shape = tuple(numbers.shape)
         self.stype = _STYPE
-        self._numbers = numbers
+        self._numbers, self._shown = numbers, shown
 
     @property
     def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What Flower would have serialized."""
-        return Array.from_numpy_ndarray(self._numbers).data
+        return Array.from_numpy_ndarray(self._shown(self._numbers)).data
 
     def numpy(self) -> NDArray[Any]:
         """Return a private copy."""
-        return np.array(self._numbers)
+        found = self._shown(self._numbers)
+        return np.array(found) if found is self._numbers else found
 
 
-def record_of(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+def record_of(
+    arrays: Mapping[str, NDArray[Any]], *, shown: Callable[[NDArray[Any]], NDArray[Any]] = _same
+) -> ArrayRecord:
     """Return a record of Arrays over these numbers; of a dictionary, Flower would make Arrays of its own.
+
+    ``shown`` is explained at ``OpenedArray``.
 
     Raises:
         Nothing.
     """
     record = ArrayRecord()
     for name, numbers in arrays.items():
-        record[name] = OpenedArray(numbers)
+        record[name] = OpenedArray(numbers, shown)
     return record
 
 
@@ -74,6 +86,8 @@ def let_go(content: RecordDict) -> None:
 
 def numbers_of(array: Array) -> NDArray[Any]:
     """Return an Array's numbers, not to be written: a view of its bytes where they are in the form that Flower writes.
+
+    Of an Array that ``record_of`` made, those that it was made over.
 
     Raises:
         TypeError, ValueError: as ``Array.numpy``: another serialization, or not an array.

@@ -24,6 +24,7 @@ from confed.governor.letter_box import LetterBox
 from confed.governor.object_store import DISK_FULL, ObjectStore, Progress
 from confed.governor.quota import Quota
 from confed.wire.channel import RunningServer, TlsIdentity, refusal, serve
+from confed.wire.parts import Part, encode_get, register_courier
 from confed.wire.upload import Buffer
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1 import confed_pb2_grpc as services
@@ -31,6 +32,7 @@ from confed.wire.v1 import confed_pb2_grpc as services
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+_MORE = pb.GetPart()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,7 @@ def serve_courier(
         raise EncodingError("callers", expected="TLS, which tells who calls", got="none")
     service = _CourierService(courier, callers)
     return serve(
-        lambda server: services.add_CourierServicer_to_server(service, server),
+        lambda server: register_courier(service, server),
         listen=listen,
         tls=tls,
         threads=threads,
@@ -172,7 +174,7 @@ class _CourierService(services.CourierServicer):
         self._courier = courier
         self._callers = callers
 
-    def Put(self, request_iterator: Iterator[pb.PutPart], context: grpc.ServicerContext) -> pb.PutReply:
+    def Put(self, request_iterator: Iterator[Part[pb.PutPart]], context: grpc.ServicerContext) -> pb.PutReply:
         """Store one object, or one part more of it."""
         try:
             return pb.PutReply(stored_bytes=_at_edge(lambda: self._receive(request_iterator, context)))
@@ -190,17 +192,17 @@ class _CourierService(services.CourierServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
         return pb.ProgressReply(stored_bytes=found.stored_bytes, complete=found.complete)
 
-    def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[pb.GetPart]:
+    def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Stream an object from an offset on."""
         del context
         parts = self._courier.objects.parts(request.digest, offset=request.offset)
         try:
             size, data = _at_edge(lambda: next(parts))
-            yield pb.GetPart(size_bytes=size, data=data)
+            yield encode_get(pb.GetPart(size_bytes=size), data)
             while (part := _at_edge(lambda: next(parts, None))) is not None:
-                yield pb.GetPart(data=part[1])
+                yield encode_get(_MORE, part[1])
         except ConfedError as error:
-            yield pb.GetPart(refusal=refusal(error))
+            yield pb.GetPart(refusal=refusal(error)).SerializeToString()
         finally:
             parts.close()
 
@@ -224,19 +226,21 @@ class _CourierService(services.CourierServicer):
             self._courier.shares.post(self._callers.calling(context), len(request.body))
         self._courier.post(request.topic, request.body)
 
-    def _receive(self, messages: Iterator[pb.PutPart], context: grpc.ServicerContext) -> int:
+    def _receive(self, messages: Iterator[Part[pb.PutPart]], context: grpc.ServicerContext) -> int:
         first = next(messages, None)
         if first is None:
             raise EncodingError("upload", expected="at least one part", got="none")
 
-        def parts() -> Iterator[tuple[int, bytes]]:
-            yield first.offset, first.data
-            for message in messages:
-                yield message.offset, message.data
+        told = first.front
 
-        with self._counted(first, context):
+        def parts() -> Iterator[tuple[int, memoryview]]:
+            yield told.offset, first.data
+            for message in messages:
+                yield message.front.offset, message.data
+
+        with self._counted(told, context):
             return self._courier.objects.receive(
-                first.digest, size_bytes=first.size_bytes, offset=first.offset, parts=parts()
+                told.digest, size_bytes=told.size_bytes, offset=told.offset, parts=parts()
             )
 
     def _counted(self, first: pb.PutPart, context: grpc.ServicerContext) -> AbstractContextManager[None]:

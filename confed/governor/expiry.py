@@ -170,7 +170,8 @@ class Expiry:
             for digest, path in list(self._objects.stored()):
                 belonging = self._belonging(digest, path)
                 if belonging is not None and self._is_over(belonging, digest, purpose, number, committed=committed):
-                    self._objects.remove(digest)
+                    # An enclave may have read an update until it was committed, nobody does afterwards.
+                    self._objects.remove(digest, reuse=belonging.kind is Kind.UPDATE)
                     del self._known[digest]
             if purpose is Purpose.TRAIN:
                 self._letters.remove([checkpoint_topic(self._manifest.run, number)])

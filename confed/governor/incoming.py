@@ -42,7 +42,7 @@ class Upload:
         """Whether it has had no part for a while."""
         return time.monotonic() - self._moved_at > IDLE_S
 
-    def append(self, offset: int, data: bytes) -> None:
+    def append(self, offset: int, data: bytes | memoryview) -> None:
         """Write one part.
 
         Raises:
@@ -85,7 +85,7 @@ class Upload:
             self.worthless = True
             raise TamperedError("object digest", expected=self.digest, got=found)
 
-    def _count(self, data: bytes) -> None:
+    def _count(self, data: bytes | memoryview) -> None:
         if not data:
             raise EncodingError("partial upload", expected="the bytes that were there", got="fewer")
         self._hash.update(data)

@@ -1,9 +1,12 @@
 """Ciphertexts on disk, each under the SHA-256 of its bytes.
 
 Layout: ``objects/<first 2 digits>/<digest>`` complete and verified; ``partial/<digest>`` what an upload that was cut
-left behind; ``partial/<digest>.<token>`` an upload in progress. An upload writes to a file of its own, which it holds
-locked, and takes over what an earlier one left, or has stopped writing, by renaming it: two uploads of one digest never
-share a file.
+left behind; ``partial/<digest>.<token>`` an upload in progress; ``spare/<token>`` a large file that was removed. An
+upload writes to a file of its own, which it holds locked, and takes over what an earlier one left, or has stopped
+writing, by renaming it: two uploads of one digest never share a file.
+
+A large upload writes over a spare file if there is one (``partial/<digest>.<token>.over``, of which a crash leaves
+nothing): the page cache has its pages already, and new ones cost up to 2 s a gigabyte on a virtual machine.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from confed.wire.upload import Buffer, BufferSource, FileSource
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NAME_DIGITS = 64
 _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+_OVER = ".over"
+_SPARE_BYTES, _MOST_SPARES = 16 * 1024 * 1024, 4
+"""A removed file of so many bytes may be written over, and how many wait for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +55,11 @@ class ObjectStore:
 
     def __init__(self, directory: Path, *, object_bytes: int, quota: Quota, durable: bool) -> None:
         self._objects, self._partial = directory / "objects", directory / "partial"
+        self._spare = directory / "spare"
         self._object_bytes, self._quota, self._durable = object_bytes, quota, durable
         self._lock = threading.Lock()
         self._running = Running()
-        for folder in (self._objects, self._partial):
+        for folder in (self._objects, self._partial, self._spare):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._keep_what_a_crash_left()
         quota.count(sum(size_of(path) for path in self._objects.glob("*/*")))
@@ -81,7 +88,9 @@ class ObjectStore:
         self._running.wait(digest)
         return self.progress(digest)
 
-    def receive(self, digest: str, *, size_bytes: int, offset: int, parts: Iterable[tuple[int, bytes]]) -> int:
+    def receive(
+        self, digest: str, *, size_bytes: int, offset: int, parts: Iterable[tuple[int, bytes | memoryview]]
+    ) -> int:
         """Store the parts ``(offset, data)`` of an object and return how many bytes of it are stored afterwards.
 
         Guarantees: starting at 0 starts over; any other start must be where the stored part ends, or nothing is
@@ -160,15 +169,21 @@ class ObjectStore:
             for start in range(offset + PART_BYTES, size, PART_BYTES):
                 yield size, os.pread(file.fileno(), PART_BYTES, start)
 
-    def remove(self, digest: str) -> None:
+    def remove(self, digest: str, *, reuse: bool = False) -> None:
         """Delete an object, if it is there; for the operator only, nobody can ask for it over the network.
+
+        ``reuse`` says that nobody reads it any more, so that its file may be written over.
 
         Raises:
             EncodingError: not a digest.
         """
         check_digest(digest)
         with self._lock:
-            self._unlink(self._path(digest))
+            path = self._path(digest)
+            if reuse and size_of(path) >= _SPARE_BYTES and len(list(self._spare.iterdir())) < _MOST_SPARES:
+                path.rename(self._spare / secrets.token_hex(8))
+            else:
+                self._unlink(path)
 
     def stored(self) -> Iterator[tuple[str, Path]]:
         """Yield the digest and the file of each complete object."""
@@ -203,7 +218,8 @@ class ObjectStore:
     def _begin(self, digest: str, *, size_bytes: int, offset: int) -> Upload | None:
         path = self._partial / f"{digest}.{secrets.token_hex(8)}"
         if not offset:
-            file = io.FileIO(path, "x+", opener=_open_private)
+            path, file = self._begin_over(path, size_bytes) if size_bytes >= _SPARE_BYTES else (path, None)
+            file = file or io.FileIO(path, "x+", opener=_open_private)
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
             with self._lock:
@@ -211,6 +227,19 @@ class ObjectStore:
             if file is None:
                 return self._going_on(digest, path, size_bytes=size_bytes, offset=offset)
         return Upload(path, file, digest=digest, size_bytes=size_bytes, stored_bytes=offset)
+
+    def _begin_over(self, path: Path, size_bytes: int) -> tuple[Path, io.FileIO | None]:
+        """Take a spare file to write over, the largest, if there is one; its bytes are no longer counted."""
+        with self._lock:
+            spares = sorted(self._spare.iterdir(), key=size_of)
+            if not spares:
+                return path, None
+            over = path.with_name(path.name + _OVER)
+            spares[-1].rename(over)
+        self._quota.count(-size_of(over))
+        file = io.FileIO(over, "r+", opener=_open_private)
+        file.truncate(min(size_bytes, size_of(over)))
+        return over, file
 
     def _going_on(self, digest: str, path: Path, *, size_bytes: int, offset: int) -> Upload | None:
         """Go on with an upload in progress that has stopped moving, if one is just there."""
@@ -274,11 +303,13 @@ class ObjectStore:
                 self._unlink(path)
 
     def _idle(self) -> list[Path]:
-        """Return what cut uploads left, oldest first."""
+        """Return spare files, then what cut uploads left, oldest first."""
         idle = [path for path in self._partial.iterdir() if len(path.name) == _NAME_DIGITS]
-        return sorted(idle, key=lambda path: path.stat().st_mtime_ns)
+        return [*self._spare.iterdir(), *sorted(idle, key=lambda path: path.stat().st_mtime_ns)]
 
     def _keep_what_a_crash_left(self) -> None:
+        for path in self._spare.iterdir():
+            path.unlink()
         for path in list(self._partial.iterdir()):
             digest, dot, _ = path.name.partition(".")
             if not dot:
@@ -288,7 +319,9 @@ class ObjectStore:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue  # Another process is still writing it.
-                if size_of(path) > size_of(self._partial / digest):
+                if path.name.endswith(_OVER):
+                    path.unlink()  # How much of it is new nobody knows.
+                elif size_of(path) > size_of(self._partial / digest):
                     path.rename(self._partial / digest)
                 else:
                     path.unlink()

@@ -45,7 +45,7 @@ class ConfidentialStrategy(Strategy):
     def start(
         self,
         grid: Grid,
-        initial_arrays: ArrayRecord,
+        initial_arrays: ArrayRecord | Callable[[], ArrayRecord],
         num_rounds: int = 3,
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
@@ -54,7 +54,9 @@ class ConfidentialStrategy(Strategy):
     ) -> Result:
         """Run the manifest's rounds, up to the one in which a stop rule fires: of those after it, none is opened.
 
-        ``initial_arrays`` are not used: the start is the sealed version in the manifest.
+        ``initial_arrays`` are what the model owner seals; here they are not used, since the start is the sealed
+        version in the manifest. A function that makes them is called at the model owner's alone: a large model is then
+        not made where nobody needs it.
 
         Raises:
             ManifestMismatchError: a parameter of the strategy, or of this call, differs from the manifest.
@@ -66,7 +68,7 @@ class ConfidentialStrategy(Strategy):
             name=strategy_name(self._strategy),
             parameters=strategy_parameters(self._strategy),
             rounds=num_rounds,
-            arrays=initial_arrays,
+            arrays=initial_arrays if isinstance(initial_arrays, ArrayRecord) else _made(initial_arrays),
             train_config=dict(train_config or {}),
             evaluate_config=dict(evaluate_config or {}),
         )
@@ -200,6 +202,10 @@ class _WatchedGrid(Grid):
                     break  # Whoever still answers answers an attempt that is over, or a round that is full.
             asked = self._rounds.following()
         return replies
+
+
+def _made(initial_arrays: Callable[[], ArrayRecord]) -> ArrayRecord:
+    return initial_arrays() if resolving() else ArrayRecord()
 
 
 def _prompt(grid: Grid) -> Grid:

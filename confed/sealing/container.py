@@ -252,7 +252,7 @@ class OpenContainer:
             TamperedError: its tag does not match.
             TruncatedError: the file was cut meanwhile.
         """
-        self._open_into(self._cipher(), index, memoryview(buffer).cast("B"))
+        self._open_into(self.chunk_cipher(), index, memoryview(buffer).cast("B"))
 
     def read(self, start: int, size: int) -> bytearray:
         """Return ``size`` bytes of plaintext from ``start``; only the chunks that hold them are opened.
@@ -311,7 +311,7 @@ class OpenContainer:
 
     def _read_chunks(self, indices: range, target: memoryview, origin: int) -> None:
         """Open chunks into ``target``, which starts at plaintext offset ``origin`` and may cut the outer two."""
-        cipher = self._cipher()
+        cipher = self.chunk_cipher()
         for index in indices:
             start, end = self.chunk_span(index)
             if start >= origin and end <= origin + len(target):
@@ -328,5 +328,6 @@ class OpenContainer:
             raise SizeError(f"buffer for chunk {index}", expected=f"{end - start} bytes", got=len(plaintext))
         cipher.open_into(index, self.container.sealed_chunk(index), plaintext)
 
-    def _cipher(self) -> ChunkCipher:
+    def chunk_cipher(self) -> ChunkCipher:
+        """Return what opens the chunks, for one thread at a time."""
         return ChunkCipher(self._chunk_key, chunk_count=self.chunk_count)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,14 +130,17 @@ def seal_to_memory(
     signing_key: Ed25519PrivateKey,
     threads: int = 1,
     chunk_bytes: int = CHUNK_BYTES,
+    room: Callable[[int], memoryview] = room_for,
 ) -> tuple[memoryview, Sealed]:
     """Seal the concatenation of ``parts`` to memory, straight into the memory returned.
+
+    ``room`` lends that memory, for a number of bytes; it must not be what ``parts`` lie in.
 
     Raises:
         SizeError, ContainerFormatError, EncodingError: as ``seal``.
     """
     job = _Job.prepare(parts, draft, data_key=data_key, signing_key=signing_key, chunk_bytes=chunk_bytes)
-    whole = room_for(len(job.front) + job.header.sealed_bytes)
+    whole = room(len(job.front) + job.header.sealed_bytes)
     whole[: len(job.front)] = job.front
     sealed = job.run(_MemoryPlace(whole[len(job.front) :], chunk_bytes + TAG_BYTES), threads=threads)
     return whole.toreadonly(), sealed

@@ -23,6 +23,7 @@ from confed.files import sync_folder
 from confed.memory import room_for
 from confed.wire.addresses import LETTERS_PER_TOPIC, PART_BYTES, check_digest, check_letter, check_topic
 from confed.wire.channel import Endpoint, open_channel, raise_if_refused
+from confed.wire.parts import Part, get_method, put_method
 from confed.wire.patience import Patience, Progress, Stalls, spread_sleep
 from confed.wire.upload import Buffer, BufferSource, FileSource, PutParts, Source
 from confed.wire.v1 import confed_pb2 as pb
@@ -59,6 +60,7 @@ class CourierClient:
     ) -> None:
         self._channel = open_channel(endpoint)
         self._stub = services.CourierStub(self._channel)
+        self._put_parts, self._get_parts = put_method(self._channel), get_method(self._channel)
         self._limit_bytes, self._stall_s, self._sleep = limit_bytes, stall_s, sleep
         self._stalls = Stalls(stall_s)
 
@@ -112,6 +114,21 @@ class CourierClient:
             found.update(data)
         _check_bytes(found.hexdigest(), digest)
         return room
+
+    def stream(self, digest: str, *, limit_bytes: int | None = None) -> Generator[tuple[int, memoryview], None, None]:
+        """Yield (size of the whole, bytes) of an object as they arrive, from the start to the end, cuts or not.
+
+        Guarantees: when it ends without an error, what it yielded had the digest. Until then NOTHING of it is verified,
+        the size least of all: whoever uses the bytes before must be ready to throw away what they made.
+
+        Raises:
+            EncodingError, MissingObjectError, SizeError, TamperedError, TruncatedError, UnreachableError: as ``get``.
+        """
+        found = hashlib.sha256()
+        for size, data in self._receive(digest, limit_bytes=self._limit_bytes if limit_bytes is None else limit_bytes):
+            found.update(data)
+            yield size, data
+        _check_bytes(found.hexdigest(), digest)
 
     def get_to_file(self, digest: str, path: Path, *, limit_bytes: int = _FILE_BYTES) -> None:
         """Write an object to a file, its digest checked before the file gets its name.
@@ -217,7 +234,7 @@ class CourierClient:
         return found.stored_bytes if found.stored_bytes <= source.size_bytes else 0
 
     def _put(self, parts: PutParts, progress: Progress) -> pb.PutReply:
-        call = self._stub.Put.future(iter(parts))
+        call = self._put_parts.future(iter(parts))
         with self._stalls.watching(call, progress):
             try:
                 reply = call.result()
@@ -226,18 +243,20 @@ class CourierClient:
         parts.raise_if_failed()
         return reply
 
-    def _receive(self, digest: str, *, limit_bytes: int, offset: int = 0) -> Generator[tuple[int, bytes], None, None]:
+    def _receive(
+        self, digest: str, *, limit_bytes: int, offset: int = 0
+    ) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (size of the whole, data) from an offset on, going on after cuts; sizes are checked, bytes are not."""
         check_digest(digest)
         patience, size = Patience(_SERVICE, self._sleep), None
         while True:
-            call, progress = self._stub.Get(pb.GetCall(digest=digest, offset=offset)), Progress()
+            call, progress = self._get_parts(pb.GetCall(digest=digest, offset=offset)), Progress()
             try:
                 first = True
                 for part in self._watched(call, progress):
-                    raise_if_refused(part, who=_SERVICE)
+                    raise_if_refused(part.front, who=_SERVICE)
                     if first:
-                        size, first = _agreed_size(part.size_bytes, size, limit_bytes), False
+                        size, first = _agreed_size(part.front.size_bytes, size, limit_bytes), False
                     offset += len(part.data)
                     if size is None or offset > size:
                         raise TamperedError("object size in bytes", expected=size, got=offset)
@@ -251,7 +270,7 @@ class CourierClient:
             finally:
                 call.cancel()
 
-    def _watched(self, call: Any, progress: Progress) -> Generator[pb.GetPart, None, None]:
+    def _watched(self, call: Any, progress: Progress) -> Generator[Part[pb.GetPart], None, None]:
         """Yield the parts of a download; only the wait for one counts as standing still, not its use."""
         parts = iter(call)
         while True:
@@ -350,7 +369,7 @@ def _open_private(path: Path) -> FileIO:
         raise MissingFileError("folder", expected="one that exists", got=path.parent) from error
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
+def _write_all(file: FileIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from confed.errors import MissingFileError, TruncatedError
 from confed.wire.addresses import PART_BYTES
+from confed.wire.parts import encode_put
 from confed.wire.v1 import confed_pb2 as pb
 
 Buffer = bytes | bytearray | memoryview
@@ -26,7 +27,7 @@ class Source(Protocol):
         """Return the SHA-256 of all of them."""
         ...
 
-    def read(self, offset: int) -> bytes:
+    def read(self, offset: int) -> bytes | memoryview:
         """Return up to 1 MiB from an offset on."""
         ...
 
@@ -46,9 +47,9 @@ class BufferSource:
         """Return the SHA-256 of all of them."""
         return hashlib.sha256(self._view).hexdigest()
 
-    def read(self, offset: int) -> bytes:
-        """Return up to 1 MiB from an offset on."""
-        return bytes(self._view[offset : offset + PART_BYTES])
+    def read(self, offset: int) -> memoryview:
+        """Return up to 1 MiB from an offset on: a view."""
+        return self._view[offset : offset + PART_BYTES]
 
     def close(self) -> None:
         """Let go of them."""
@@ -84,7 +85,7 @@ class FileSource:
 
 
 class PutParts:
-    """The messages of one upload from an offset on.
+    """The encoded messages of one upload from an offset on.
 
     gRPC takes them in a thread of its own and would swallow what goes wrong with the source there, so it is kept for
     ``raise_if_failed``. ``moved`` is called whenever it takes one, which it does when there is room for it.
@@ -95,14 +96,15 @@ class PutParts:
         self._failure: OSError | None = None
         self._short = False
 
-    def __iter__(self) -> Iterator[pb.PutPart]:
+    def __iter__(self) -> Iterator[bytes]:
         size = self._source.size_bytes
-        yield pb.PutPart(digest=self._digest, size_bytes=size, offset=self._offset, data=self._read(self._offset))
+        first = pb.PutPart(digest=self._digest, size_bytes=size, offset=self._offset)
+        yield encode_put(first, self._read(self._offset))
         for offset in range(self._offset + PART_BYTES, size, PART_BYTES):
             data = self._read(offset)
             if self._short:
                 return
-            yield pb.PutPart(offset=offset, data=data)
+            yield encode_put(pb.PutPart(offset=offset), data)
 
     def raise_if_failed(self) -> None:
         """Raise what went wrong with the source.
@@ -114,7 +116,7 @@ class PutParts:
             error = TruncatedError("file to send, size in bytes", expected=self._source.size_bytes, got="fewer")
             raise error from self._failure
 
-    def _read(self, offset: int) -> bytes:
+    def _read(self, offset: int) -> bytes | memoryview:
         self._moved()
         wanted = min(PART_BYTES, self._source.size_bytes - offset)
         try:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from confed.memory import give_back, room_for
+import numpy as np
+import pytest
+
+from confed.memory import KeptRoom, give_back, room_for
 
 
 def resident_mb() -> float:
@@ -37,3 +41,39 @@ def test_freed_blocks_between_kept_ones_are_given_back() -> None:
     give_back()
     assert held - resident_mb() > 150
     assert len(kept) == 4
+
+
+def place_of(view: memoryview) -> int:
+    return np.frombuffer(view, dtype=np.uint8).ctypes.data
+
+
+def test_memory_that_nobody_refers_to_is_lent_again_also_for_the_same_bytes_sealed() -> None:
+    kept = KeptRoom()
+    first = kept.lend(1_000_000)
+    place = place_of(first)
+    del first
+    again = kept.lend(1_000_000 + 16 + 5000)
+    assert place_of(again) == place
+    del again
+    smaller = kept.lend(10)
+    assert (place_of(smaller), len(smaller)) == (place, 10)
+    del smaller
+    assert len(kept.lend(50_000_000)) == 50_000_000
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [lambda view: view[5:9], lambda view: np.frombuffer(view, dtype=np.uint8)[5:9]],
+    ids=["a view", "an array"],
+)
+def test_memory_that_somebody_kept_a_view_of_is_not_lent_to_anybody_else(
+    hold: Callable[[memoryview], memoryview],
+) -> None:
+    kept = KeptRoom()
+    lent = kept.lend(1000)
+    lent[:] = b"x" * 1000
+    held = hold(lent)
+    del lent
+    other = kept.lend(1000)
+    other[:] = b"y" * 1000
+    assert bytes(held) == b"xxxx"

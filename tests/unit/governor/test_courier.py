@@ -31,7 +31,7 @@ from confed.errors import (
     TruncatedError,
     UnreachableError,
 )
-from confed.governor import incoming
+from confed.governor import incoming, object_store
 from confed.governor.courier import Courier, Limits, serve_courier
 from confed.wire import courier_client
 from confed.wire.addresses import LETTER_BYTES
@@ -210,6 +210,69 @@ def test_an_upload_interrupted_by_kill_is_continued_after_a_restart(tmp_path: Pa
     parts = parts_of(THREE, start=PART + 3)
     again.objects.receive(digest, size_bytes=len(THREE), offset=PART + 3, parts=parts)
     assert again.path(digest).read_bytes() == THREE
+
+
+LONG, SHORT = THREE, MIB[::-1] + b"short"
+
+
+@pytest.fixture
+def spared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Courier, int]:
+    """A courier with one spare file, and the file's inode."""
+    monkeypatch.setattr(object_store, "_SPARE_BYTES", PART)
+    courier = Courier(tmp_path)
+    inode = courier.path(courier.put(LONG)).stat().st_ino
+    courier.objects.remove(digest_of(LONG), reuse=True)
+    assert courier.used_bytes == len(LONG)
+    return courier, inode
+
+
+@pytest.mark.parametrize("data", [SHORT, LONG, LONG + LONG], ids=["shorter", "the same", "longer"])
+def test_a_large_upload_writes_over_a_spare_file_and_holds_nothing_else(
+    spared: tuple[Courier, int], tmp_path: Path, data: bytes
+) -> None:
+    courier, inode = spared
+    path = courier.path(courier.put(data))
+    assert (path.stat().st_ino, path.read_bytes()) == (inode, data)
+    assert courier.used_bytes == len(data)
+    assert files_in(tmp_path) == [path]
+
+
+def test_an_upload_over_a_spare_file_that_is_cut_goes_on_and_one_that_is_wrong_leaves_nothing(
+    spared: tuple[Courier, int], tmp_path: Path
+) -> None:
+    courier, _ = spared
+    cut_upload(courier, SHORT, stop=PART)
+    assert courier.progress(digest_of(SHORT)).stored_bytes == courier.used_bytes == PART
+    courier.objects.receive(digest_of(SHORT), size_bytes=len(SHORT), offset=PART, parts=parts_of(SHORT, start=PART))
+    assert courier.path(digest_of(SHORT)).read_bytes() == SHORT
+    courier.objects.remove(digest_of(SHORT), reuse=True)
+    with pytest.raises(TamperedError):
+        courier.objects.receive(digest_of(SHORT), size_bytes=len(LONG), offset=0, parts=parts_of(LONG))
+    assert (files_in(tmp_path), courier.used_bytes) == ([], 0)
+
+
+def test_a_crash_leaves_nothing_of_spare_files_nor_of_what_was_written_over_one(
+    spared: tuple[Courier, int], tmp_path: Path
+) -> None:
+    (tmp_path / "partial" / f"{digest_of(SHORT)}.0123.over").write_bytes(SHORT[:PART] + LONG[PART:])
+    again = Courier(tmp_path)
+    assert (files_in(tmp_path), again.used_bytes) == ([], 0)
+    assert again.progress(digest_of(SHORT)).stored_bytes == 0
+
+
+def test_spare_files_give_way_and_small_ones_and_what_may_still_be_read_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_SPARE_BYTES", PART)
+    courier = Courier(tmp_path, limits=Limits(store_bytes=2 * len(LONG)))
+    for data, reuse in ((b"small", True), (SHORT, False)):
+        courier.objects.remove(courier.put(data), reuse=reuse)
+        assert courier.used_bytes == 0
+    courier.objects.remove(courier.put(LONG), reuse=True)
+    with pytest.raises(SizeError):
+        courier.put(LONG * 3)
+    assert courier.put(LONG + MIB) in courier.path(digest_of(LONG + MIB)).name
+    assert courier.used_bytes == len(LONG + MIB)
 
 
 def test_bytes_of_another_digest_are_refused_and_leave_nothing(courier: Courier, client: CourierClient) -> None:
