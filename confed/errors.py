@@ -48,7 +48,7 @@
         │   │   └── PrivacyBudgetError  under BudgetError: one more release would spend more epsilon than there is
         ├── UpdateError             the aggregator refused an update
         │   ├── DuplicateUpdateError, RoundFullError, BatchError, NotFiniteError, ShapeError, NormError, WeightError,
-        │   │   LossError, StaleUpdateError, DeclarationError, CompressionError
+        │   │   LossError, StaleUpdateError, DeclarationError, CompressionError, AdapterError
         ├── AggregatorError         the aggregator failed, for a reason that it does not tell
         │   └── StrategyError           a strategy class of one's own failed, or gave no model
         ├── ManifestMismatchError   something differs from what the manifest says
@@ -61,6 +61,8 @@
         │   └── DiskFullError           a disk that is full
         ├── EvidenceUnavailableError  a TEE, TPM or device that gives no evidence here
         ├── EndorsementFetchError   an endorsement that could not be fetched
+        ├── LanguageModelError      a language model that cannot be tuned here as it was sealed, or on this device
+        │   └── SequenceLengthError     a sequence that is longer than the model's context
         └── SessionError            confidential code used outside an attested session
 
 A class's ``code`` is stable: it alone crosses a trust boundary, never the message.
@@ -817,6 +819,12 @@ class CompressionError(UpdateError):
     code = "compression"
 
 
+class AdapterError(UpdateError):
+    """An adapter that does not fit the base, has more than its site's rank, or changed what is not its own."""
+
+    code = "adapter"
+
+
 class AggregatorError(RefusedError):
     """The aggregator failed, for a reason that it does not tell."""
 
@@ -881,6 +889,18 @@ class SessionError(RefusedError):
     """Confidential code used outside an attested session."""
 
     code = "session"
+
+
+class LanguageModelError(RefusedError):
+    """A language model that cannot be tuned here: a file is missing or asks for code, or a device is not there."""
+
+    code = "language-model"
+
+
+class SequenceLengthError(LanguageModelError):
+    """A sequence that is longer than the model's context, or than the run's terms permit."""
+
+    code = "sequence-length"
 
 
 class EvidenceUnavailableError(RefusedError):

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from confed import canonical, record
+from confed.adapter import AdapterTerms
 from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, ManifestMismatchError
@@ -90,16 +91,18 @@ class ModelTerms:
             free = name not in self.trained and source not in self.tied
             _require(free, f"model.tied.{name}", "a name that does not travel, tied to one that is not tied", source)
 
-    def require(self, *, sites: int) -> None:
+    def require(self, *, sites: int, adapter: AdapterTerms | None) -> None:
         """Check that what is trained can be combined over so many sites.
 
         Raises:
-            ConfigError: both factors of a low-rank adapter (by PEFT's names), where there is more than one site: the
-                product of two means is not the mean of the products. One of the two may be trained.
+            ConfigError: both factors of a low-rank adapter (by PEFT's names), where there is more than one site and no
+                way to combine them is chosen: the product of two means is not the mean of the products. One of the
+                two may be trained.
 
         Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning" (2024), section 3.
         """
-        for name in self.trained if sites > 1 else ():
+        combined = adapter is not None and adapter.recombines
+        for name in self.trained if sites > 1 and not combined else ():
             factor = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
             alone = factor == name or factor not in self.trained
             _require(alone, "model.trained", "one factor of an adapter: means of both do not multiply", name)
@@ -232,6 +235,7 @@ class Manifest:
         seed: seed of cohorts and clients; never of keys, nonces or noise.
         max_attempts: how often one round may be tried.
         aggregation: in how large batches a cohort is folded.
+        adapter: low-rank adapter that is trained in the base's place, and how it is combined; ``null`` without one.
         compression: of updates; ``null`` where they travel as they are.
         privacy: central differential privacy; ``null`` where there is none.
         settings: what the ClientApp gets as ``run_config``.
@@ -263,6 +267,7 @@ class Manifest:
     metrics: MetricTerms
     stop: StopTerms
     aggregation: AggregationTerms
+    adapter: AdapterTerms | None
     compression: CompressionTerms | None
     privacy: PrivacyTerms | None
     client_tee: TeePolicy
@@ -305,7 +310,7 @@ class Manifest:
             f"at least {needed} for {self.strategy.name}",
             self.cohort.least,
         )
-        self.model.require(sites=len(self.sites))
+        self.model.require(sites=len(self.sites), adapter=self.adapter)
         for site in self.sites:
             _require(
                 (site.dataset is not None) == (self.data_source != APP),
@@ -334,6 +339,18 @@ class Manifest:
             self.cohort.fraction_evaluate,
         )
         self.aggregation.require(strategy=self.strategy.name, extra=self.cohort.extra)
+        if self.adapter is not None:
+            self.adapter.require(
+                trained=self.model.trained,
+                tied=self.model.tied,
+                sites=[site.owner.name for site in self.sites],
+                strategy=self.strategy.name,
+                private=self.privacy is not None,
+                compressed=self.compression is not None,
+                at_once=self.scenario.combines and self.aggregation.batch is None,
+                rounds=self.rounds,
+                updates=self.cohort.taken(len(self.sites), purpose="train"),
+            )
         if self.compression is not None:
             self.compression.require(strategy=self.strategy.name)
         if self.privacy is not None:

@@ -23,7 +23,7 @@ import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from aggregator.combine.flower_strategy import Applied, Given
 from aggregator.combine.kept_state import kept, restore
+from aggregator.combine.opened import Opened, OpenedUpdates
 from aggregator.combine.own_code import load_strategy
 from aggregator.combine.weights import Weights
 from confed.errors import ManifestMismatchError, NotFiniteError, ShapeError, SizeError, StrategyError
@@ -40,7 +41,6 @@ from confed.flower.messages import use_local_task_identity
 from confed.flower.no_grid import NoGrid
 
 if TYPE_CHECKING:
-    from aggregator.combine.blocks import Scratch, Segment
     from aggregator.combine.passes import Updates
     from confed.manifest import Manifest
     from confed.strategy import StrategyCode, StrategySource
@@ -89,7 +89,7 @@ class OwnStrategy:
         kept_now, self._state = self._state, {}
         return Applied(arrays=mean, state=kept_now)
 
-    def _combine(self, given: Given, updates: Updates, opened: _Opened) -> dict[str, NDArray[Any]]:
+    def _combine(self, given: Given, updates: Updates, opened: Opened) -> dict[str, NDArray[Any]]:
         strategy = self._make()
         restore(strategy, given.state)
         base = updates.base
@@ -135,7 +135,7 @@ class OwnStrategy:
     def _key(self, name: str) -> str:
         return str(self._manifest.strategy.parameters.get(name, _KEYS[name]))
 
-    def _messages(self, given: Given, updates: Updates, opened: _Opened) -> Generator[Message]:
+    def _messages(self, given: Given, updates: Updates, opened: Opened) -> Generator[Message]:
         for at, entry in enumerate(updates.contributions):
             whole = entry.weight.is_integer()
             metrics = {**given.metrics[entry.site], self._key("weighted_by_key"): _number(entry.weight, whole=whole)}
@@ -153,65 +153,6 @@ class OwnStrategy:
 
 _KEYS = {"weighted_by_key": "num-examples", "arrayrecord_key": "arrays", "configrecord_key": "config"}
 """Names in messages that clients use too, and Flower's defaults."""
-
-
-class OpenedUpdates:
-    """Opens every update whole and hands them to a function that makes one model of them.
-
-    Args:
-        memory_bytes: most that they take together.
-        make: gets the updates and their opened arrays; returns flat arrays of numbers.
-    """
-
-    least = 1
-
-    def __init__(self, memory_bytes: int, make: Callable[[Updates, _Opened], dict[str, NDArray[Any]]]) -> None:
-        self._memory_bytes = memory_bytes
-        self._make = make
-
-    def combine(self, updates: Updates) -> dict[str, NDArray[Any]]:
-        """Return what the function makes of the updates.
-
-        Raises:
-            SizeError: they would take more memory than is permitted; nothing was opened.
-            WrongSenders: a pass found somebody wrong.
-            ConfedError: as the function.
-        """
-        size = len(updates.contributions) * updates.base.layout.total_bytes
-        if size > self._memory_bytes:
-            raise SizeError("opened updates in bytes", expected=f"at most {self._memory_bytes}", got=size)
-        opened = _Opened(updates)
-        updates.run(lambda: opened)
-        return self._make(updates, opened)
-
-
-class _Opened:
-    """Keeps what a pass opens: for each update the flat arrays of its values, in the model's types."""
-
-    holds = False
-
-    def __init__(self, updates: Updates) -> None:
-        self._base = updates.base
-        self._flats = [
-            {dtype: np.empty(flat.size, _type_of(updates, dtype)) for dtype, flat in updates.base.flats.items()}
-            for _ in updates.contributions
-        ]
-
-    def take(self, segment: Segment, rows: Sequence[NDArray[Any]], *, first: int, scratch: Scratch) -> None:
-        del scratch
-        for at, numbers in enumerate(rows, first):
-            self._flats[at][segment.dtype][segment.part] = numbers
-
-    def take_out(self, at: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of one update, which is not kept here any more."""
-        flats, self._flats[at] = self._flats[at], {}
-        return Weights(layout=self._base.layout, flats=flats).arrays()
-
-
-def _type_of(updates: Updates, dtype: str) -> np.dtype[Any]:
-    """Return the type in which a class sees a tensor: bfloat16, which NumPy does not have, as float32."""
-    kind = updates.kinds[dtype]
-    return kind.mean if kind.brain else kind.stored
 
 
 class _Sites(NoGrid):

@@ -2,7 +2,8 @@
 
 1. The trained part of the base is what the updates are held against; nothing else is combined.
 2. Compressed updates are read as those that they stand for: what follows does not know of compression.
-3. The strategy's rule is folded over the updates, and its optimizer applied, in numbers at least as wide as float32.
+3. The strategy's rule is folded over the updates, and its optimizer applied, in numbers at least as wide as float32;
+   where the manifest says how adapters become one, that rule takes its place.
 4. The result is rounded once, to each tensor's own type, and must be finite there.
 5. Tensors that are not trained come from the base, bit for bit; tied ones are copies.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.combine.adapter import rule_of
 from aggregator.combine.flower_strategy import Given
 from aggregator.combine.fold import combine
 from aggregator.combine.partial import part_of, whole_of
@@ -54,9 +56,11 @@ class Base:
 
         Raises:
             ShapeError: it lacks a tensor that the manifest names, or has it in a type that is not trained.
+        AdapterError: an adapter that does not fit it.
         """
         terms = manifest.model
         trained = Trained.of(weights.layout, names=terms.trained, tied=terms.tied)
+        rule_of(manifest, weights.layout, round_number=1)  # an adapter fits its base, or there is no round
         form = None if manifest.compression is None else CompressedForm.of(trained.part, manifest.compression)
         return cls(weights=weights, trained=trained, form=form, state=state)
 
@@ -100,17 +104,22 @@ def successor(  # noqa: PLR0913 (what a round consists of)
         NotFiniteError: the strategy's result is not finite, or not in the model's own types.
     """
     part = part_of(base.weights, base.trained)
+    adapted = rule_of(manifest, base.weights.layout, round_number=round_number)
+    given = Given(round_number=round_number, state=base.state, metrics=metrics)
     combined = combine(
         base.read(contributions, part),
         base=part,
         least=manifest.cohort.least,
         norm_bound=manifest.update.norm_bound,
-        rule=private or optimizer.rule_for(Given(round_number=round_number, state=base.state, metrics=metrics)),
+        rule=private or adapted or optimizer.rule_for(given),
         excluded=excluded,
         threads=threads,
         room=room,
     )
-    return advance(base, part, combined.mean, optimizer=optimizer, round_number=round_number)
+    version, state = advance(base, part, combined.mean, optimizer=optimizer, round_number=round_number)
+    if adapted is not None:
+        adapted.place(version)
+    return version, state
 
 
 def advance(

@@ -218,6 +218,8 @@ def _headline(manifest: Manifest) -> Text:
     line = Text(manifest.name, style="bold")
     who = f", {len(manifest.sites)} sites, {manifest.strategy.name}" if manifest.scenario.combines else ""
     line.append(f"  {manifest.scenario.told}{who}, {manifest.rounds} rounds", style="not bold")
+    if manifest.adapter is not None:
+        line.append(f", {manifest.adapter.told}", style="not bold")
     if manifest.stop.any:
         line.append(f", fewer if {manifest.stop.told}", style="not bold")
     if manifest.privacy is not None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from confed.cli.model_directory import starting_arrays, write_directory
 from confed.errors import (
     EncodingError,
     MissingFileError,
@@ -29,6 +30,7 @@ from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Unchecked
 from confed.model import weights
+from confed.model.hub import PICKLES
 from confed.scenario import Scenario
 from confed.sealing import derivation
 from confed.sealing.container import Container, Draft, RecipientEntry, Sealed, seal_to_file
@@ -36,11 +38,12 @@ from confed.sealing.recipients import PUBLIC_BYTES, HpkeRecipient, Method
 
 app = typer.Typer(help="Seal a model, open one, or show what a sealed one says without any key.", no_args_is_help=True)
 
-_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 _THREADS = 2
 _BY_MANIFEST = Unchecked(unchecked="each manifest lists its own, and its owner approves it")
 
-ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file.")]
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="FILE|DIR", help="A safetensors file, or a model's directory in the Hub's layout.")
+]
 SealedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sealed container.")]
 Owner = Annotated[str, typer.Option("--owner", metavar="NAME", help="Whose keys: a name in the confed home.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output file if it is there.")]
@@ -65,10 +68,14 @@ def seal_command(  # noqa: PLR0913 (one argument an option)
     scenario: Annotated[
         list[Scenario] | None, typer.Option(help="Kind of run that the key may serve; may be given again.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="An experiment file whose [adapter] the start gets, beside the base."),
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Seal a safetensors FILE as a starting model under a new key of its owner."""
-    target = out if out is not None else file.with_name(file.name + ".sealed")
+    """Seal a safetensors FILE, or a model's DIR, as a starting model under a new key of its owner."""
+    target = out if out is not None else file.with_name(file.resolve().name + ".sealed")
     sealed, tensors = seal_model(
         file,
         owner=owner,
@@ -79,6 +86,7 @@ def seal_command(  # noqa: PLR0913 (one argument an option)
         total_rounds=total_rounds,
         strategies=tuple(strategy or ()),
         scenarios=tuple(scenario or (Scenario.FEDERATED,)),
+        adapter=adapter,
     )
     Console(stderr=True, highlight=False).print(f"sealed {tensors} tensors, {sealed.size_bytes} bytes: {target}")
     typer.echo(sealed.digest)
@@ -90,10 +98,14 @@ def open_command(
     owner: Owner,
     *,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the safetensors file goes.")],
+    directory: Annotated[
+        bool,
+        typer.Option("--directory", help="As a directory: the base in the Hub's layout, PEFT's adapter."),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Open a sealed model FILE with its owner's key, or as one of its recipients."""
-    container, tensors = open_model(file, owner=owner, target=out, force=force)
+    container, tensors = open_model(file, owner=owner, target=out, force=force, directory=directory)
     says = "sealed by its owner" if container.signer == container.header.owner else "sealed by an enclave"
     console = Console(stderr=True, highlight=False)
     console.print(f"opened {tensors} tensors ({says}, key {container.signer.hex()[:16]}): {out}")
@@ -131,8 +143,9 @@ def seal_model(  # noqa: PLR0913 (a key and its floors)
     total_rounds: int,
     strategies: tuple[str, ...] = (),
     scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,),
+    adapter: Path | None = None,
 ) -> tuple[Sealed, int]:
-    """Seal a safetensors file as a starting model; return what was written and how many tensors it holds.
+    """Seal a safetensors file or a model's directory as a start; return what was written and how many tensors it holds.
 
     Guarantees: the file is checked whole before a key is made; it is re-packed into the one order that confed uses.
 
@@ -141,8 +154,10 @@ def seal_model(  # noqa: PLR0913 (a key and its floors)
     """
     _refuse_pickle(file)
     _refuse_existing(target, force=force)
+    if adapter is not None and not file.is_dir():
+        raise UsageError("--adapter", expected="with a model's directory", got=f"with the file {file}")
     public_keys = [_recipient_of(path) for path in recipients]
-    arrays = _arrays_of(file, _mapped(file))
+    arrays = starting_arrays(file, adapter) if file.is_dir() else _arrays_of(file, _mapped(file))
     layout = weights.layout_of(arrays)
     container_id = "model-" + secrets.token_hex(16)
     with closing(OwnerHome.load(owner)) as home:
@@ -176,8 +191,8 @@ def seal_model(  # noqa: PLR0913 (a key and its floors)
     return sealed, len(layout.tensors)
 
 
-def open_model(file: Path, *, owner: str, target: Path, force: bool) -> tuple[Container, int]:
-    """Write the safetensors file inside a sealed model; return the container and the number of tensors.
+def open_model(file: Path, *, owner: str, target: Path, force: bool, directory: bool = False) -> tuple[Container, int]:
+    """Write what is inside a sealed model, as one file or a directory; return the container and the number of tensors.
 
     Guarantees: everything is authenticated and checked before a byte is written; mode 0600; whole or not at all.
     A starting model must be signed by the owner that it names.
@@ -200,7 +215,10 @@ def open_model(file: Path, *, owner: str, target: Path, force: bool) -> tuple[Co
     expected, found = header.detail.get("layout"), weights.layout_of(arrays).digest
     if expected != found:
         raise ShapeError("layout", expected=expected, got=found)
-    _write_private(target, plaintext, force=force)
+    if directory:
+        write_directory(arrays, target)
+    else:
+        _write_private(target, plaintext, force=force)
     return container, len(arrays)
 
 
@@ -242,7 +260,7 @@ def _data_key(container: Container, home: OwnerHome) -> bytes:
 
 
 def _refuse_pickle(file: Path) -> None:
-    if file.suffix.lower() in _PICKLES:
+    if file.suffix.lower() in PICKLES:
         raise UsageError(
             str(file), expected="a safetensors file", got=f"{file.suffix} (may hold code; save it with safetensors)"
         )

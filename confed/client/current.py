@@ -7,10 +7,12 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confed.adapter import AdapterTerms
 from confed.client.keeping import Checkpoints, MemoryCheckpoints
 from confed.client.step import Arrays, Step
 from confed.client.tree import Tree
@@ -27,6 +29,14 @@ _session: ClientSession | None = None
 _site: ContextVar[Site | None] = ContextVar("confed_site", default=None)
 _step: ContextVar[Step | None] = ContextVar("confed_step", default=None)
 _in_memory: dict[str, dict[str, Tree]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteAdapter:
+    """The run's adapter as this site trains it: the manifest's terms, and the rank of the site's own."""
+
+    terms: AdapterTerms
+    rank: int
 
 
 def install(session: ClientSession) -> None:
@@ -48,7 +58,7 @@ def installed() -> ClientSession | None:
 
 @contextmanager
 def acting_for(site: Site, step: Step) -> Generator[None]:
-    """Let ``site_data`` and ``checkpoints`` answer for a site and its step inside the block."""
+    """Let ``site_data``, ``opened_model``, ``site_adapter`` and ``checkpoints`` answer for a site and its step."""
     tokens = _site.set(site), _step.set(step)
     try:
         yield
@@ -101,6 +111,36 @@ def checkpoints(context: Context) -> Checkpoints:
     if _session.alone is None:
         return MemoryCheckpoints(context, _in_memory.setdefault(site.owner.name, {}))
     return _session.alone.checkpoints(step, context)
+
+
+def opened_model(context: Context) -> Arrays:
+    """Return the opened base version, every tensor of it, as it lies in this TEE's memory: not to be written to.
+
+    A run with an adapter puts the adapter alone into the message: what is large is here, not copied. bfloat16 comes as
+    16-bit integers of the dtype ``confed.model.weights.BFLOAT16``.
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate.
+    """
+    del context
+    step = _step.get()
+    if step is None:
+        raise SessionError("opened_model", expected="a call inside a confidential train or evaluate", got="none")
+    return step.arrays
+
+
+def site_adapter(context: Context) -> SiteAdapter | None:
+    """Return the adapter that this site trains, or ``None`` where the manifest has none.
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate.
+    """
+    del context
+    site = _site.get()
+    if _session is None or site is None:
+        raise SessionError("site_adapter", expected="a call inside a confidential train or evaluate", got="none")
+    terms = _session.manifest.adapter
+    return None if terms is None else SiteAdapter(terms=terms, rank=terms.rank_of(site.owner.name))
 
 
 def seed_everything(seed: int) -> None:

@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from confed.client.current import acting_for, installed, seed_everything
+from confed.client.frozen import require_base, require_frozen
 from confed.client.session import ClientSession
 from confed.client.step import Step, no_seconds
 from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
@@ -75,8 +76,11 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     inner_context = _for_the_app(session, step, site, message, context)
     started = time.perf_counter()
     seed_everything(session.manifest.client_seed(site=site.owner.name, round_number=round_number))
+    trained = session.manifest.model.trained
     with acting_for(site, step):
         reply = call_next(message, inner_context)
+    if step.frozen:
+        require_frozen(step.arrays, trained=trained, digest=step.frozen)
     seconds["train"] += time.perf_counter() - started
     if reply.has_error() or reply.content is not message.content:
         let_go(message.content)
@@ -84,6 +88,8 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
         return _failed(message, _APP_FAILED)
     _keep_state(session, site, inner_context)
     arrays, weight, metrics = _result(session, step, reply)
+    if step.frozen and arrays is not None:
+        require_base(arrays, step.arrays, trained=trained)
     digest = session.seal_result(site, step, grants, arrays=arrays, weight=weight, metrics=metrics, seconds=seconds)
     let_go(reply.content)
     answer: dict[str, str | float] = {"site": site.owner.name, "digest": digest}
@@ -124,7 +130,7 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
         config["proximal-mu"] = parameters.get("proximal_mu") or 0.0  # as Flower's configure_train sets it
     content = RecordDict(
         {
-            str(parameters.get("arrayrecord_key", "arrays")): record_of(step.arrays, shown=_for_numpy),
+            str(parameters.get("arrayrecord_key", "arrays")): record_of(_told(session, step), shown=_for_numpy),
             str(parameters.get("configrecord_key", "config")): ConfigRecord(
                 {**config, "server-round": step.round_number}
             ),
@@ -138,6 +144,13 @@ def _for_the_app(session: ClientSession, step: Step, site: Site, message: Messag
         state=session.states.get(site.owner.name, RecordDict()),
         run_config=dict(manifest.settings),
     )
+
+
+def _told(session: ClientSession, step: Step) -> Mapping[str, np.ndarray]:
+    """Return what the message to the app holds of the base: all of it, or an adapter alone."""
+    if session.manifest.adapter is None:
+        return step.arrays
+    return {name: array for name, array in step.arrays.items() if name in session.manifest.model.trained}
 
 
 def _for_numpy(array: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from confed.client.alone import Alone
 from confed.client.counterpart import AggregatorCheck
 from confed.client.datasets import Datasets
 from confed.client.feedback import Feedback
+from confed.client.frozen import frozen_digest
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
 from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed, timed_apart
@@ -99,6 +100,7 @@ class ClientSession:
         self._datasets = Datasets(manifest, courier=services.courier, signing_key=self._signing)
         self._bases: dict[str, Arrays] = {}
         self._room = KeptRoom()
+        self._frozen = ""
         self._counterpart = AggregatorCheck(manifest, courier=services.courier, now=self._clock.now)
         self._records: dict[int, tuple[CommitRecord, Candidate]] = {}
         self.alone = None if manifest.scenario.combines else self._as_the_one()
@@ -217,6 +219,7 @@ class ClientSession:
             record=record,
             keys=None if makes is None else makes.keys_of(model_key.keys[1:]),
             seconds=seconds,
+            frozen=self._frozen,
         )
 
     def _as_the_one(self) -> Alone:
@@ -403,6 +406,8 @@ class ClientSession:
             arrays = unpack(plaintext)
         if layout_of(arrays).digest != self.manifest.model.layout:
             raise ShapeError("base version", expected="the manifest's tensors", got="others")
+        if self.manifest.adapter is not None:
+            self._frozen = frozen_digest(arrays, trained=self.manifest.model.trained)
         return arrays
 
     def _tickets(

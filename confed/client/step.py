@@ -60,7 +60,8 @@ class Step:
     """One prepared round, attempt and purpose; ``grants`` has, for each hosted site, its grants or why it has none.
 
     ``record`` is the base's commit record, empty for the start; ``keys`` are there where this client makes the version.
-    ``seconds`` is what preparing took; who reports it first sets it back to zero.
+    ``seconds`` is what preparing took; who reports it first sets it back to zero. ``frozen`` is the digest of what an
+    adapter is trained beside, taken when it was opened; empty without an adapter.
     """
 
     round_number: int
@@ -72,6 +73,7 @@ class Step:
     record: bytes = b""
     keys: MakerKeys | None = None
     seconds: dict[str, float] = field(default_factory=no_seconds)
+    frozen: str = ""
 
 
 @contextmanager

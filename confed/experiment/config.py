@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confed import record
+from confed.adapter import AdapterTerms
 from confed.aggregation import AggregationTerms
 from confed.compression import CompressionTerms
 from confed.errors import ConfigError, MissingFileError
@@ -150,6 +151,36 @@ class UpdateTable:
     def terms(self) -> UpdateTerms:
         """What the manifest holds of it."""
         return UpdateTerms(norm_bound=self.norm_bound, weight_cap=self.weight_cap, loss_cap=self.loss_cap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTable:
+    """A low-rank adapter in the base's place; an experiment without this table trains tensors of the model itself.
+
+    Attributes: see ``confed.adapter``. ``ranks`` names every site where they differ: ``{ site-01 = 2, site-02 = 4 }``.
+    """
+
+    method: str
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    dropout: float = 0.0
+    ranks: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.terms
+
+    @property
+    def terms(self) -> AdapterTerms:
+        """What the manifest holds of it."""
+        return AdapterTerms(
+            method=self.method,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            ranks=self.ranks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +345,7 @@ class Experiment:
     metrics: MetricsTable
     model: ModelTable = field(default_factory=ModelTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
+    adapter: AdapterTable | None = None
     compression: CompressionTable | None = None
     stop: StopTable = field(default_factory=StopTable)
     privacy: PrivacyTable | None = None
@@ -336,6 +368,7 @@ class Experiment:
             value = getattr(self.app, key.split(".")[1])
             if value.count(":") != 1 or not all(value.split(":")):
                 raise ConfigError(key, expected="module:attribute", got=value)
+        self._require_adapter_alone()
         # The manifest's own rules, before anything is made.
         _ = self.update.terms
         MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)
@@ -343,6 +376,10 @@ class Experiment:
         rounds = self.settings.get("num-server-rounds", self.run.rounds)
         if rounds != self.run.rounds:
             raise ConfigError("settings.num-server-rounds", expected=f"run.rounds ({self.run.rounds})", got=rounds)
+
+    def _require_adapter_alone(self) -> None:
+        if self.adapter is not None and self.model.trained != ("*",):
+            raise ConfigError("model.trained", expected="left out: an adapter alone is trained", got="patterns")
 
     @property
     def run_config(self) -> dict[str, bool | int | float | str]:

@@ -23,7 +23,7 @@ from confed import canonical
 from confed.attestation.measurement import aggregator_image, client_image
 from confed.errors import ConfigError, EmptyDatasetError
 from confed.experiment.config import Experiment
-from confed.experiment.starting import StartingModel, starting_model
+from confed.experiment.starting import AdapterPlan, StartingModel, starting_model
 from confed.experiment.tees import tee_policy
 from confed.flower.arrays import numbers_of
 from confed.flower.no_grid import NoGrid
@@ -140,7 +140,11 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         config_directory=config_file.resolve().parent,
         directory=directory,
         start=start,
-        model=starting_model(experiment.model, {name: numbers_of(array) for name, array in start.arrays.items()}),
+        model=starting_model(
+            experiment.model,
+            {name: numbers_of(array) for name, array in start.arrays.items()},
+            adapter=_adapter_plan(experiment, _cohort(experiment, start)),
+        ),
         lock=lock_digest(config_file),
         strategy_source=StrategySource.read(directory, start.name) if experiment.app.strategy else None,
     )
@@ -191,12 +195,7 @@ def resolve(
     """
     experiment, start = prepared.experiment, prepared.start
     client, aggregator = prepared.images
-    cohort = CohortTerms(
-        least=experiment.cohort.least,
-        fraction_train=_fraction(start, "train"),
-        fraction_evaluate=_fraction(start, "evaluate"),
-        extra=experiment.cohort.extra,
-    )
+    cohort = _cohort(experiment, start)
     privacy = experiment.privacy
     tee = partial(tee_policy, experiment.tee, prepared.config_directory, now=datetime.now(UTC))
     return Manifest(
@@ -232,6 +231,7 @@ def resolve(
         metrics=MetricTerms(clear=experiment.metrics.clear, decimals=experiment.metrics.decimals),
         stop=experiment.stop.terms,
         aggregation=experiment.aggregation.terms,
+        adapter=None if experiment.adapter is None else experiment.adapter.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,
         privacy=None if privacy is None else privacy.terms(drawn=cohort.taken(len(site_owners), purpose="train")),
         client_tee=tee(code=client, role=Role.CLIENT),
@@ -275,6 +275,26 @@ def _require_strategy(name: str, own: str) -> None:
     if not own and name not in AGGREGATED_BY:
         expected = f"one that the enclave runs ({', '.join(AGGREGATED_BY)}), or app.strategy = {name!r}"
         raise ConfigError("strategy", expected=expected, got=name)
+
+
+def _cohort(experiment: Experiment, start: Start) -> CohortTerms:
+    return CohortTerms(
+        least=experiment.cohort.least,
+        fraction_train=_fraction(start, "train"),
+        fraction_evaluate=_fraction(start, "evaluate"),
+        extra=experiment.cohort.extra,
+    )
+
+
+def _adapter_plan(experiment: Experiment, cohort: CohortTerms) -> AdapterPlan | None:
+    if experiment.adapter is None:
+        return None
+    return AdapterPlan(
+        terms=experiment.adapter.terms,
+        rounds=experiment.run.rounds,
+        updates=cohort.taken(experiment.sites.count, purpose="train"),
+        seed=experiment.run.seed,
+    )
 
 
 def _fraction(start: Start, which: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confed.adapter import AdapterTerms
 from confed.errors import ConfigError, ShapeError
 from confed.experiment.config import ModelTable
+from confed.model.adapter import with_adapter
 from confed.model.bfloat16 import narrowed
 from confed.model.trained import Trained, names_of
 from confed.model.weights import Layout, layout_of
@@ -29,11 +31,24 @@ class StartingModel:
     tied: Mapping[str, str]
 
 
-def starting_model(table: ModelTable, arrays: Mapping[str, Array]) -> StartingModel:
-    """Return the model of a ServerApp's arrays.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlan:
+    """An adapter to begin with: its terms, the run's rounds and updates a round, and the seed of its draw."""
+
+    terms: AdapterTerms
+    rounds: int
+    updates: int
+    seed: int
+
+
+def starting_model(
+    table: ModelTable, arrays: Mapping[str, Array], *, adapter: AdapterPlan | None = None
+) -> StartingModel:
+    """Return the model of a ServerApp's arrays, with an adapter where one is planned.
 
     Raises:
-        ConfigError: no tensor, a pattern that nothing has, or tied tensors that are not equal.
+        ConfigError: no tensor, a pattern that nothing has, tied tensors that are not equal, or an adapter for modules
+            that are not there.
     """
     if not arrays:
         raise ConfigError("initial_arrays", expected="at least one tensor", got="none")
@@ -43,8 +58,13 @@ def starting_model(table: ModelTable, arrays: Mapping[str, Array]) -> StartingMo
         if not matched:
             raise ConfigError("model.bfloat16", expected="patterns that a float32 tensor has", got=pattern)
         stored |= {name: _narrowed(name, arrays[name]) for name in matched}
+    patterns: Sequence[str] = table.trained
+    if adapter is not None:
+        stored, patterns = with_adapter(
+            stored, adapter.terms, rounds=adapter.rounds, updates=adapter.updates, seed=adapter.seed
+        )
     layout = layout_of(stored)
-    trained, tied = names_of(layout, patterns=table.trained, groups=table.tied)
+    trained, tied = names_of(layout, patterns=patterns, groups=table.tied)
     try:
         Trained.of(layout, names=trained, tied=tied).require_tied(stored)
     except ShapeError as error:

@@ -112,6 +112,7 @@ def _terms(manifest: Manifest) -> Html:
         "scenario": manifest.scenario.told,
         "environment": manifest.environment,
         "model": Html(f"of {escape(manifest.model.owner.name)}, start {short(manifest.model.start.digest)}"),
+        "trained": "tensors of the model" if manifest.adapter is None else manifest.adapter.told,
         "strategy": Html(f"{escape(manifest.strategy.name)} <span class=dim>{escape(strategy)}</span>"),
         "rounds": f"{manifest.rounds}, each tried at most {manifest.max_attempts} times, seed {manifest.seed}",
         "ends before the last round": manifest.stop.told,

@@ -26,6 +26,7 @@ from aggregator.enclave import Enclave
 from aggregator.run import Run
 from aggregator.service import AggregatorService
 from confed import canonical
+from confed.adapter import AdapterTerms
 from confed.aggregation import AggregationTerms
 from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, Envelope
@@ -114,7 +115,7 @@ def small_data(index: int) -> dict[str, np.ndarray]:
 class Land:
     """Owners, sealed files and an approved manifest in ``folder``; closed, to be copied by each road.
 
-    ``change`` has the last word on the manifest; ``floors`` those of one owner's key by name.
+    ``trained`` names what travels (every floating tensor if it is empty); ``change`` has the last word on the manifest; ``floors`` those of one owner's key by name.
     """
 
     folder: Path
@@ -124,6 +125,8 @@ class Land:
     environment: str = SIMULATION
     model: Arrays = field(default_factory=small_model)
     data: Callable[[int], Arrays] = small_data
+    trained: tuple[str, ...] = ()
+    adapter: AdapterTerms | None = None
     change: Callable[[Manifest], Manifest] = lambda manifest: manifest
     floors: Callable[[str, Mapping[str, OwnerHome]], Mapping[str, Any]] = lambda _name, _homes: {}
 
@@ -199,7 +202,7 @@ class Land:
                 owner=homes[OWNER].party,
                 start=references[OWNER],
                 layout=layout_of(self.model).digest,
-                trained=tuple(name for name, array in self.model.items() if array.dtype.kind == "f"),
+                trained=self.trained or tuple(name for name, array in self.model.items() if array.dtype.kind == "f"),
                 tied={},
             ),
             sites=tuple(Site(owner=homes[name].party, dataset=references[name]) for name in self.sites),
@@ -217,6 +220,7 @@ class Land:
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
             aggregation=AggregationTerms.at_once(),
+            adapter=self.adapter,
             compression=None,
             privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),

@@ -114,7 +114,9 @@ class RecordingChannel:
         if name not in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             return attribute
 
-        def call(method: str, *, request_serializer: Any, response_deserializer: Any, **rest: Any) -> Any:
+        def call(
+            method: str, *, request_serializer: Any = bytes, response_deserializer: Any = bytes, **rest: Any
+        ) -> Any:
             def write(message: Any) -> bytes:
                 self._messages.append(request_serializer(message))
                 return self._messages[-1]

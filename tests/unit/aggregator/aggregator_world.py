@@ -444,6 +444,7 @@ class World:
             "metrics": MetricTerms(clear=("loss", "accuracy"), decimals=4),
             "stop": StopTerms.none(),
             "aggregation": AggregationTerms.at_once(),
+            "adapter": None,
             "compression": None,
             "privacy": None,
             "client_tee": policy,

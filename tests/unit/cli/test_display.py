@@ -27,6 +27,7 @@ MANIFEST = SimpleNamespace(
     strategy=SimpleNamespace(name="FedAvg"),
     cohort=SimpleNamespace(fraction_evaluate=1.0),
     stop=StopTerms.none(),
+    adapter=None,
     privacy=None,
 )
 

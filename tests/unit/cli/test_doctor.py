@@ -99,6 +99,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "update": UpdateTerms(norm_bound=1.0, weight_cap=10.0, loss_cap=None), "metrics": MetricTerms(clear=("loss",), decimals=4),
         "stop": StopTerms.none(),
         "aggregation": AggregationTerms.at_once(),
+        "adapter": None,
         "compression": None,
         "privacy": None,
         "client_tee": tee,

@@ -100,7 +100,7 @@ class OneStep:
     def step(self, _, **__):
         base = {"w": np.arange(4, dtype=np.float32)}
         return SimpleNamespace(
-            purpose=Purpose.TRAIN, arrays=base, round_number=1, attempt=0, seconds=no_seconds()
+            purpose=Purpose.TRAIN, arrays=base, round_number=1, attempt=0, seconds=no_seconds(), frozen=""
         ), object()
 
     def seal_result(self, *_, arrays, **__):

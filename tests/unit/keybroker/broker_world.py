@@ -214,6 +214,7 @@ class World:
             metrics=MetricTerms(clear=("loss",), decimals=4),
             stop=StopTerms.none(),
             aggregation=AggregationTerms.at_once(),
+            adapter=None,
             compression=None,
             privacy=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),

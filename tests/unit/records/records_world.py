@@ -198,6 +198,7 @@ class RecordedRun:
             metrics=MetricTerms(clear=() if self._privacy else ("accuracy", "loss"), decimals=4),
             stop=self._stop,
             aggregation=AggregationTerms.at_once(),
+            adapter=None,
             compression=None,
             privacy=self._privacy,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
