@@ -6,17 +6,20 @@ import json
 import signal
 import socket
 import threading
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
+from confed import record
 from confed.attestation.endorsements import EndorsementProvider
 from confed.errors import ConfigError, PortInUseError
 from confed.files import write_whole
 from confed.keybroker.broker import Broker, wall_clock
 from confed.keybroker.identity import OwnerHome
+from confed.keybroker.key_budget import spendings
 from confed.keybroker.server import serve_brokers
 from confed.wire.channel import RunningServer
 
@@ -77,6 +80,19 @@ def serve(
     finally:
         for entry in owners:
             entry.close()
+
+
+@broker.command()
+def budget(
+    *,
+    owner: Annotated[str, typer.Option(help="Whose keys: a name in the confed home.")],
+    home: Annotated[Path | None, _HOME] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a key, a line each.")] = False,
+) -> None:
+    """Show what each key of an owner has spent over all manifests: rounds, and epsilon where it has a budget of it."""
+    with closing(OwnerHome.load(owner, home=home)) as found:
+        for spent in spendings(found):
+            typer.echo(json.dumps(record.to_json(spent)) if as_json else spent.told)
 
 
 def _owners(names: list[str], home: Path | None) -> list[OwnerHome]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from confed import canonical
@@ -24,6 +24,7 @@ from confed.keybroker.vault import KeyFloors
 from confed.manifest import FILES, SEALED, SIMULATION, Manifest, SealedReference, Unchecked
 from confed.model.weights import layout_of, pack
 from confed.preparation.terms import PreparationTerms
+from confed.privacy.floor import PrivacyFloor
 from confed.records.trust import Trust
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
@@ -136,10 +137,6 @@ def _seal_tables(
     return tables.seal_tables_of(prepared, owners.sites, floors=_data_floors(prepared), folder=folder, files=files)
 
 
-def _data_floors(prepared: Prepared) -> KeyFloors:
-    return _floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE))
-
-
 def approve(owners: Owners, manifest: Manifest) -> list[Signed]:
     """Let every owner approve the manifest by signing its digest (in simulation: by itself).
 
@@ -176,6 +173,15 @@ def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
         strategies=(code.digest,) if code else (),
         scenarios=(experiment.scenario,),
     )
+
+
+def _data_floors(prepared: Prepared) -> KeyFloors:
+    """Return those of a site's key: where the run has privacy, its budget is the key's own over all runs."""
+    terms = prepared.experiment.privacy
+    floor = None
+    if terms is not None:
+        floor = PrivacyFloor(epsilon=terms.epsilon_budget, delta=terms.delta, adjacency=terms.adjacency)
+    return replace(_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE)), privacy=floor)
 
 
 def _seal(owner: OwnerHome, arrays: Arrays, *, kind: Kind, floors: KeyFloors, path: Path) -> SealedReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from confed.errors import BudgetError, CohortError, FloorError, MeasurementError, PurposeError
 from confed.journey import Purpose, Use, base_version
 from confed.keybroker.decision import Decision
+from confed.keybroker.key_budget import charge_release, require_privacy
 from confed.keybroker.statements import KeyName, ReleaseRequest
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Manifest, Unchecked
@@ -16,7 +17,7 @@ def require_key_floors(decision: Decision, request: ReleaseRequest, *, measureme
     The round is charged to whoever makes the next version: the aggregator, or a client that asks for its key.
 
     Raises:
-        FloorError, PurposeError, MeasurementError, BudgetError: the floor that refuses.
+        FloorError, PurposeError, MeasurementError, BudgetError, PrivacyBudgetError: the floor that refuses.
     """
     makes = request.purpose is Purpose.AGGREGATE or any(_is_next(request, name) for name in request.keys)
     for key_id, use in {(name.key_id, name.use) for name in request.keys}:
@@ -30,6 +31,9 @@ def require_key_floors(decision: Decision, request: ReleaseRequest, *, measureme
             _require_strategy_code(decision.terms.manifest, floors)
         if request.purpose in (Purpose.TRAIN, Purpose.AGGREGATE):
             charge_round(decision, key_id, floors, request.round, spend=makes and use is not Use.DATA)
+        if use is Use.DATA and request.purpose is Purpose.TRAIN:
+            step = {"round_number": request.round, "attempt": request.attempt}
+            charge_release(decision, key_id, floors, **step, spend=False)
 
 
 def _is_next(request: ReleaseRequest, name: KeyName) -> bool:
@@ -46,6 +50,8 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
     """
     manifest = decision.terms.manifest
     mixed = _mixed(manifest, floors)
+    if is_data:
+        require_privacy(manifest, floors)
     if floors.environment != manifest.environment:
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
     if manifest.scenario not in floors.scenarios:

@@ -18,7 +18,7 @@ from typing import Any
 from confed.errors import LedgerError, MissingFileError
 
 _BUSY_MS = 10_000
-_VERSION = 4
+_VERSION = 5
 _SCHEMA = """
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
     payload BLOB NOT NULL, signature BLOB NOT NULL);
@@ -59,7 +59,17 @@ _CHECKPOINTS = """
 CREATE TABLE checkpoints (manifest TEXT NOT NULL, round INTEGER NOT NULL, counter INTEGER NOT NULL,
     digest TEXT NOT NULL, PRIMARY KEY (manifest, round)) WITHOUT ROWID;
 """
-_STEPS = {1: _ENDORSED + _PRIVACY + _CHECKPOINTS, 2: _PRIVACY + _CHECKPOINTS, 3: _CHECKPOINTS}
+# Version 5: the releases that a data key's tickets have charged, over all manifests.
+_RELEASES = """
+CREATE TABLE releases (key_id TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    multiplier REAL NOT NULL, rate REAL NOT NULL, PRIMARY KEY (key_id, run, round, attempt)) WITHOUT ROWID;
+"""
+_STEPS = {
+    1: _ENDORSED + _PRIVACY + _CHECKPOINTS + _RELEASES,
+    2: _PRIVACY + _CHECKPOINTS + _RELEASES,
+    3: _CHECKPOINTS + _RELEASES,
+    4: _RELEASES,
+}
 """What brings the store of an earlier version to this one."""
 
 

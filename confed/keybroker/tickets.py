@@ -15,6 +15,7 @@ from confed.keybroker.credentials import maker_key
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import charge_round
 from confed.keybroker.heads import head_of, require_base
+from confed.keybroker.key_budget import charge_release
 from confed.keybroker.spending import require_budget
 from confed.keybroker.statements import ClientCredential, Ticket, TicketRequest
 from confed.manifest import Unchecked
@@ -30,7 +31,7 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
         CredentialError: a client or aggregator that this broker did not credential for this step.
         TicketError: a second one for this step.
         RequestReplayError: a request id used before for something else.
-        PrivacyBudgetError: this attempt's release would spend more than the privacy budget.
+        PrivacyBudgetError: this attempt's release would spend more than the run's privacy budget, or the data key's.
         RoundError, BudgetError, RollbackError, LineageError, CohortError, InstanceError: as the names say.
     """
     terms = decision.terms
@@ -59,6 +60,7 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
     own = decision.data_floors()
     if request.purpose is Purpose.TRAIN and own is not None:
         charge_round(decision, own[0], own[1], request.round, spend=True)
+        charge_release(decision, *own, round_number=request.round, attempt=request.attempt, spend=True)
     return _new_ticket(decision, request, signed, credential)
 
 

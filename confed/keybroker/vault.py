@@ -18,6 +18,7 @@ from confed.errors import ConfigError, TamperedError, UnknownKeyError
 from confed.journey import Purpose
 from confed.keybroker.store import Transaction
 from confed.manifest import PRODUCTION, SIMULATION, Unchecked
+from confed.privacy.floor import PrivacyFloor
 from confed.scenario import Scenario
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -41,6 +42,8 @@ class KeyFloors:
         strategies: digests of code of strategy classes that this owner has read, and found to mix every update; any
             other class counts as one that selects a single update. A key from before there was such a list names none.
         scenarios: kinds of run that it may serve. A key from before there was such a list serves federated ones.
+        privacy: of a data key, what all releases over all manifests may tell together; with it the key serves no
+            manifest without privacy. ``None``, and of a key from before there was one: the key asks for none.
 
     Raises:
         ConfigError: floors that would accept nothing or anything.
@@ -55,6 +58,7 @@ class KeyFloors:
     counted_identities: tuple[bytes, ...] | Unchecked
     strategies: tuple[str, ...] = ()
     scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,)
+    privacy: PrivacyFloor | None = None
 
     def __post_init__(self) -> None:
         if self.environment not in (PRODUCTION, SIMULATION):

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from confed.errors import DeploymentError, LineageError, PrivacyBudgetError
+from confed.privacy.floor import Release
 from confed.privacy.terms import BY_ENCLAVE, FixedClip, PrivacyState, PrivacyTerms
 
 _MOST_RELEASES = 10_000_000
@@ -34,7 +36,17 @@ def epsilon(terms: PrivacyTerms, releases: int) -> float:
     if releases == 0:
         return 0.0
     rate = terms.sampling.rate if terms.sampling.by == BY_ENCLAVE else 1.0
-    return _composed(terms.multiplier, rate, releases, terms.delta)
+    return composed({Release(multiplier=terms.multiplier, rate=rate): releases}, delta=terms.delta)
+
+
+def composed(releases: Mapping[Release, int], *, delta: float) -> float:
+    """Return the epsilon at ``delta`` of releases that may differ, each so many times; 0 for none.
+
+    Raises:
+        DeploymentError: dp-accounting is not installed.
+    """
+    ordered = sorted((one.multiplier, one.rate, count) for one, count in releases.items() if count)
+    return _composed(tuple(ordered), delta) if ordered else 0.0
 
 
 def releases_within(terms: PrivacyTerms) -> int:
@@ -114,13 +126,14 @@ def verify_next(base: PrivacyState, state: PrivacyState, *, attempt: int) -> Non
 
 
 @lru_cache(maxsize=4096)
-def _composed(multiplier: float, rate: float, releases: int, delta: float) -> float:
+def _composed(releases: tuple[tuple[float, float, int], ...], delta: float) -> float:
     library = _library()
-    event = library.GaussianDpEvent(multiplier)
-    if rate < 1:
-        event = library.PoissonSampledDpEvent(rate, event)
     accountant = library.rdp.RdpAccountant()
-    accountant.compose(event, releases)
+    for multiplier, rate, count in releases:
+        event = library.GaussianDpEvent(multiplier)
+        if rate < 1:
+            event = library.PoissonSampledDpEvent(rate, event)
+        accountant.compose(event, count)
     return float(accountant.get_epsilon(delta))
 
 

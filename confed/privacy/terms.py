@@ -134,7 +134,12 @@ class PrivacyTerms:
 
     @property
     def multiplier(self) -> float:
-        """The noise of one release in units of its sensitivity, everything in it taken together.
+        """The noise of one release in units of its sensitivity under the terms' own adjacency."""
+        return self.noise / (2 if self.adjacency == REPLACE_ONE else 1)
+
+    @property
+    def noise(self) -> float:
+        """The noise of one release in units of what one contribution moves, everything in it taken together.
 
         An adaptive clip releases a count beside the sum; each update counts as plus or minus one half in it, so its
         noise is ``2 * count_noise`` sensitivities. Of two Gaussian releases from the same updates the precisions add.
@@ -144,7 +149,7 @@ class PrivacyTerms:
         precision = self.noise_multiplier**-2
         if isinstance(self.clip, AdaptiveClip):
             precision += (2 * self.clip.count_noise) ** -2
-        return precision**-0.5 / (2 if self.adjacency == REPLACE_ONE else 1)
+        return precision**-0.5
 
     @property
     def told(self) -> str:

@@ -230,6 +230,22 @@ def test_batches_come_in_their_order_and_the_last_ends_with_the_round(tmp_path: 
         begun(plain).fold_batch(batch=0)
 
 
+def test_an_evaluation_knows_nothing_of_batches_that_came_to_nothing(tmp_path: Path) -> None:
+    world = make(tmp_path, 2)
+    run = begun(world)
+    base = version(world, walk(world, run))
+    digest = run.open_round(round_number=2, attempt=0, purpose="train").base
+    step: dict[str, Any] = {"base": base, "base_digest": digest}
+    sent = world.send(0, world.trained(0, base), round_number=2, metrics={"loss": 0.0}, **step)
+    run.submit(site="site-0", digest=sent)
+    run.fold_batch(batch=0)
+    run.open_round(round_number=1, attempt=0, purpose="evaluate")
+    for number in range(3):
+        sent = world.send(number, None, metrics={"loss": 5.0}, **step)
+        run.submit(site=f"site-{number}", digest=sent)
+    assert run.close_round(absent={}).metrics == {"loss": 5.0}
+
+
 def test_the_cohort_is_judged_once_over_all_batches(tmp_path: Path) -> None:
     world = make(tmp_path, 2, least=3)
     assert walk(world, begun(world), without=[0, 1]).cohort_size == 3, "a batch may be empty"

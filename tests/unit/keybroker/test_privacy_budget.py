@@ -206,7 +206,8 @@ def test_the_store_of_an_earlier_release_of_confed_is_brought_up(trained: World)
     trained.close()
     for path in paths:
         connection = sqlite3.connect(path)
-        connection.executescript("ALTER TABLE versions DROP COLUMN privacy; PRAGMA user_version=2;")
+        later = "DROP TABLE checkpoints; DROP TABLE releases;"
+        connection.executescript(f"ALTER TABLE versions DROP COLUMN privacy; {later} PRAGMA user_version=2;")
         connection.close()
     trained._open()
     trained.run_round(2)
