@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from confed.errors import MissingPackageError, RecipientError, ShapeError, UsageError
+from confed.errors import ConfigError, MissingPackageError, RecipientError, ShapeError, UsageError
 from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Unchecked
 from confed.preparation.documents import read_contract, read_pipeline
+from confed.privacy.floor import PrivacyFloor
+from confed.privacy.terms import ZERO_OUT
 from confed.sealing.container import Container
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import Method
@@ -64,6 +67,12 @@ def seal(  # noqa: PLR0913 (the options of a command)
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: PATH.sealed.")] = None,
     least_cohort: Annotated[int, typer.Option(min=1, help="Fewest distinct sites in any result, for ever.")] = 2,
     total_rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runs with this key.")] = 1000,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(min=0, help="Privacy budget over all runs with this key (with --delta): none without privacy."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(min=0, max=1, help="Of --epsilon.")] = None,
+    adjacency: Annotated[str, typer.Option(help="Of --epsilon: zero-out or replace-one.")] = ZERO_OUT,
     discloses_to_model_owner: Annotated[bool, typer.Option(help="Permit runs in which this is the only site.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output files if they are there.")] = False,
 ) -> None:
@@ -72,6 +81,7 @@ def seal(  # noqa: PLR0913 (the options of a command)
     only = None if pipeline is None else read_pipeline(pipeline)
     if only is not None:
         only.require(agreed)
+    privacy = _budget(epsilon, delta, adjacency)
     target = out if out is not None else path.with_name(path.name + ".sealed")
     beside = description_file(target)
     for file in (target, beside):
@@ -93,7 +103,10 @@ def seal(  # noqa: PLR0913 (the options of a command)
             contract=agreed,
             pipeline=None if only is None else only.digest,
             about=about,
-            floors=_floors(home.environment, least_cohort, total_rounds, discloses=discloses_to_model_owner),
+            floors=replace(
+                _floors(home.environment, least_cohort, total_rounds, discloses=discloses_to_model_owner),
+                privacy=privacy,
+            ),
             path=target,
             description_path=beside,
         )
@@ -187,6 +200,15 @@ def _facts(container: Container, detail: DatasetDetail, stated: DatasetDescripti
         "pipeline": stated.pipeline or "any that its owner approves",
         "columns": {field["name"]: field["dataType"] for field in fields},
     }
+
+
+def _budget(epsilon: float | None, delta: float | None, adjacency: str) -> PrivacyFloor | None:
+    if epsilon is None and delta is None:
+        return None
+    if epsilon is None or delta is None:
+        missing = "--delta" if delta is None else "--epsilon"
+        raise ConfigError(missing, expected="both --epsilon and --delta, or neither", got="none")
+    return PrivacyFloor(epsilon=epsilon, delta=delta, adjacency=adjacency)
 
 
 def _floors(environment: str, least_cohort: int, total_rounds: int, *, discloses: bool) -> KeyFloors:

@@ -105,6 +105,15 @@ def test_a_mistake_is_one_clear_line(confed, tmp_path, what, arguments, named):
     assert CANARY not in err
 
 
+def test_a_privacy_budget_of_the_key_is_fixed_at_sealing(confed, tmp_path):
+    seal = ("data", "seal", "good.parquet", "--owner", "east", "--contract", "c.toml")
+    assert confed(*seal, "--epsilon", "3")[0] == 2
+    assert confed(*seal, "--epsilon", "3", "--delta", "1e-5", "--adjacency", "near")[0] == 2
+    assert confed(*seal, "--epsilon", "3", "--delta", "1e-5")[0] == 0
+    told = json.loads(confed("broker", "budget", "--owner", "east", "--json")[1])
+    assert (told["epsilon"], told["epsilon_budget"], told["delta"]) == (0.0, 3.0, 1e-5)
+
+
 def test_an_existing_file_is_not_replaced_unless_it_is_asked_for(confed, tmp_path):
     arguments = ("data", "seal", "good.parquet", "--owner", "east", "--contract", "c.toml")
     assert confed(*arguments)[0] == 0
