@@ -63,6 +63,11 @@
         ├── EndorsementFetchError   an endorsement that could not be fetched
         ├── LanguageModelError      a language model that cannot be tuned here as it was sealed, or on this device
         │   └── SequenceLengthError     a sequence that is longer than the model's context
+        ├── ExchangeError           a sealed request that the inference TEE did not take
+        │   ├── StaleEpochError         sealed to a key whose time is over: verify again
+        │   ├── ReplayedError           a request that was taken before
+        │   ├── BusyError               more at once than it answers
+        │   └── AnswerError             the served model refused what was asked of it
         └── SessionError            confidential code used outside an attested session
 
 A class's ``code`` is stable: it alone crosses a trust boundary, never the message.
@@ -913,6 +918,36 @@ class EndorsementFetchError(RefusedError):
     """An endorsement that could not be fetched: host not allowed, time-out, size, or a wrong answer."""
 
     code = "endorsement-fetch"
+
+
+class ExchangeError(RefusedError):
+    """A sealed request that the inference TEE did not take."""
+
+    code = "exchange"
+
+
+class StaleEpochError(ExchangeError):
+    """A request sealed to a key that the inference TEE does not hold (any more)."""
+
+    code = "stale-epoch"
+
+
+class ReplayedError(ExchangeError):
+    """A sealed request that was taken before: none runs twice."""
+
+    code = "replayed"
+
+
+class BusyError(ExchangeError):
+    """More requests at once than the inference TEE takes; this one was not run."""
+
+    code = "busy"
+
+
+class AnswerError(ExchangeError):
+    """The served model refused what was asked of it."""
+
+    code = "answer"
 
 
 def error_for(code: str, field: str) -> ConfedError:

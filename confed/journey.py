@@ -26,6 +26,7 @@ class Role(StrEnum):
 
     CLIENT = "client"
     AGGREGATOR = "aggregator"
+    INFERENCE = "inference"
 
 
 class Purpose(StrEnum):
@@ -34,6 +35,7 @@ class Purpose(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
     AGGREGATE = "aggregate"
+    INFER = "infer"
 
 
 class Use(StrEnum):
@@ -56,7 +58,7 @@ class Step:
     """One permitted step: this role, for this purpose, may have a key of this use, for a version this far ahead.
 
     ``ahead`` is the key's version minus the base version (round - 1 when training and aggregating, round when
-    evaluating); ``None`` for keys that have no version.
+    evaluating, the served version in inference); ``None`` for keys that have no version.
     """
 
     role: Role
@@ -98,9 +100,18 @@ _ALONE: frozenset[Step] = frozenset(
     }
 )
 
+_REPLICA: frozenset[Step] = frozenset(
+    {
+        # An inference TEE opens the one model that its manifest names: a start, or a version that a run made.
+        Step(role=Role.INFERENCE, purpose=Purpose.INFER, use=Use.START, ahead=0),
+        Step(role=Role.INFERENCE, purpose=Purpose.INFER, use=Use.VERSION, ahead=0),
+    }
+)
+
 STEPS: Mapping[Scenario, frozenset[Step]] = {
     Scenario.FEDERATED: _CLIENT | _AGGREGATOR,
     Scenario.TRAINING: _CLIENT | _ALONE,
+    Scenario.INFERENCE: _REPLICA,
 }
 """By scenario. Everything not listed is refused."""
 

@@ -23,6 +23,7 @@ from confed.errors import ConfigError, ManifestMismatchError
 from confed.preparation.terms import PreparationTerms
 from confed.privacy.terms import PrivacyTerms
 from confed.scenario import Scenario
+from confed.serving import ServingTerms
 from confed.stopping import StopTerms
 from confed.strategy import StrategyCode, StrategyTerms
 
@@ -238,6 +239,8 @@ class Manifest:
         adapter: low-rank adapter that is trained in the base's place, and how it is combined; ``null`` without one.
         compression: of updates; ``null`` where they travel as they are.
         privacy: central differential privacy; ``null`` where there is none.
+        serving: how the model is served in the scenario ``inference``; ``null`` in any other. Nothing is trained there,
+            so what says how to has one form (``confed.manifest.untrained``); ``client_tee`` is the replicas' policy.
         settings: what the ClientApp gets as ``run_config``.
         train_config, evaluate_config: what it gets as a message's config, with ``server-round`` added.
         data_source: ``sealed`` (each site's arrays, sealed), ``files`` (each site's sealed table) or ``app`` (the
@@ -270,6 +273,7 @@ class Manifest:
     adapter: AdapterTerms | None
     compression: CompressionTerms | None
     privacy: PrivacyTerms | None
+    serving: ServingTerms | None
     client_tee: TeePolicy
     aggregator_tee: TeePolicy
     trust: TrustTerms
@@ -290,6 +294,12 @@ class Manifest:
         _require(known, "data.source", f"{SEALED}, {FILES} or {APP}", self.data_source)
         prepared = (self.data_source == FILES) == (self.preparation is not None)
         _require(prepared, "preparation", "some exactly where data.source is files", "the contrary")
+        _require(
+            (self.serving is None) == self.scenario.trains, "serving", "terms exactly for inference", "the contrary"
+        )
+        if not self.scenario.trains:
+            self._require_untrained()
+            return
         _require(bool(self.sites), "sites", "at least one", "none")
         for what, values in (
             ("name", [site.owner.name for site in self.sites]),
@@ -362,7 +372,18 @@ class Manifest:
                 norm_bound=self.update.norm_bound,
                 sites=len(self.sites),
             )
+        self._require_size()
+
+    def _require_size(self) -> None:
         _require(0 < self.model.start.size_bytes <= _MAX_MODEL_BYTES, "model.start.size_bytes", "a size", "another")
+
+    def _require_untrained(self) -> None:
+        """Where nothing is trained, whatever says how to train has its one form."""
+        self._require_size()
+        for name, expected in untrained().items():
+            _require(
+                getattr(self, name) == expected, f"{name} in the scenario {self.scenario}", "its one form", "another"
+            )
 
     def _require_alone(self) -> None:
         """Without an aggregator there is one site, whose result is not combined, compressed or noised by anybody."""
@@ -492,6 +513,29 @@ class Manifest:
     def _seed_for(self, *parts: str) -> int:
         text = canonical.encode(["confed/v1/seed", self.seed, *parts])
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def untrained() -> dict[str, Any]:
+    """Return the fields of a manifest that say how a run trains, as a manifest has them in which nothing is trained."""
+    return {
+        "rounds": 1,
+        "seed": 0,
+        "max_attempts": 1,
+        "data_source": "app",
+        "sites": (),
+        "strategy": StrategyTerms(name="FedAvg", parameters={}),
+        "cohort": CohortTerms(least=1, fraction_train=1.0, fraction_evaluate=0.0, extra=0),
+        "update": UpdateTerms(norm_bound=1.0, weight_cap=1.0, loss_cap=None),
+        "metrics": MetricTerms(clear=(), decimals=0),
+        "stop": StopTerms.none(),
+        "aggregation": AggregationTerms.at_once(),
+        "adapter": None,
+        "preparation": None,
+        "compression": None,
+        "privacy": None,
+        "train_config": {},
+        "evaluate_config": {},
+    }
 
 
 def _require(holds: bool, field: str, expected: object, got: object) -> None:  # noqa: FBT001

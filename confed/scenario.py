@@ -2,6 +2,7 @@
 
 ``federated``: many sites; sealed updates are combined in an aggregator enclave.
 ``training``: one site; one TEE trains and commits each version itself, sealed under the key that opened the first.
+``inference``: no site; each replica is a TEE that opens the model and answers requests that are sealed to it.
 
 What follows from it is data elsewhere: ``confed.journey`` says which steps a scenario permits, which brokers enforce,
 and a key's floors say for which scenarios it may be released at all.
@@ -17,6 +18,7 @@ class Scenario(StrEnum):
 
     FEDERATED = "federated"
     TRAINING = "training"
+    INFERENCE = "inference"
 
     @property
     def combines(self) -> bool:
@@ -26,4 +28,13 @@ class Scenario(StrEnum):
     @property
     def told(self) -> str:
         """The scenario in words."""
-        return {"federated": "federated training", "training": "confidential training in one TEE"}[self]
+        return {
+            "federated": "federated training",
+            "training": "confidential training in one TEE",
+            "inference": "confidential inference",
+        }[self]
+
+    @property
+    def trains(self) -> bool:
+        """Whether versions are made of data; else a model is only opened and used."""
+        return self is not Scenario.INFERENCE

@@ -369,6 +369,7 @@ class Experiment:
             if value.count(":") != 1 or not all(value.split(":")):
                 raise ConfigError(key, expected="module:attribute", got=value)
         self._require_adapter_alone()
+        _require_trains(self.scenario)
         # The manifest's own rules, before anything is made.
         _ = self.update.terms
         MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)
@@ -385,6 +386,11 @@ class Experiment:
     def run_config(self) -> dict[str, bool | int | float | str]:
         """What Flower calls ``run_config``: the settings, with ``num-server-rounds``."""
         return {**self.settings, "num-server-rounds": self.run.rounds}
+
+
+def _require_trains(scenario: Scenario) -> None:
+    if not scenario.trains:
+        raise ConfigError("scenario", expected="one that trains (confed infer serves a model)", got=scenario)
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -234,6 +234,7 @@ def resolve(
         adapter=None if experiment.adapter is None else experiment.adapter.terms,
         compression=None if experiment.compression is None else experiment.compression.terms,
         privacy=None if privacy is None else privacy.terms(drawn=cohort.taken(len(site_owners), purpose="train")),
+        serving=None,
         client_tee=tee(code=client, role=Role.CLIENT),
         aggregator_tee=tee(code=aggregator, role=Role.AGGREGATOR),
         trust=TrustTerms(anchors=anchors),

@@ -21,7 +21,7 @@ def credential_for(decision: Decision, request: ReleaseRequest, session: Session
     """
     if request.role is Role.AGGREGATOR:
         return _aggregator_credential(decision, request, session)
-    if decision.terms.site is None or request.identity != decision.party.identity:
+    if request.role is Role.INFERENCE or decision.terms.site is None or request.identity != decision.party.identity:
         return None
     earlier = decision.issued_for("client-credential", request.purpose, request.round, request.attempt)
     if earlier is not None:

@@ -20,6 +20,7 @@ from confed.keybroker.statements import policy_digest
 from confed.keybroker.store import Transaction
 from confed.keybroker.vault import KeyFloors, Vault
 from confed.manifest import Manifest, Party, Site, TeePolicy
+from confed.serving import Origin
 from confed.statement import Signed, Statement, sign
 
 T = TypeVar("T")
@@ -47,7 +48,11 @@ class Terms:
         site = manifest.site_with(identity=party.identity, broker=party.broker)
         if site is None and not is_model_owner:
             raise ManifestMismatchError("owner", expected="a party of the manifest", got=party.name)
-        policies = {Role.CLIENT: manifest.client_tee, Role.AGGREGATOR: manifest.aggregator_tee}
+        policies = {
+            Role.CLIENT: manifest.client_tee,
+            Role.AGGREGATOR: manifest.aggregator_tee,
+            Role.INFERENCE: manifest.client_tee,
+        }
         return cls(
             manifest=manifest,
             lineage=lineage_of(manifest),
@@ -65,6 +70,11 @@ class Terms:
     def run(self) -> str:
         """The run's name."""
         return self.manifest.run
+
+    @property
+    def origin(self) -> Origin | None:
+        """Which run made the model that this manifest serves; ``None`` where it serves a start, or none."""
+        return None if self.manifest.serving is None else self.manifest.serving.origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,13 +49,18 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
             result of a strategy that selects, too few even if it leaves out those that count.
     """
     manifest = decision.terms.manifest
-    mixed = _mixed(manifest, floors)
     if is_data:
         require_privacy(manifest, floors)
     if floors.environment != manifest.environment:
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
     if manifest.scenario not in floors.scenarios:
         raise FloorError("key scenario", expected=", ".join(floors.scenarios), got=manifest.scenario)
+    if manifest.scenario.trains:  # else no result is made of anybody's data
+        _require_cohort(manifest, floors, is_data=is_data)
+
+
+def _require_cohort(manifest: Manifest, floors: KeyFloors, *, is_data: bool) -> None:
+    mixed = _mixed(manifest, floors)
     if floors.least_cohort > manifest.cohort.least:
         raise FloorError("cohort.least", expected=f"at least {floors.least_cohort}", got=manifest.cohort.least)
     if floors.least_cohort > mixed:

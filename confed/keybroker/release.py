@@ -104,9 +104,10 @@ def _combines(decision: Decision) -> bool:
 
 def _require_identity(decision: Decision, request: ReleaseRequest) -> None:
     terms = decision.terms
-    if request.role is Role.AGGREGATOR:
+    if request.role is not Role.CLIENT:
         if request.identity:
-            raise CredentialError("identity", expected="none for an aggregator", got=request.identity.hex()[:16])
+            expected = f"none for the role {request.role}"
+            raise CredentialError("identity", expected=expected, got=request.identity.hex()[:16])
         return
     if not terms.is_model_owner and request.identity != decision.party.identity:
         raise CredentialError("identity", expected="this broker's owner", got=request.identity.hex()[:16])
@@ -117,7 +118,7 @@ def _require_identity(decision: Decision, request: ReleaseRequest) -> None:
 
 def _require_key(decision: Decision, request: ReleaseRequest, head: HeadVersion, name: KeyName) -> None:
     manifest = decision.terms.manifest
-    base = base_version(purpose=request.purpose, round_number=request.round)
+    base = _base_version(decision, request)
     ahead = None if name.use is Use.DATA else name.version - base
     if Step(role=request.role, purpose=request.purpose, use=name.use, ahead=ahead) not in STEPS[manifest.scenario]:
         raise PurposeError(
@@ -133,10 +134,16 @@ def _require_key(decision: Decision, request: ReleaseRequest, head: HeadVersion,
         raise UnknownKeyError("key id", expected=f"this owner's {name.use} key of the manifest", got=name.key_id[:40])
     if name.container != (reference.container_id if name.use in (Use.DATA, Use.START) else ""):
         raise UnknownKeyError("container", expected="the manifest's", got=name.container[:40])
-    _require_version(request, head, name)
+    _require_version(decision, request, head, name)
 
 
-def _require_version(request: ReleaseRequest, head: HeadVersion, name: KeyName) -> None:
+def _base_version(decision: Decision, request: ReleaseRequest) -> int:
+    if request.purpose is Purpose.INFER:
+        return decision.terms.origin.version if decision.terms.origin is not None else 0
+    return base_version(purpose=request.purpose, round_number=request.round)
+
+
+def _require_version(decision: Decision, request: ReleaseRequest, head: HeadVersion, name: KeyName) -> None:
     if name.use in (Use.DATA, Use.START):
         if (name.version, name.attempt) != (0, 0):
             raise PurposeError("key version", expected="0", got=f"{name.version}/{name.attempt}")
@@ -145,6 +152,8 @@ def _require_version(request: ReleaseRequest, head: HeadVersion, name: KeyName) 
         # Version 0 is the start: it has the start's key, and no strategy state.
         raise PurposeError("key version", expected="at least 1", got=name.version)
     attempt = head.attempt if name.version == head.version else request.attempt
+    if decision.terms.origin is not None:  # made by another run, in the attempt that this manifest names
+        attempt = decision.terms.origin.attempt
     if name.use is Use.CHECKPOINT:  # the next attempt goes on from what this one leaves
         attempt = 0
     if name.attempt != attempt:
@@ -197,4 +206,5 @@ def _derived(decision: Decision, name: KeyName) -> bytes:
     if name.use is Use.CHECKPOINT:
         return checkpoint_key(key, run=decision.terms.run, version=name.version)
     derive = version_key if name.use is Use.VERSION else state_key
-    return derive(key, run=decision.terms.run, version=name.version, attempt=name.attempt)
+    run = decision.terms.run if decision.terms.origin is None else decision.terms.origin.run
+    return derive(key, run=run, version=name.version, attempt=name.attempt)

@@ -97,6 +97,33 @@ def key_commitment(data_key: bytes, *, salt: bytes) -> bytes:
     return _derive(data_key, salt=salt, info=b"confed/v1/key-commitment\x00")
 
 
+def exchange_request_key(secret: bytes, *, transcript: bytes) -> bytes:
+    """Return the key of a sealed request's frames; ``transcript`` is the digest of its header (32 bytes).
+
+    Raises:
+        SizeError: a secret that is not 32 bytes.
+    """
+    return _derive(secret, salt=transcript, info=b"confed/v1/exchange-request\x00")
+
+
+def exchange_answer_key(secret: bytes, *, transcript: bytes, epoch: str, nonce: bytes) -> bytes:
+    """Return the key of the frames of one answer: of one replica's epoch, under that replica's fresh nonce (32 bytes).
+
+    Raises:
+        SizeError: a secret that is not 32 bytes.
+    """
+    return _derive(secret, salt=transcript, info=b"confed/v1/exchange-answer\x00" + bytes.fromhex(epoch) + nonce)
+
+
+def receipt_salt(secret: bytes, *, transcript: bytes) -> bytes:
+    """Return what hides a request and its answer in the digests of their receipt (32 bytes).
+
+    Raises:
+        SizeError: a secret that is not 32 bytes.
+    """
+    return _derive(secret, salt=transcript, info=b"confed/v1/receipt-salt\x00")
+
+
 def _derive(key: bytes, *, info: bytes, salt: bytes | None = None) -> bytes:
     if len(key) != KEY_BYTES:
         raise SizeError("key size in bytes", expected=KEY_BYTES, got=len(key))

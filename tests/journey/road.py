@@ -223,6 +223,7 @@ class Land:
             adapter=self.adapter,
             compression=None,
             privacy=None,
+            serving=None,
             client_tee=TeePolicy(measurements=(CLIENT_CODE,), **policy),
             aggregator_tee=TeePolicy(measurements=(AGGREGATOR_CODE,), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

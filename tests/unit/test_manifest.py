@@ -74,6 +74,7 @@ def make(**changes):
         "adapter": None,
         "compression": None,
         "privacy": None,
+        "serving": None,
         "client_tee": TEE,
         "aggregator_tee": TEE,
         "trust": TrustTerms(anchors={"simulated/1": (b"\x01",)}),

@@ -447,6 +447,7 @@ class World:
             "adapter": None,
             "compression": None,
             "privacy": None,
+            "serving": None,
             "client_tee": policy,
             "aggregator_tee": policy,
             "trust": TrustTerms(anchors={}),

@@ -29,6 +29,7 @@ MANIFEST = SimpleNamespace(
     stop=StopTerms.none(),
     adapter=None,
     privacy=None,
+    serving=None,
 )
 
 

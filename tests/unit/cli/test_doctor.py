@@ -102,6 +102,7 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
         "adapter": None,
         "compression": None,
         "privacy": None,
+        "serving": None,
         "client_tee": tee,
         "aggregator_tee": dataclasses.replace(tee, measurements=(aggregator_image(LOCK),)),
         "trust": TrustTerms(anchors={"simulated/1": (platform.anchor,)}),

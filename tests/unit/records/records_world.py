@@ -201,6 +201,7 @@ class RecordedRun:
             adapter=None,
             compression=None,
             privacy=self._privacy,
+            serving=None,
             client_tee=TeePolicy(measurements=(CODE[Role.CLIENT],), **policy),
             aggregator_tee=TeePolicy(measurements=(CODE[Role.AGGREGATOR],), **policy),
             trust=TrustTerms(anchors={"simulated/1": (self.platform.anchor,)}),

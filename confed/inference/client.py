@@ -1,0 +1,337 @@
+"""The requester's client: verifies replicas by its own policy, seals whole requests to them, opens their answers.
+
+1. A replica is verified before anything is sealed to it, and again when the policy says its evidence has aged.
+2. A request is sent to one replica. It goes to the next one, or to the same one once more, only where it has certainly
+   not run: the replica could not be reached, was too busy to take it, or no longer held the key (422).
+3. An answer counts when its last frame and its receipt have come and hold; otherwise reading it raises.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+import httpx
+
+from confed import canonical
+from confed.attestation.endorsements import EndorsementProvider
+from confed.attestation.evidence import from_base64
+from confed.errors import (
+    BusyError,
+    ConfigError,
+    EncodingError,
+    RefusedError,
+    SizeError,
+    StaleEpochError,
+    TruncatedError,
+    UnreachableError,
+    error_for,
+)
+from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCHANGE_TYPE
+from confed.inference.epochs import EPOCH_MS, EpochKey
+from confed.inference.exchange import Sealing
+from confed.inference.messages import AnswerHead, Headers, Request, RequestHead
+from confed.inference.receipts import Receipt, verify_receipt
+from confed.inference.replica import NONCE_BYTES
+from confed.inference.requester import Attestation, Proof, RequesterPolicy, VerifiedReplica, verify_replica
+from confed.inference.tensors import Array, read_tensors, write_tensors
+from confed.statement import Signed
+
+_LARGEST_REPLY_BYTES = 8 * 1024 * 1024
+_OK = 200
+_WAITS = httpx.Timeout(10.0, read=600.0)
+CARRIED = frozenset({"accept", "content-type", "inference-header-content-length"})
+"""Headers of a caller that go into the sealed request; no other means anything to a replica."""
+
+
+def wall_clock() -> int:
+    """Return the time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Reply:
+    """An answer as it comes: its head, its body in pieces, and at the end its receipt.
+
+    Reading it to the end checks that it ended; whoever stops before that should ``close`` it.
+    """
+
+    def __init__(self, response: httpx.Response, *, sealing: Sealing, replica: VerifiedReplica) -> None:
+        self._response = response
+        self._sealing = sealing
+        self._replica = replica
+        self._items = self._opened()
+        head = next(self._items)
+        if not isinstance(head, AnswerHead):
+            raise EncodingError("answer", expected="a head", got="another frame")
+        self.head = head
+        self.receipt: Receipt | None = None
+        """Verified, once the body has been read to its end."""
+        self.proof: Proof | None = None
+        """What it takes to check the receipt later and elsewhere."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body in pieces.
+
+        Raises:
+            TruncatedError: the answer ended before its last frame.
+            TamperedError, EncodingError, SignatureError, LineageError: it is not this request's answer.
+        """
+        for item in self._items:
+            if isinstance(item, bytes):
+                yield item
+
+    def read(self) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            RefusedError: see ``__iter__``.
+        """
+        return b"".join(self)
+
+    def close(self) -> None:
+        """Read no further; the replica stops answering."""
+        self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self) -> Iterator[AnswerHead | bytes]:
+        opening = self._sealing.answer()
+        try:
+            for data in self._response.iter_raw():
+                yield from opening.feed(data)
+        except httpx.HTTPError as error:
+            raise TruncatedError("answer", expected="its last frame", got="the connection's end") from error
+        finally:
+            self._response.close()
+        answered = opening.close()
+        expected = {
+            "manifest": self._replica.digest,
+            "model": self._replica.manifest.model.start.digest,
+            "instance": self._replica.instance,
+            "epoch": answered.epoch,
+            "request": self._sealing.committed,
+            "answer": answered.commitment,
+        }
+        signing = self._replica.signing_public
+        self.receipt = verify_receipt(answered.receipt, signing_public=signing, expected=expected)
+        self.proof = Proof(
+            receipt=answered.receipt,
+            salt=self._sealing.salt,
+            attestation=self._replica.attestation,
+            verified_at=self._replica.verified_at,
+        )
+
+
+class _Place:
+    """One replica's address, and what was verified there."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.lock = threading.Lock()
+        self.replica: VerifiedReplica | None = None
+        self.epoch: tuple[str, EpochKey] | None = None
+
+
+class ConfidentialClient:
+    """Talks to one or several replicas of one manifest; safe for several threads.
+
+    Args:
+        url: a replica's address, or several replicas'.
+        policy: the requester's own.
+        endorsements: the requester's own provider of endorsements, if evidence needs more than comes along.
+        now: the requester's clock, Unix milliseconds.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        policy: RequesterPolicy,
+        endorsements: EndorsementProvider | None = None,
+        now: Callable[[], int] = wall_clock,
+    ) -> None:
+        urls = (url,) if isinstance(url, str) else tuple(url)
+        if not urls:
+            raise ConfigError("url", expected="at least one replica", got="none")
+        self._places = [_Place(entry.rstrip("/")) for entry in urls]
+        self._policy = policy
+        self._endorsements = endorsements
+        self._now = now
+        limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64)
+        self._http = httpx.Client(timeout=_WAITS, limits=limits, trust_env=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def verify(self) -> VerifiedReplica:
+        """Verify the first replica that can be reached, afresh, and return it.
+
+        Raises:
+            UnreachableError: none can.
+            RefusedError: evidence, manifest or key that the policy does not accept.
+        """
+        failure: UnreachableError | None = None
+        for place in self._places:
+            try:
+                with place.lock:
+                    return self._verify(place)
+            except UnreachableError as error:
+                failure = error
+        raise failure or UnreachableError("replicas", expected="one that answers", got="none")
+
+    def send(self, request: Request) -> Reply:
+        """Send a request, sealed, and return its answer as it begins to come.
+
+        Raises:
+            UnreachableError: no replica could be reached, or one was lost after it may have begun: not sent again.
+            RefusedError: a replica that the policy does not accept, or a request that it refused.
+        """
+        failure: RefusedError | None = None
+        for place in self._places:
+            try:
+                return self._send(place, request)
+            except (_NotSentError, BusyError) as error:
+                failure = error.reason if isinstance(error, _NotSentError) else error
+        raise failure or UnreachableError("replicas", expected="one that answers", got="none")
+
+    def request(self, method: str, path: str, *, body: bytes = b"", headers: Headers = ()) -> Reply:
+        """Send a request of the given parts; headers that mean nothing to a replica are left out.
+
+        Raises:
+            EncodingError: a method, path or header that is none.
+            RefusedError: see ``send``.
+        """
+        carried = tuple((name.lower(), value) for name, value in headers if name.lower() in CARRIED)
+        return self.send(Request(head=RequestHead(method=method, path=path, headers=carried), body=body))
+
+    def predict(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of the model for tensors, which travel as raw bytes (Open Inference Protocol, version 2).
+
+        Raises:
+            AnswerError: the model refused them.
+            RefusedError: see ``send``.
+        """
+        body, headers = write_tensors(tensors)
+        reply = self.request("POST", f"/v2/models/{self._name()}/infer", body=body, headers=headers)
+        return read_tensors(reply.head, reply.read())
+
+    def _name(self) -> str:
+        known = self._places[0].replica or self.verify()
+        return known.manifest.name
+
+    def _send(self, place: _Place, request: Request) -> Reply:
+        for last in (False, True):
+            replica, epoch = self._ready(place)
+            padding = replica.serving.padding
+            sealing = Sealing(manifest=replica.digest, replicas=[epoch], padding=padding)
+            response = self._post(place, sealing, request)
+            if response.status_code == _OK:
+                return Reply(response, sealing=sealing, replica=replica)
+            refused = _refusal(response)
+            if last or not isinstance(refused, StaleEpochError):
+                raise refused
+            with place.lock:  # its key is gone, and perhaps the instance: verify again, and send once more
+                place.replica = place.epoch = None
+        raise AssertionError  # the second turn returns or raises
+
+    def _post(self, place: _Place, sealing: Sealing, request: Request) -> httpx.Response:
+        outer = self._http.build_request(
+            "POST", place.url + EXCHANGE_PATH, content=sealing.request(request), headers={"content-type": EXCHANGE_TYPE}
+        )
+        try:
+            return self._http.send(outer, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _NotSentError(_unreachable(place, error)) from error
+        except httpx.HTTPError as error:
+            raise _unreachable(place, error) from error
+
+    def _ready(self, place: _Place) -> tuple[VerifiedReplica, tuple[str, EpochKey]]:
+        """Return the replica and a key of it whose time is now, verified as far as need be."""
+        with place.lock:
+            now = self._now()
+            replica, epoch = place.replica, place.epoch
+            if replica is None or now - replica.verified_at >= self._policy.tee.reattest_s * 1000:
+                try:
+                    replica = self._verify(place)
+                except UnreachableError as error:
+                    raise _NotSentError(error) from error
+                epoch = place.epoch
+            if epoch is None or now >= epoch[1].not_before + EPOCH_MS:
+                value = self._get(place, "GET", EPOCH_PATH, b"")
+                epoch = place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=self._now())
+            return replica, epoch
+
+    def _verify(self, place: _Place) -> VerifiedReplica:
+        nonce = os.urandom(NONCE_BYTES)
+        value = self._get(place, "POST", EVIDENCE_PATH, nonce)
+        attestation = Attestation(
+            nonce=nonce,
+            envelope=from_base64("envelope", _field(value, "envelope")),
+            manifest=from_base64("manifest", _field(value, "manifest")),
+        )
+        now = self._now()
+        replica = verify_replica(attestation, policy=self._policy, now_ms=now, endorsements=self._endorsements)
+        place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=now)
+        place.replica = replica
+        return replica
+
+    def _get(self, place: _Place, method: str, path: str, body: bytes) -> Any:
+        try:
+            with self._http.stream(method, place.url + path, content=body) as response:
+                if response.status_code != _OK:
+                    raise _refusal(response)
+                return canonical.decode(_limited(response), limit_bytes=_LARGEST_REPLY_BYTES)
+        except httpx.HTTPError as error:
+            raise _unreachable(place, error) from error
+
+
+class _NotSentError(Exception):
+    """A request that has certainly not run, and why."""
+
+    def __init__(self, reason: UnreachableError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _unreachable(place: _Place, error: Exception) -> UnreachableError:
+    return UnreachableError(f"replica at {place.url}", expected="an answer", got=type(error).__name__)
+
+
+def _refusal(response: httpx.Response) -> RefusedError:
+    code = ""
+    with suppress(RefusedError, httpx.HTTPError):
+        value = canonical.decode(_limited(response))
+        code = str(_field(value, "code"))
+    response.close()
+    found = error_for(code, "exchange")
+    return found if isinstance(found, RefusedError) else RefusedError(str(found))
+
+
+def _limited(response: httpx.Response) -> bytes:
+    data = bytearray()
+    for piece in response.iter_raw():
+        data += piece
+        if len(data) > _LARGEST_REPLY_BYTES:
+            raise SizeError("reply size in bytes", expected=f"at most {_LARGEST_REPLY_BYTES}", got="more")
+    return bytes(data)
+
+
+def _field(value: Any, name: str) -> Any:
+    if not isinstance(value, dict) or name not in value:
+        raise EncodingError(f"reply {name}", expected="a value", got="none")
+    return value[name]  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,230 @@
+"""The edge of a replica: three paths over HTTP, an ASGI application; the network sees nothing else.
+
+- ``POST /confed/v1/evidence``: a nonce of 32 bytes; the manifest, evidence for that nonce, and the epoch's signed key.
+- ``GET  /confed/v1/epoch``: the epoch's signed key alone, for who has verified this instance already.
+- ``POST /confed/v1/exchange``: a sealed request; a sealed answer, streamed. The status tells only whether the request
+  was taken: 422 sealed to a key that is gone, 409 a replay, 413 too large, 503 too many at once, 400 anything else.
+
+What is refused is told by a stable code; nothing is logged of a request but that code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from confed import canonical
+from confed.errors import BusyError, ConfedError, EncodingError, ReplayedError, SizeError, StaleEpochError
+from confed.inference.apis import Door, report_failure
+from confed.inference.exchange import Answering
+from confed.inference.messages import Request
+from confed.inference.replica import NONCE_BYTES, Replica
+
+EVIDENCE_PATH, EPOCH_PATH, EXCHANGE_PATH = "/confed/v1/evidence", "/confed/v1/epoch", "/confed/v1/exchange"
+EXCHANGE_TYPE = "application/vnd.confed.exchange"
+_AHEAD_BYTES = 1024 * 1024
+"""Sealed bytes of one answer that wait for a slow reader, before its engine waits too."""
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Edge:
+    """The ASGI application of one replica.
+
+    Args:
+        replica: with its model opened.
+        door: what answers opened requests.
+        most_at_once: answers on their way; one more is refused, and not run.
+    """
+
+    def __init__(self, replica: Replica, door: Door, *, most_at_once: int) -> None:
+        self._replica = replica
+        self._door = door
+        self._free = most_at_once
+        self._engine = ThreadPoolExecutor(max_workers=most_at_once, thread_name_prefix="answer")
+        self._attesting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="attest")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request of HTTP."""
+        if scope["type"] != "http":
+            raise EncodingError("connection", expected="http", got=str(scope["type"])[:40])
+        routes = {
+            ("POST", EVIDENCE_PATH): self._evidence,
+            ("GET", EPOCH_PATH): self._epoch,
+            ("POST", EXCHANGE_PATH): self._exchange,
+        }
+        route = routes.get((scope["method"], scope["path"]))
+        if route is None:
+            await send_json(send, 404, {"code": "not-found"})
+            return
+        try:
+            await route(receive, send)
+        except ConfedError as error:
+            await send_json(send, status_of(error), {"code": error.code})
+
+    async def _evidence(self, receive: Receive, send: Send) -> None:
+        nonce = b"".join([piece async for piece in _body(receive, NONCE_BYTES)])
+        if len(nonce) != NONCE_BYTES:
+            raise EncodingError("nonce size in bytes", expected=NONCE_BYTES, got=len(nonce))
+        loop = asyncio.get_running_loop()
+        envelope = await loop.run_in_executor(self._attesting, self._replica.attest, nonce)
+        told = {
+            "envelope": base64.b64encode(envelope).decode(),
+            "epoch": self._replica.epochs.current().signed.to_json(),
+            "manifest": base64.b64encode(self._replica.manifest.encoded).decode(),
+        }
+        await send_json(send, 200, told)
+
+    async def _epoch(self, receive: Receive, send: Send) -> None:
+        del receive
+        await send_json(send, 200, {"epoch": self._replica.epochs.current().signed.to_json()})
+
+    async def _exchange(self, receive: Receive, send: Send) -> None:
+        if self._free <= 0:
+            raise BusyError("answers at once", expected="fewer", got="as many as there may be")
+        self._free -= 1
+        try:
+            opening = self._replica.opening()
+            async for piece in _body(receive, None):
+                opening.feed(piece)
+            request, answering = opening.finish()
+            await self._answer(request, answering, receive, send)
+        finally:
+            self._free += 1
+
+    async def _answer(self, request: Request, answering: Answering, receive: Receive, send: Send) -> None:
+        pump = Pump(asyncio.get_running_loop())
+        self._engine.submit(pump.run, lambda: self._sealed(request, answering))
+        gone = asyncio.ensure_future(_gone(receive))
+        gone.add_done_callback(lambda _future: pump.stop())
+        try:
+            started = False
+            async for data in pump.pieces():
+                if not started:
+                    headers = [(b"content-type", EXCHANGE_TYPE.encode()), (b"cache-control", b"no-store")]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    started = True
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            if pump.whole:  # else the connection ends without its end, and the answer without its last frame
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            pump.stop()
+            gone.cancel()
+
+    def _sealed(self, request: Request, answering: Answering) -> Iterator[bytes]:
+        """Run the engine and yield its answer, sealed; on an engine's thread."""
+        answer = self._door.answer(request)
+        yield answering.begin(answer.head, padding=self._replica.serving.padding)
+        for piece in answer.body:
+            yield answering.body(piece)
+        yield answering.end(self._replica.receipt(answering))
+
+
+class Pump:
+    """Carries bytes from an engine's thread to the event loop: as many as are there at once, and never too many."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._changed = threading.Condition()
+        self._woken = asyncio.Event()
+        self._ended = False
+        self._stopped = False
+        self.whole = False
+        """Whether everything has been carried."""
+
+    def run(self, source: Callable[[], Iterator[bytes]]) -> None:
+        """Put everything that a source yields, until it ends or nobody reads any more; on the engine's thread."""
+        pieces = source()
+        try:
+            for piece in pieces:
+                if not self._put(piece):
+                    return
+            self.whole = True
+        except Exception as error:  # noqa: BLE001 (the service's edge: the requester sees an answer without its end)
+            report_failure(error)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+            self._ended = True
+            self._wake()
+
+    def stop(self) -> None:
+        """Nobody reads any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield what has been put, several pieces as one where they wait."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            with self._changed:
+                data = b"".join(self._waiting)
+                self._waiting.clear()
+                self._size = 0
+                self._changed.notify()
+                ended = self._ended
+            if data:
+                yield data
+            if ended and not self._waiting:
+                return
+
+    def _put(self, piece: bytes) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._size < _AHEAD_BYTES)
+            if self._stopped:
+                return False
+            first = not self._waiting
+            self._waiting.append(piece)
+            self._size += len(piece)
+        if first:
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def status_of(error: ConfedError) -> int:
+    """Return the status of HTTP for an error, beside whose code it goes."""
+    statuses = {StaleEpochError: 422, ReplayedError: 409, BusyError: 503, SizeError: 413}
+    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 400)
+
+
+async def send_json(send: Send, status: int, value: Any) -> None:
+    """Send a whole answer of canonical JSON."""
+    body = canonical.encode(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _body(receive: Receive, limit_bytes: int | None) -> AsyncIterator[bytes]:
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise EncodingError("request", expected="its end", got="a caller that went away")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if limit_bytes is not None and size > limit_bytes:
+            raise SizeError("request size in bytes", expected=f"at most {limit_bytes}", got="more")
+        yield piece
+        if not message.get("more_body", False):
+            return
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,97 @@
+"""What answers an opened request, inside the TEE: an engine, made from the opened model by code of the measured image.
+
+The manifest's ``code.client_app`` names a factory ``module:attribute``, which is given the model's tensors and the
+manifest's settings, and returns a served model: an object with one or several of the methods below. Which of the
+interfaces are there follows from which methods it has; an engine sees requests one by one and keeps none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confed.errors import ManifestMismatchError
+from confed.inference.messages import AnswerHead
+
+Array = NDArray[Any]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A model of tensors."""
+
+    def inputs(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """Return what it takes: name -> NumPy type and shape, -1 for any length of an axis."""
+        ...
+
+    def predict(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return the outputs for inputs that have been checked against ``inputs``."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A model that turns texts into vectors."""
+
+    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+        """Return one row for each text, and how many tokens they were.
+
+        Raises:
+            InvalidRequestError: a text beyond the model's context.
+        """
+        ...
+
+
+class InvalidRequestError(Exception):
+    """A request that an interface refuses; told to the requester alone, in the interface's own form.
+
+    Args:
+        status: of HTTP.
+        reason: what is wrong with it; sealed to the requester, and in no log.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"a request refused with status {status}")
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer on its way: the head, and the body piece by piece."""
+
+    head: AnswerHead
+    body: Iterable[bytes | memoryview] = field(repr=False)
+
+
+def json_answer(value: Any, *, status: int = 200) -> Answer:
+    """Return an answer of one JSON value."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    headers = (("content-length", str(len(body))), ("content-type", "application/json"))
+    return Answer(head=AnswerHead(status=status, headers=headers), body=(body,))
+
+
+def stream_answer(pieces: Iterator[bytes]) -> Answer:
+    """Return an answer of server-sent events, as they come."""
+    headers = (("cache-control", "no-store"), ("content-type", "text/event-stream; charset=utf-8"))
+    return Answer(head=AnswerHead(status=200, headers=headers), body=pieces)
+
+
+def load_engine(entry_point: str, *, arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> Any:
+    """Return the served model of a factory ``module:attribute`` that is installed in this image.
+
+    Raises:
+        ManifestMismatchError: there is no such factory here.
+        ConfedError: the model does not fit the engine.
+    """
+    module, _, attribute = entry_point.partition(":")
+    factory = getattr(importlib.import_module(module), attribute, None) if attribute else None
+    if factory is None:
+        raise ManifestMismatchError("engine", expected=f"{entry_point} in this image", got="none")
+    return factory(arrays, settings)

@@ -1,0 +1,364 @@
+"""One exchange: a request that only attested replicas can open, and an answer that only its requester can.
+
+1. The requester draws a secret and wraps it (HPKE, MLKEM768-X25519) to the epoch key of one or several replicas.
+   Header: manifest, a fresh request id, for each replica its epoch and the wrapped secret. Transcript: its digest.
+2. Request frames go under HKDF(secret, transcript): the head, then the body; the last one is marked.
+3. The replica unwraps, opens, and, once the last frame is authentic, takes the transcript as used: a second time is a
+   replay. Only then does anything run.
+4. Its answer starts with which wrapped secret it used and a fresh nonce; answer frames go under HKDF(secret, transcript
+   ‖ epoch ‖ nonce): head, body, and a receipt as the last one. So two replicas, or two answers, never share a key.
+5. An answer that ends before its last frame is an error, never a short answer.
+
+Not promised: who the requester is; HPKE's base mode does not say. Sizes (as padded), times and the epoch are seen.
+
+Sources: RFC 9180 (HPKE); RFC 9458 §4 (an answer's key from the request's secret and a fresh nonce); RFC 5869.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from confed import canonical, record
+from confed.errors import EncodingError, ExchangeError, ManifestMismatchError, SizeError, StaleEpochError
+from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
+from confed.inference.frames import LARGEST_CONTENT_BYTES, Frame, FrameOpener, FrameSealer
+from confed.inference.messages import HEAD_LIMIT_BYTES, AnswerHead, Commitment, Request, RequestHead
+from confed.sealing.derivation import exchange_answer_key, exchange_request_key, receipt_salt
+from confed.sealing.recipients import WRAPPED_KEY_BYTES, HpkeRecipient
+from confed.serving import PaddingTerms
+from confed.statement import Signed
+
+REQUEST_MAGIC = b"confed-exchange/1\n"
+ANSWER_MAGIC = b"confed-answer/1\n"
+MOST_REPLICAS = 16
+_LENGTH_BYTES = 4
+_HEADER_LIMIT_BYTES = 64 * 1024
+_SECRET_BYTES = 32
+_NONCE_BYTES = 32
+_ANSWER_START = len(ANSWER_MAGIC) + 1 + _NONCE_BYTES
+HEAD, BODY, RECEIPT = 1, 2, 3
+"""Kinds of frames."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapped:
+    """The secret for one replica: its epoch's name, and the secret wrapped to that epoch's key."""
+
+    epoch: str
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeHeader:
+    """What of a request stands in clear, and is bound into all its keys.
+
+    Raises:
+        EncodingError: no replica or too many, one twice, or a part of another length.
+    """
+
+    manifest: str
+    request_id: bytes
+    replicas: tuple[Wrapped, ...]
+
+    def __post_init__(self) -> None:
+        epochs = {entry.epoch for entry in self.replicas}
+        if not 1 <= len(epochs) == len(self.replicas) <= MOST_REPLICAS:
+            raise EncodingError("exchange replicas", expected=f"1 to {MOST_REPLICAS}, each once", got="others")
+        sizes = {len(entry.wrapped) for entry in self.replicas}
+        if len(self.request_id) != 16 or sizes != {WRAPPED_KEY_BYTES}:
+            raise EncodingError("exchange header", expected="a request id and wrapped secrets", got="another length")
+
+
+class Sealing:
+    """The requester's end of one exchange; use it for one request.
+
+    Args:
+        manifest: digest of the manifest that the replicas were verified against.
+        replicas: verified epoch keys with their signed statements' digests; whoever holds one of them can answer.
+        padding: the manifest's.
+    """
+
+    def __init__(self, *, manifest: str, replicas: Sequence[tuple[str, EpochKey]], padding: PaddingTerms) -> None:
+        request_id, self._secret = os.urandom(16), os.urandom(_SECRET_BYTES)
+        self._epochs = [name for name, _ in replicas]
+        wrapped = [
+            HpkeRecipient(key.hpke_public).wrap(self._secret, info=_info(manifest, request_id, name))
+            for name, key in replicas
+        ]
+        header = ExchangeHeader(
+            manifest=manifest,
+            request_id=request_id,
+            replicas=tuple(
+                Wrapped(epoch=name, wrapped=secret) for name, secret in zip(self._epochs, wrapped, strict=True)
+            ),
+        )
+        self._header = canonical.encode(record.to_json(header))
+        self.transcript = _transcript(self._header)
+        self.salt = receipt_salt(self._secret, transcript=self.transcript)
+        self._padding = padding
+        self.committed = ""
+        """The request's commitment, once ``request`` has been read."""
+
+    def request(self, request: Request) -> Iterator[bytes]:
+        """Yield the sealed request, frame by frame."""
+        commitment = Commitment(self.salt, request.head.encoded)
+        commitment.add(request.body)
+        self.committed = commitment.digest
+        yield REQUEST_MAGIC + len(self._header).to_bytes(_LENGTH_BYTES, "big") + self._header
+        sealer = FrameSealer(exchange_request_key(self._secret, transcript=self.transcript), padding=self._padding)
+        yield sealer.seal(HEAD, request.head.encoded, final=not request.body)
+        yield from _body_frames(sealer, request.body, last=True)
+
+    def answer(self) -> AnswerOpening:
+        """Return what opens the answer."""
+        return AnswerOpening(secret=self._secret, transcript=self.transcript, epochs=self._epochs, salt=self.salt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """How an answer ended: its signed receipt (not yet verified), the epoch it came from, its commitment."""
+
+    receipt: Signed
+    epoch: str
+    commitment: str
+
+
+class AnswerOpening:
+    """Opens one answer as its bytes come in."""
+
+    def __init__(self, *, secret: bytes, transcript: bytes, epochs: Sequence[str], salt: bytes) -> None:
+        self._secret = secret
+        self._transcript = transcript
+        self._epochs = epochs
+        self._salt = salt
+        self._start = bytearray()
+        self._frames: FrameOpener | None = None
+        self._epoch = ""
+        self._commitment: Commitment | None = None
+        self._answered: Answered | None = None
+
+    def feed(self, data: bytes) -> list[AnswerHead | bytes]:
+        """Return what these further bytes complete: the head first, then pieces of the body.
+
+        Raises:
+            TamperedError, EncodingError, SizeError: something other than this request's answer.
+        """
+        frames = self._frames
+        if frames is None:
+            self._start += data
+            if len(self._start) < _ANSWER_START:
+                return []
+            frames, data = self._begin()
+        found: list[AnswerHead | bytes] = []
+        for frame in frames.feed(data):
+            self._read(frame, found)
+        return found
+
+    def close(self) -> Answered:
+        """Return how the answer ended.
+
+        Raises:
+            TruncatedError: it ended before its last frame: it is not the whole.
+        """
+        if self._frames is None:
+            raise EncodingError("answer", expected="an answer", got="its end before it began")
+        self._frames.close()
+        if self._answered is None:
+            raise EncodingError("answer", expected="a receipt", got="none")
+        return self._answered
+
+    def _begin(self) -> tuple[FrameOpener, bytes]:
+        at = len(ANSWER_MAGIC)
+        if not self._start.startswith(ANSWER_MAGIC) or self._start[at] >= len(self._epochs):
+            raise EncodingError("answer", expected="an answer of one of the replicas", got="something else")
+        self._epoch = self._epochs[self._start[at]]
+        nonce, rest = bytes(self._start[at + 1 : _ANSWER_START]), bytes(self._start[_ANSWER_START:])
+        key = exchange_answer_key(self._secret, transcript=self._transcript, epoch=self._epoch, nonce=nonce)
+        self._frames = FrameOpener(key, what="answer", largest_bytes=None)
+        return self._frames, rest
+
+    def _read(self, frame: Frame, found: list[AnswerHead | bytes]) -> None:
+        expected = (HEAD,) if self._commitment is None else (BODY, RECEIPT)
+        if frame.kind not in expected or frame.final != (frame.kind == RECEIPT):
+            raise EncodingError("answer frame", expected="a head, the body and a receipt at the end", got="another")
+        if self._commitment is None:
+            self._commitment = Commitment(self._salt, frame.content)
+            found.append(AnswerHead.decode(frame.content))
+        elif frame.kind == BODY:
+            self._commitment.add(frame.content)
+            found.append(frame.content)
+        else:
+            receipt = Signed.from_json(canonical.decode(frame.content))
+            self._answered = Answered(receipt=receipt, epoch=self._epoch, commitment=self._commitment.digest)
+
+
+class Opening:
+    """The replica's end of one exchange: opens the request as its bytes come in.
+
+    Args:
+        epochs: the instance's.
+        manifest: digest of its manifest.
+        largest_bytes: of head and body together.
+    """
+
+    def __init__(self, *, epochs: Epochs, manifest: str, largest_bytes: int) -> None:
+        self._epochs = epochs
+        self._manifest = manifest
+        self._largest = largest_bytes
+        self._start = bytearray()
+        self._frames: FrameOpener | None = None
+        self._head: RequestHead | None = None
+        self._body = bytearray()
+        self._opened: tuple[OpenEpoch, int, bytes, bytes] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Go on with further bytes of the request.
+
+        Raises:
+            StaleEpochError: sealed to none of the keys that are held.
+            WrongKeyError, RecipientError: a secret that was not wrapped to them for this request.
+            ManifestMismatchError: sealed for another manifest.
+            TamperedError, SizeError, EncodingError: not a request of its one form, or too large.
+        """
+        frames = self._frames
+        if frames is None:
+            self._start += data
+            begun = self._begin()
+            if begun is None:
+                return
+            frames, data = begun
+        for frame in frames.feed(data):
+            self._read(frame)
+
+    def finish(self) -> tuple[Request, Answering]:
+        """Return the whole request, taken as used, and what seals its answer.
+
+        Raises:
+            TruncatedError: its last frame did not come.
+            ReplayedError: it was taken before.
+        """
+        if self._frames is None or self._opened is None:
+            raise EncodingError("request", expected="a request", got="its end before it began")
+        self._frames.close()
+        if self._head is None:
+            raise EncodingError("request", expected="a head", got="none")
+        epoch, index, secret, transcript = self._opened
+        epoch.take(transcript)
+        request = Request(head=self._head, body=self._body)
+        return request, Answering(epoch=epoch.name, index=index, secret=secret, transcript=transcript, request=request)
+
+    def _begin(self) -> tuple[FrameOpener, bytes] | None:
+        """Open the secret once the header is whole; return what opens the frames, and the bytes after the header."""
+        at = len(REQUEST_MAGIC)
+        if not REQUEST_MAGIC.startswith(bytes(self._start[:at])):
+            raise EncodingError("request", expected="a sealed request", got="something else")
+        if len(self._start) < at + _LENGTH_BYTES:
+            return None
+        size = int.from_bytes(self._start[at : at + _LENGTH_BYTES], "big")
+        if size > _HEADER_LIMIT_BYTES:
+            raise SizeError("exchange header in bytes", expected=f"at most {_HEADER_LIMIT_BYTES}", got=size)
+        end = at + _LENGTH_BYTES + size
+        if len(self._start) < end:
+            return None
+        encoded, rest = bytes(self._start[at + _LENGTH_BYTES : end]), bytes(self._start[end:])
+        header = record.from_json(ExchangeHeader, canonical.decode(encoded), at="exchange")
+        if header.manifest != self._manifest:
+            raise ManifestMismatchError("exchange manifest", expected=self._manifest[:16], got=header.manifest[:16])
+        epoch, index = self._epoch_of(header)
+        info = _info(header.manifest, header.request_id, epoch.name)
+        secret = epoch.unwrap(header.replicas[index].wrapped, info=info)
+        if len(secret) != _SECRET_BYTES:
+            raise SizeError("exchange secret in bytes", expected=_SECRET_BYTES, got=len(secret))
+        transcript = _transcript(encoded)
+        self._opened = (epoch, index, secret, transcript)
+        key = exchange_request_key(secret, transcript=transcript)
+        self._frames = FrameOpener(key, what="request", largest_bytes=self._largest)
+        return self._frames, rest
+
+    def _epoch_of(self, header: ExchangeHeader) -> tuple[OpenEpoch, int]:
+        for index, entry in enumerate(header.replicas):
+            epoch = self._epochs.named(entry.epoch)
+            if epoch is not None:
+                return epoch, index
+        raise StaleEpochError("epoch", expected="one whose key is held", got="another")
+
+    def _read(self, frame: Frame) -> None:
+        if frame.kind != (HEAD if self._head is None else BODY):
+            raise EncodingError("request frame", expected="a head and then the body", got="another")
+        if self._head is None:
+            self._head = RequestHead.decode(frame.content)
+        else:
+            self._body += frame.content
+
+
+@dataclass(kw_only=True)
+class Answering:
+    """Seals the answer of one request: start, head, body pieces, receipt."""
+
+    epoch: str
+    index: int
+    secret: bytes = field(repr=False)
+    transcript: bytes
+    request: Request = field(repr=False)
+
+    @property
+    def request_commitment(self) -> str:
+        """The commitment of the request (``messages.Commitment``)."""
+        commitment = Commitment(self._salt, self.request.head.encoded)
+        commitment.add(self.request.body)
+        return commitment.digest
+
+    def begin(self, head: AnswerHead, *, padding: PaddingTerms) -> bytes:
+        """Return the answer's start and head, sealed.
+
+        Raises:
+            ExchangeError: it was begun before.
+            SizeError: a head beyond its bound.
+        """
+        if hasattr(self, "_sealer"):
+            raise ExchangeError("answer", expected="to begin once", got="twice")
+        encoded = head.encoded
+        if len(encoded) > HEAD_LIMIT_BYTES:
+            raise SizeError("answer head in bytes", expected=f"at most {HEAD_LIMIT_BYTES}", got=len(encoded))
+        nonce = os.urandom(_NONCE_BYTES)
+        key = exchange_answer_key(self.secret, transcript=self.transcript, epoch=self.epoch, nonce=nonce)
+        self._sealer = FrameSealer(key, padding=padding)
+        self._commitment = Commitment(self._salt, encoded)
+        return ANSWER_MAGIC + bytes([self.index]) + nonce + self._sealer.seal(HEAD, encoded, final=False)
+
+    def body(self, piece: bytes | memoryview) -> bytes:
+        """Return a piece of the body, sealed; of any length."""
+        self._commitment.add(piece)
+        return b"".join(_body_frames(self._sealer, piece, last=False))
+
+    @property
+    def commitment(self) -> str:
+        """The commitment of the answer so far."""
+        return self._commitment.digest
+
+    def end(self, receipt: Signed) -> bytes:
+        """Return the last frame: the receipt."""
+        return self._sealer.seal(RECEIPT, canonical.encode(receipt.to_json()), final=True)
+
+    @property
+    def _salt(self) -> bytes:
+        return receipt_salt(self.secret, transcript=self.transcript)
+
+
+def _body_frames(sealer: FrameSealer, body: bytes | bytearray | memoryview, *, last: bool) -> Iterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(view), LARGEST_CONTENT_BYTES):
+        piece = view[start : start + LARGEST_CONTENT_BYTES]
+        yield sealer.seal(BODY, piece, final=last and start + len(piece) == len(view))
+
+
+def _info(manifest: str, request_id: bytes, epoch: str) -> bytes:
+    value = ["confed/v1/exchange", manifest, request_id.hex(), epoch]
+    return bytes.fromhex(canonical.digest(canonical.encode(value)))
+
+
+def _transcript(header: bytes) -> bytes:
+    return hashlib.sha256(b"confed/v1/exchange-transcript\x00" + header).digest()

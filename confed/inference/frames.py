@@ -1,0 +1,157 @@
+"""Frames of an exchange: AES-256-GCM in the STREAM construction, each authentic, in its place, and the last one marked.
+
+On the wire a frame is its ciphertext's length (4 bytes, big-endian), a flag (1 for the last frame, else 0) and the
+ciphertext with its tag. Inside are a kind (1 byte), the content's length (4 bytes), the content, and zeros as padding.
+The nonce of frame i is four zero bytes ‖ i (7 bytes, big-endian) ‖ flag; length and flag are authenticated too. A key
+serves one direction of one exchange, so no nonce repeats under it.
+
+Source: Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015, §7 (STREAM), as in ``confed.sealing.chunks``.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from confed.errors import EncodingError, ExchangeError, SizeError, TamperedError, TruncatedError
+from confed.serving import LARGEST_FRAME_BYTES, PaddingTerms
+
+_OUTER = struct.Struct(">IB")
+_INNER = struct.Struct(">BI")
+_TAG_BYTES = 16
+LARGEST_CONTENT_BYTES = LARGEST_FRAME_BYTES - _INNER.size
+"""What a frame carries at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One opened frame."""
+
+    kind: int
+    content: bytes = field(repr=False)
+    final: bool
+
+
+class FrameSealer:
+    """Seals the frames of one direction; holds its key and position. One thread at a time."""
+
+    __slots__ = ("_aead", "_count", "_ended", "_padding")
+
+    def __init__(self, key: bytes, *, padding: PaddingTerms) -> None:
+        self._aead = AESGCM(key)
+        self._padding = padding
+        self._count = 0
+        self._ended = False
+
+    def seal(self, kind: int, content: bytes | memoryview, *, final: bool) -> bytes:
+        """Return the next frame as it goes on the wire.
+
+        Raises:
+            SizeError: more than a frame carries.
+            ExchangeError: a frame after the last one.
+        """
+        if len(content) > LARGEST_CONTENT_BYTES:
+            raise SizeError("frame content in bytes", expected=f"at most {LARGEST_CONTENT_BYTES}", got=len(content))
+        if self._ended:
+            raise ExchangeError("frame", expected="none after the last one", got="one")
+        size = self._padding.padded(_INNER.size + len(content))
+        plaintext = bytearray(size)
+        _INNER.pack_into(plaintext, 0, kind, len(content))
+        plaintext[_INNER.size : _INNER.size + len(content)] = content
+        outer = _OUTER.pack(size + _TAG_BYTES, final)
+        sealed = bytearray(_OUTER.size + size + _TAG_BYTES)
+        sealed[: _OUTER.size] = outer
+        self._aead.encrypt_into(_nonce(self._count, final=final), plaintext, outer, memoryview(sealed)[_OUTER.size :])
+        self._count += 1
+        self._ended = final
+        return bytes(sealed)
+
+
+class FrameOpener:
+    """Opens the frames of one direction as their bytes come in; what is not authentic is never returned.
+
+    Args:
+        key: of this direction.
+        what: which direction, for errors.
+        largest_bytes: of all contents together; ``None`` for answers, which their reader may stop reading.
+    """
+
+    __slots__ = ("_aead", "_buffer", "_count", "_ended", "_largest", "_total", "_what")
+
+    def __init__(self, key: bytes, *, what: str, largest_bytes: int | None) -> None:
+        self._aead = AESGCM(key)
+        self._what = what
+        self._largest = largest_bytes
+        self._buffer = bytearray()
+        self._count = 0
+        self._total = 0
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last frame has been opened."""
+        return self._ended
+
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
+        """Return the frames that these further bytes complete.
+
+        Raises:
+            TamperedError: a frame that was changed, moved, or is of another exchange.
+            SizeError: a frame or all contents together beyond their bound.
+            EncodingError: bytes after the last frame, or an authentic one that is not of its one form.
+        """
+        self._buffer += data
+        frames: list[Frame] = []
+        at = 0
+        while len(self._buffer) - at >= _OUTER.size:
+            self._require_open()
+            size, flag = _OUTER.unpack_from(self._buffer, at)
+            if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
+                raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
+            end = at + _OUTER.size + size
+            if len(self._buffer) < end:
+                break
+            frames.append(self._open(bytes(self._buffer[at:end]), final=bool(flag)))
+            at = end
+        del self._buffer[:at]
+        if self._buffer:
+            self._require_open()
+        return frames
+
+    def close(self) -> None:
+        """Check that the last frame came.
+
+        Raises:
+            TruncatedError: it did not: what was read is not the whole.
+        """
+        if not self._ended:
+            raise TruncatedError(self._what, expected="its last frame", got="its end before that")
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise EncodingError(self._what, expected="nothing after the last frame", got="more")
+
+    def _open(self, frame: bytes, *, final: bool) -> Frame:
+        outer, sealed = frame[: _OUTER.size], frame[_OUTER.size :]
+        try:
+            plaintext = self._aead.decrypt(_nonce(self._count, final=final), sealed, outer)
+        except InvalidTag as error:
+            where = f"{self._what} frame {self._count}"
+            raise TamperedError(where, expected="a matching tag", got="another") from error
+        kind, size = _INNER.unpack_from(plaintext)
+        content, padding = plaintext[_INNER.size : _INNER.size + size], plaintext[_INNER.size + size :]
+        if len(content) != size or padding.count(0) != len(padding):
+            raise EncodingError(f"{self._what} frame {self._count}", expected="its content and zeros", got="another")
+        self._total += size
+        if self._largest is not None and self._total > self._largest:
+            raise SizeError(f"{self._what} size in bytes", expected=f"at most {self._largest}", got="more")
+        self._count += 1
+        self._ended = final
+        return Frame(kind=kind, content=content, final=final)
+
+
+def _nonce(index: int, *, final: bool) -> bytes:
+    return b"\x00\x00\x00\x00" + index.to_bytes(7, "big") + (b"\x01" if final else b"\x00")

@@ -1,0 +1,176 @@
+"""One replica: a TEE with keys of its own that gets the model's key from its owner's broker, and attests to requesters.
+
+1. It attests to the model owner's broker under that broker's nonce, and is released the one key that the manifest's
+   scenario permits: that of the model to serve.
+2. It opens the sealed model, whose file digest is the manifest's.
+3. It attests to any requester under that requester's own nonce; its evidence vouches for its signing key, and that key
+   signs the epochs' keys and the receipts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from confed import canonical
+from confed.attestation.attester import Attester
+from confed.attestation.evidence import Binding, instance_of
+from confed.errors import ConfedError, ManifestMismatchError, SessionError, ShapeError
+from confed.inference.epochs import Epochs
+from confed.inference.exchange import Answering, Opening
+from confed.inference.receipts import Receipt
+from confed.journey import Kind, Purpose, Role, Use
+from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.statements import KeyName, ReleaseRequest
+from confed.manifest import Manifest
+from confed.model.weights import Array, layout_of, unpack
+from confed.sealing.container import Container
+from confed.sealing.identities import HpkeIdentity
+from confed.serving import ServingTerms
+from confed.statement import Signed, sign
+
+REQUESTER_AUDIENCE = canonical.digest(b"confed/v1/inference-requester")
+"""The audience of evidence for requesters: no broker's, so it is worth nothing to one; their nonce makes it fresh."""
+NONCE_BYTES = 32
+_THREADS = 2
+
+
+class Replica:
+    """An inference TEE's keys, evidence and epochs. Its keys are born here and end with the process.
+
+    Args:
+        manifest: of the scenario ``inference``.
+        attester: makes this TEE's evidence.
+        broker: the model owner's.
+
+    Raises:
+        ManifestMismatchError: a manifest of another scenario.
+    """
+
+    def __init__(self, *, manifest: Manifest, attester: Attester, broker: BrokerClient) -> None:
+        if manifest.serving is None:
+            raise ManifestMismatchError("scenario", expected="inference", got=manifest.scenario)
+        self.manifest = manifest
+        self.serving: ServingTerms = manifest.serving
+        self.digest = manifest.digest
+        self._attester = attester
+        self._broker = broker
+        self._hpke = HpkeIdentity.generate()
+        self._signing = Ed25519PrivateKey.generate()
+        self._signing_public = self._signing.public_key().public_bytes_raw()
+        self.instance = instance_of(self._hpke.public, self._signing_public)
+        self._clock = EnclaveClock()
+        self._attesting = threading.Lock()
+        self._evidence = ""
+        self.epochs = Epochs(
+            manifest=self.digest, instance=self.instance, signing_key=self._signing, now=self._clock.now
+        )
+
+    def open_model(self, container: Container) -> dict[str, Array]:
+        """Return the tensors of the sealed model, opened with the key that the owner's broker releases.
+
+        Raises:
+            ManifestMismatchError: a file other than the manifest's.
+            ConfedError: the broker refused or is down, or the container does not hold.
+        """
+        start = self.manifest.model.start
+        found = container.file_digest()
+        if found != start.digest or container.header.kind is not Kind.MODEL:
+            raise ManifestMismatchError("sealed model", expected=start.digest[:16], got=found[:16])
+        arrays = unpack(container.unlock(self._released_key()).read_all(threads=_THREADS))
+        if layout_of(arrays).digest != self.manifest.model.layout:
+            raise ShapeError("model", expected="the manifest's tensors", got="others")
+        return arrays
+
+    def attest(self, nonce: bytes) -> bytes:
+        """Return this replica's evidence for a requester's nonce (32 bytes), encoded.
+
+        Raises:
+            SessionError: no model has been opened yet.
+            EvidenceFormatError: a nonce of another length.
+            AttestationError, EvidenceUnavailableError: the TEE gives none.
+        """
+        if not self._evidence:
+            raise SessionError("replica", expected="a model that was opened", got="none")
+        with self._attesting:
+            return self._attested(nonce, audience=REQUESTER_AUDIENCE)
+
+    def opening(self) -> Opening:
+        """Return what opens one sealed request."""
+        largest = self.serving.largest_request_bytes
+        return Opening(epochs=self.epochs, manifest=self.digest, largest_bytes=largest)
+
+    def receipt(self, answering: Answering) -> Signed:
+        """Return the signed receipt of an answer that has just ended."""
+        receipt = Receipt(
+            manifest=self.digest,
+            model=self.manifest.model.start.digest,
+            instance=self.instance,
+            evidence=self._evidence,
+            epoch=answering.epoch,
+            request=answering.request_commitment,
+            answer=answering.commitment,
+            time=self._clock.now(),
+        )
+        return sign(receipt, self._signing)
+
+    def _released_key(self) -> bytes:
+        """Attest to the model owner's broker and unwrap the one key (rule 1)."""
+        owner = self.manifest.model.owner
+        (challenge,) = self._broker.challenge([(owner.broker, self.digest)])
+        if isinstance(challenge, ConfedError):
+            raise challenge
+        self._clock.advance(challenge.issued_at)
+        envelope = self._attested(challenge.nonce, audience=canonical.digest(owner.broker))
+        request = sign(self._request(challenge.nonce), self._signing)
+        (reply,) = self._broker.release([(request, envelope, b"")])
+        if isinstance(reply, ConfedError):
+            raise reply
+        self._clock.advance(reply.grant.time)
+        self._evidence = canonical.digest(envelope)
+        return self._hpke.unwrap(reply.wrapped_keys[0], info=reply.grant.context)
+
+    def _request(self, nonce: bytes) -> ReleaseRequest:
+        manifest = self.manifest
+        return ReleaseRequest(
+            request_id=os.urandom(16),
+            broker=manifest.model.owner.broker,
+            nonce=nonce,
+            manifest=self.digest,
+            run=manifest.run,
+            instance=self.instance,
+            role=Role.INFERENCE,
+            purpose=Purpose.INFER,
+            identity=b"",
+            round=1,
+            attempt=0,
+            base=manifest.model.start.digest,
+            keys=(_key_of(manifest, self.serving),),
+        )
+
+    def _attested(self, nonce: bytes, *, audience: str) -> bytes:
+        binding = Binding(
+            profile=self._attester.profile,
+            nonce=nonce,
+            audience=audience,
+            manifest=self.digest,
+            role=Role.INFERENCE,
+            run=self.manifest.run,
+            hpke_public=self._hpke.public,
+            signing_public=self._signing_public,
+            issued_at=self._clock.now(),
+        )
+        return self._attester.attest(binding).encode()
+
+
+def _key_of(manifest: Manifest, serving: ServingTerms) -> KeyName:
+    start, origin = manifest.model.start, serving.origin
+    return KeyName(
+        key_id=start.key_id,
+        use=Use.START if origin is None else Use.VERSION,
+        container=start.container_id if origin is None else "",
+        version=0 if origin is None else origin.version,
+        attempt=0 if origin is None else origin.attempt,
+    )

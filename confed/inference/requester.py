@@ -1,0 +1,257 @@
+"""What a requester accepts, and how it finds out: the replica's evidence, appraised here and by nobody else.
+
+1. The manifest is one whose digest the requester's policy names.
+2. Evidence under the requester's own nonce is genuine by the policy's trust anchors, for this manifest, and acceptable
+   by the policy's terms; a simulated TEE is refused in production, by a floor in code.
+3. The epoch's key is signed by the key that the evidence vouches for.
+
+Whatever does not hold is an error; there is no other way to send than sealed.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from confed import canonical, record
+from confed.attestation.appraisal import appraise
+from confed.attestation.endorsements import EndorsementProvider
+from confed.attestation.evidence import Envelope, from_base64, require_digest
+from confed.attestation.verifier import ExpectedBinding, default_registry
+from confed.errors import ConfigError, EncodingError, ManifestMismatchError
+from confed.inference.epochs import EpochKey, verify_epoch
+from confed.inference.receipts import Receipt, verify_receipt
+from confed.inference.replica import REQUESTER_AUDIENCE
+from confed.journey import Role
+from confed.manifest import Manifest, TeePolicy, TrustTerms
+from confed.serving import ServingTerms
+from confed.statement import Signed
+
+_FORMAT = "confed-requester-policy/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequesterPolicy:
+    """What a requester accepts. No field is optional.
+
+    Attributes:
+        environment: ``production``, or ``simulation`` where a simulated TEE will do.
+        manifests: digests of manifests that the requester has read.
+        tee: which evidence is acceptable.
+        trust: trust anchors by evidence profile.
+    """
+
+    FORMAT: ClassVar[str] = _FORMAT
+    format: str
+    environment: str
+    manifests: tuple[str, ...]
+    tee: TeePolicy
+    trust: TrustTerms
+
+    def __post_init__(self) -> None:
+        if self.format != _FORMAT:
+            raise ConfigError("format", expected=_FORMAT, got=self.format[:80])
+        if not self.manifests:
+            raise ConfigError("manifests", expected="at least one digest", got="none")
+        for digest in self.manifests:
+            require_digest("manifests", digest)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> RequesterPolicy:
+        """Return the policy of who has read a manifest and accepts what its owner does: this one, and no other."""
+        return cls(
+            format=_FORMAT,
+            environment=manifest.environment,
+            manifests=(manifest.digest,),
+            tee=manifest.client_tee,
+            trust=manifest.trust,
+        )
+
+    def encode(self) -> bytes:
+        """Return the policy as canonical JSON."""
+        return canonical.encode(record.to_json(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> RequesterPolicy:
+        """Return the policy of canonical JSON.
+
+        Raises:
+            EncodingError: not canonical JSON.
+            ConfigError: a key that is unknown, missing or of the wrong type.
+        """
+        return record.from_json(cls, canonical.decode(data), error=ConfigError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """What a replica showed, as it came: enough to verify it again, offline."""
+
+    nonce: bytes
+    envelope: bytes
+    manifest: bytes
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as a JSON value."""
+        return {
+            "envelope": base64.b64encode(self.envelope).decode(),
+            "manifest": base64.b64encode(self.manifest).decode(),
+            "nonce": self.nonce.hex(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedReplica:
+    """A replica whose evidence holds and is acceptable."""
+
+    manifest: Manifest
+    digest: str
+    serving: ServingTerms
+    instance: str
+    signing_public: bytes
+    verified_at: int
+    attestation: Attestation = field(repr=False)
+
+    def epoch(self, signed: Signed, *, now_ms: int) -> tuple[str, EpochKey]:
+        """Return the name and key of an epoch of this replica (rule 3).
+
+        Raises:
+            SignatureError, EncodingError, EvidenceFormatError, StaleEpochError: see ``verify_epoch``.
+        """
+        key = verify_epoch(
+            signed,
+            manifest=self.digest,
+            instance=self.instance,
+            signing_public=self.signing_public,
+            now_ms=now_ms,
+        )
+        return signed.digest, key
+
+
+def verify_replica(
+    attestation: Attestation,
+    *,
+    policy: RequesterPolicy,
+    now_ms: int,
+    endorsements: EndorsementProvider | None = None,
+) -> VerifiedReplica:
+    """Return the replica that evidence proves, if the policy accepts it (rules 1 and 2).
+
+    Args:
+        attestation: as it came, with the nonce that the requester drew.
+        policy: the requester's own.
+        now_ms: when, in Unix milliseconds.
+        endorsements: the requester's own provider; without one, those that came along are all there are.
+
+    Raises:
+        ManifestMismatchError: a manifest that the policy does not name, or one that serves nothing.
+        AttestationError, AppraisalError: evidence that is not genuine, or not acceptable.
+        EndorsementFetchError: what is needed to verify it could not be fetched.
+    """
+    # 1.
+    digest = canonical.digest(attestation.manifest)
+    if digest not in policy.manifests:
+        raise ManifestMismatchError("manifest", expected="one that the policy names", got=digest[:16])
+    manifest = Manifest.decode(attestation.manifest)
+    if manifest.serving is None or manifest.environment != policy.environment:
+        raise ManifestMismatchError("manifest", expected=f"inference in {policy.environment}", got="another")
+    # 2.
+    found = ()
+    if endorsements is not None:
+        found = endorsements.endorsements_for(Envelope.decode(attestation.envelope), now_ms=now_ms)
+    claims = (
+        default_registry()
+        .for_environment(policy.environment)
+        .verify(
+            attestation.envelope,
+            endorsements=found,
+            expected=ExpectedBinding(
+                nonce=attestation.nonce,
+                audience=REQUESTER_AUDIENCE,
+                manifest=digest,
+                role=Role.INFERENCE,
+                run=manifest.run,
+            ),
+            now_ms=now_ms,
+            anchors=policy.trust.anchors,
+        )
+    )
+    appraise(claims, policy=policy.tee, environment=policy.environment, manifest_digest=digest, now_ms=now_ms)
+    return VerifiedReplica(
+        manifest=manifest,
+        digest=digest,
+        serving=manifest.serving,
+        instance=claims.binding.instance,
+        signing_public=claims.binding.signing_public,
+        verified_at=now_ms,
+        attestation=attestation,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """An answer's receipt, with all that it takes to check it later and elsewhere: ``confed infer verify-receipt``.
+
+    ``salt`` opens the commitments: who gets it can check a text against the receipt, and guess short ones.
+    """
+
+    receipt: Signed
+    salt: bytes = field(repr=False)
+    attestation: Attestation = field(repr=False)
+    verified_at: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON value."""
+        return {
+            "attestation": self.attestation.to_json(),
+            "receipt": self.receipt.to_json(),
+            "salt": self.salt.hex(),
+            "verified_at": self.verified_at,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Proof:
+        """Return the proof of a JSON value.
+
+        Raises:
+            EncodingError, EvidenceFormatError: anything else.
+        """
+        expected = ["attestation", "receipt", "salt", "verified_at"]
+        if not isinstance(value, dict) or sorted(value) != expected:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("proof", expected=", ".join(expected), got="other keys")
+        shown: Any = value["attestation"]  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(shown, dict) or sorted(shown) != ["envelope", "manifest", "nonce"]:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("proof attestation", expected="envelope, manifest, nonce", got="other keys")
+        if type(value["verified_at"]) is not int:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("proof verified_at", expected="Unix milliseconds", got="another type")
+        return cls(
+            receipt=Signed.from_json(value["receipt"]),
+            salt=_hexadecimal("salt", value["salt"]),
+            attestation=Attestation(
+                nonce=_hexadecimal("nonce", shown["nonce"]),
+                envelope=from_base64("envelope", shown["envelope"]),
+                manifest=from_base64("manifest", shown["manifest"]),
+            ),
+            verified_at=value["verified_at"],
+        )
+
+    def verify(self, *, policy: RequesterPolicy) -> tuple[Receipt, VerifiedReplica]:
+        """Return the receipt and the replica that signed it, verified as of when the answer came.
+
+        Raises:
+            ConfedError: of the class that says what does not hold.
+        """
+        replica = verify_replica(self.attestation, policy=policy, now_ms=self.verified_at)
+        expected = {
+            "manifest": replica.digest,
+            "model": replica.manifest.model.start.digest,
+            "instance": replica.instance,
+        }
+        return verify_receipt(self.receipt, signing_public=replica.signing_public, expected=expected), replica
+
+
+def _hexadecimal(name: str, value: Any) -> bytes:
+    try:
+        return bytes.fromhex(value)
+    except (TypeError, ValueError) as error:
+        raise EncodingError(f"proof {name}", expected="hexadecimal", got="something else") from error
