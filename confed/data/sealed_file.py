@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from confed.errors import SizeError
+from confed.memory import room_for
 from confed.sealing.container import OpenContainer
 
 
@@ -60,7 +61,8 @@ class SealedFile(io.RawIOBase):
         """
         left = max(0, self._size - self._at)
         count = left if size is None or size < 0 else min(size, left)
-        found = self._container.read(self._offset + self._at, count)
+        found = room_for(count)
+        self._container.read_into(self._offset + self._at, found, count)
         self._at += count
         return found
 

@@ -262,14 +262,29 @@ class OpenContainer:
             TamperedError: the tag of a chunk that holds some of them does not match.
             TruncatedError: the file was cut meanwhile.
         """
+        result = bytearray(max(size, 0))
+        self.read_into(start, result, size)
+        return result
+
+    def read_into(self, start: int, buffer: bytearray | memoryview, size: int) -> None:
+        """Write ``size`` bytes of plaintext from ``start`` to the front of a buffer.
+
+        Guarantees: when it raises ``TamperedError``, bytes of chunks that do not authenticate are not in it.
+
+        Raises:
+            SizeError: a range that is not within the plaintext, or a buffer that is smaller.
+            TamperedError: the tag of a chunk that holds some of them does not match.
+            TruncatedError: the file was cut meanwhile.
+        """
         if start < 0 or size < 0 or start + size > self.plaintext_bytes:
             raise SizeError("range", expected=f"within {self.plaintext_bytes} bytes", got=f"{start} + {size}")
-        result = bytearray(size)
+        target = memoryview(buffer).cast("B")
+        if len(target) < size:
+            raise SizeError("buffer", expected=f"at least {size} bytes", got=len(target))
         if size:
             chunk_bytes = self.header.chunk_bytes
             first, last = start // chunk_bytes, (start + size - 1) // chunk_bytes
-            self._read_chunks(range(first, last + 1), memoryview(result), start)
-        return result
+            self._read_chunks(range(first, last + 1), target[:size], start)
 
     def read_all(self, threads: int = 1) -> memoryview:
         """Return the whole plaintext; with several threads each opens a range of chunks of its own.
