@@ -119,6 +119,19 @@ def unverified(signed: Signed, kind: type[T]) -> T:
     return record.from_json(kind, value, at=kind.__name__)
 
 
+def type_of(signed: Signed) -> str:
+    """Return what kind of statement this claims to be, WITHOUT checking anything else of it.
+
+    Raises:
+        EncodingError: bytes that are not canonical, or that name no type.
+    """
+    value = canonical.decode(signed.payload)
+    found = value.get("type") if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(found, str):
+        raise EncodingError("statement type", expected="text", got="none")
+    return found
+
+
 class _Known:
     """Signatures that hold, by a digest of signer, signature and payload; the oldest are forgotten.
 

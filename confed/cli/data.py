@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ from confed.manifest import Unchecked
 from confed.preparation.documents import read_contract, read_pipeline
 from confed.privacy.floor import PrivacyFloor
 from confed.privacy.terms import ZERO_OUT
+from confed.scenario import Scenario
 from confed.sealing.container import Container
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import Method
@@ -73,6 +73,9 @@ def seal(  # noqa: PLR0913 (the options of a command)
     ] = None,
     delta: Annotated[float | None, typer.Option(min=0, max=1, help="Of --epsilon.")] = None,
     adjacency: Annotated[str, typer.Option(help="Of --epsilon: zero-out or replace-one.")] = ZERO_OUT,
+    statistics_epsilon: Annotated[
+        float, typer.Option(min=0.0, help="What statistics of it may spend over all runs (default: none).")
+    ] = 0.0,
     discloses_to_model_owner: Annotated[bool, typer.Option(help="Permit runs in which this is the only site.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output files if they are there.")] = False,
 ) -> None:
@@ -103,8 +106,12 @@ def seal(  # noqa: PLR0913 (the options of a command)
             contract=agreed,
             pipeline=None if only is None else only.digest,
             about=about,
-            floors=replace(
-                _floors(home.environment, least_cohort, total_rounds, discloses=discloses_to_model_owner),
+            floors=_floors(
+                home.environment,
+                least_cohort=least_cohort,
+                total_rounds=total_rounds,
+                statistics_epsilon=statistics_epsilon,
+                discloses=discloses_to_model_owner,
                 privacy=privacy,
             ),
             path=target,
@@ -211,7 +218,15 @@ def _budget(epsilon: float | None, delta: float | None, adjacency: str) -> Priva
     return PrivacyFloor(epsilon=epsilon, delta=delta, adjacency=adjacency)
 
 
-def _floors(environment: str, least_cohort: int, total_rounds: int, *, discloses: bool) -> KeyFloors:
+def _floors(
+    environment: str,
+    *,
+    least_cohort: int,
+    total_rounds: int,
+    statistics_epsilon: float,
+    discloses: bool,
+    privacy: PrivacyFloor | None,
+) -> KeyFloors:
     any_of_manifest = Unchecked(unchecked="each manifest lists its own, and its owner approves it")
     return KeyFloors(
         environment=environment,
@@ -221,4 +236,8 @@ def _floors(environment: str, least_cohort: int, total_rounds: int, *, discloses
         total_rounds=total_rounds,
         discloses_to_model_owner=discloses,
         counted_identities=any_of_manifest,
+        # A run with one client shows the model's owner what this data did.
+        scenarios=tuple(Scenario) if discloses else (Scenario.FEDERATED,),
+        statistics_epsilon=statistics_epsilon,
+        privacy=privacy,
     )

@@ -23,6 +23,7 @@ from confed.sealing.container import Container
 from confed.wire.courier_client import CourierClient
 
 if TYPE_CHECKING:
+    import polars as pl
     import pyarrow as pa
 
 
@@ -39,6 +40,7 @@ class Datasets:
         self._signing = signing_key
         self._arrays: dict[str, Arrays] = {}
         self._tables: dict[str, pa.Table] = {}
+        self._checked: dict[str, pl.DataFrame] = {}
         self._refused: dict[str, DatasetError] = {}
 
     def has(self, site: Site) -> bool:
@@ -72,7 +74,9 @@ class Datasets:
             description = self._courier.get(terms.descriptions[name])
         with timed(seconds, "open"):
             try:
-                self._tables[name] = prepared_table(sealed, description, data_key, site=site, terms=terms)
+                checked, self._tables[name] = prepared_table(sealed, description, data_key, site=site, terms=terms)
+                if terms.statistics is not None:
+                    self._checked[name] = checked
             except DatasetError as error:
                 self._refused[name] = error
                 self._tell_owner(site, reference, data_key, error)
@@ -103,6 +107,21 @@ class Datasets:
         if table is None:
             raise SessionError("dataset", expected=f"a table opened for {site.owner.name}", got="none")
         return table
+
+    def checked(self, site: Site) -> pl.DataFrame:
+        """Return a site's table as it kept its contract, before any cleaning: what statistics are of.
+
+        Raises:
+            SessionError: not opened, or forgotten.
+        """
+        found = self._checked.get(site.owner.name)
+        if found is None:
+            raise SessionError("dataset", expected=f"a table checked for {site.owner.name}", got="none")
+        return found
+
+    def forget_checked(self, site: Site) -> None:
+        """Forget a site's table as it was before cleaning: nothing needs it any more."""
+        self._checked.pop(site.owner.name, None)
 
     def _tell_owner(self, site: Site, reference: SealedReference, data_key: bytes, error: DatasetError) -> None:
         from confed.data.checking import Finding  # noqa: PLC0415 (the extra ``data``)
@@ -140,8 +159,8 @@ def checked_container(sealed: memoryview, *, site: Site, reference: SealedRefere
 
 def prepared_table(
     sealed: memoryview, description: memoryview, data_key: bytes, *, site: Site, terms: PreparationTerms
-) -> pa.Table:
-    """Return what an app gets of a sealed table.
+) -> tuple[pl.DataFrame, pa.Table]:
+    """Return a sealed table as it kept its contract, and what an app gets of it.
 
     1. The description is the manifest's, signed by the site's owner, and speaks of this dataset, contract and pipeline.
     2. The container is the owner's, and its header names the same contract.

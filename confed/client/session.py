@@ -29,6 +29,7 @@ from confed.client.feedback import Feedback
 from confed.client.frozen import frozen_digest
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
 from confed.client.result import seal_result
+from confed.client.statistics import Statistics
 from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed, timed_apart
 from confed.errors import (
     ConfedError,
@@ -98,6 +99,9 @@ class ClientSession:
         self._steps: dict[tuple[int, int, Purpose, str], Step] = {}
         self._attested: dict[bytes, tuple[int, int]] = {}
         self._datasets = Datasets(manifest, courier=services.courier, signing_key=self._signing)
+        self._statistics = Statistics(
+            manifest, datasets=self._datasets, courier=services.courier, signing_key=self._signing
+        )
         self._bases: dict[str, Arrays] = {}
         self._room = KeptRoom()
         self._frozen = ""
@@ -206,6 +210,14 @@ class ClientSession:
                 grants[site.owner.name] = error
         with timed(seconds, "release"):
             grants.update(self._tickets(waiting, terms))
+            self._statistics.release(
+                {site.owner.name: site for site in group},
+                grants,
+                round_number=round_number,
+                attempt=attempt,
+                purpose=purpose,
+                broker_of=lambda broker: self._services.brokers[broker],
+            )
         if base not in self._bases:
             opened = self._open_base(base, model_key.keys[0], seconds)
             self._bases = {base: opened}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 
 from confed.data.checking import ROWS, Finding, broken, check
@@ -12,8 +13,10 @@ from confed.preparation.contract import REFUSE
 from confed.preparation.terms import PreparationTerms
 
 
-def prepare(dataset: SealedDataset, terms: PreparationTerms) -> pa.Table:
-    """Return the table that an app gets. Columns that the contract does not name are never opened.
+def prepare(dataset: SealedDataset, terms: PreparationTerms) -> tuple[pl.DataFrame, pa.Table]:
+    """Return the table as it kept its contract, and what an app gets of it.
+
+    Columns that the contract does not name are never opened.
 
     Raises:
         ContractError: the dataset breaks the contract.
@@ -27,16 +30,8 @@ def prepare(dataset: SealedDataset, terms: PreparationTerms) -> pa.Table:
         raise broken((Finding(column="", check=ROWS, count=rows),))
     there = dataset.schema.names
     wanted = there if contract.others == REFUSE else [name for name in there if name in contract.columns]
-    return transform(dataset.read(wanted), terms)
-
-
-def transform(table: pa.Table, terms: PreparationTerms) -> pa.Table:
-    """Return what becomes of a table.
-
-    Raises:
-        ContractError, ColumnError, EmptyDatasetError, ClassCountError: as ``prepare``.
-    """
-    frame = clean(check(table, terms.contract), terms.pipeline.parsed)
+    checked = check(dataset.read(wanted), contract)
+    frame = clean(checked, terms.pipeline.parsed)
     if terms.pipeline.labels is not None:
         frame = label(frame, terms.pipeline.labels)
-    return frame.to_arrow()
+    return checked, frame.to_arrow()

@@ -86,7 +86,8 @@ class DataTable:
 
     ``source = "files"``: each site seals a table. ``files`` is a path with ``{site}`` in it (a file, or a folder of
     files), or ``shards`` names such a function that returns a ``pyarrow.Table`` for each site. ``contract`` and
-    ``pipeline`` are TOML files (``confed.preparation``); paths are beside the experiment file. ``description``,
+    ``pipeline`` are TOML files (``confed.preparation``), and ``statistics``, if there are any, is another; paths are
+    beside the experiment file. ``description``,
     ``licence`` and ``derived_from`` are what the made owners say of their data.
     """
 
@@ -95,6 +96,7 @@ class DataTable:
     files: str = ""
     contract: str = ""
     pipeline: str = ""
+    statistics: str = ""
     description: str = "a site's data in a simulation"
     licence: str = "https://spdx.org/licenses/CC0-1.0"
     derived_from: str = "the experiment's own files"

@@ -27,6 +27,7 @@ from confed.records import metrics
 from confed.records.findings import collect_findings
 from confed.records.report import write_report
 from confed.records.run_directory import ClosingRecord, RunDirectory
+from confed.records.statistics import collect_statistics
 from confed.sealing.container import Container
 from confed.sealing.derivation import version_key
 from confed.statement import unverified
@@ -143,6 +144,7 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
         directory.write_closing(ClosingRecord.from_bytes(body))
     if manifest.preparation is not None:
         collect_findings(courier, directory, run=manifest.run, sites=manifest.sites)
+        collect_statistics(courier, directory, run=manifest.run, sites=manifest.sites)
     _collect_ledgers(services, directory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from confed.experiment.resolution import Prepared, call_shards
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import SealedReference
-from confed.preparation.documents import read_contract, read_pipeline
+from confed.preparation.documents import read_contract, read_pipeline, read_statistics
+from confed.preparation.statistics import StatisticsTerms
 from confed.preparation.terms import PreparationTerms
 
 
@@ -33,6 +35,10 @@ def seal_tables_of(
     contract = read_contract(prepared.config_directory / table.contract)
     pipeline = read_pipeline(prepared.config_directory / table.pipeline)
     pipeline.require(contract)
+    statistics = statistics_of(prepared)
+    if statistics is not None:
+        statistics.require(contract)
+        floors = permitting(floors, statistics)
     about = About(
         name=prepared.experiment.name,
         description=table.description,
@@ -60,7 +66,24 @@ def seal_tables_of(
         )
         references[name], descriptions[name] = sealed.reference, sealed.description
         files |= {sealed.reference.digest: sealed_path, sealed.description: description_path}
-    return references, PreparationTerms(contract=contract, pipeline=pipeline, descriptions=descriptions)
+    return references, PreparationTerms(
+        contract=contract, pipeline=pipeline, statistics=statistics, descriptions=descriptions
+    )
+
+
+def statistics_of(prepared: Prepared) -> StatisticsTerms | None:
+    """Return the statistics that an experiment asks for, if it does.
+
+    Raises:
+        ConfigError, MissingFileError: a file that is not one of statistics.
+    """
+    name = prepared.experiment.data.statistics
+    return read_statistics(prepared.config_directory / name) if name else None
+
+
+def permitting(floors: KeyFloors, statistics: StatisticsTerms) -> KeyFloors:
+    """Return floors of an owner made here: its data key permits what this one run asks for."""
+    return dataclasses.replace(floors, statistics_epsilon=statistics.epsilon)
 
 
 def _read(prepared: Prepared, name: str) -> Tables:

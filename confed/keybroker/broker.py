@@ -44,12 +44,13 @@ from confed.keybroker.release import release
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence
 from confed.keybroker.statements import Candidate, Challenge, CheckpointNote, Head, ReleaseRequest, TicketRequest
+from confed.keybroker.statistics import StatisticsRequest, permit
 from confed.keybroker.store import Store, Transaction
 from confed.keybroker.succession import commit, countersign
 from confed.keybroker.tickets import ticket as issue_ticket
 from confed.keybroker.vault import Vault
 from confed.manifest import Party
-from confed.statement import Signed, sign, unverified, verify
+from confed.statement import Signed, sign, type_of, unverified, verify
 from confed.wire.v1 import confed_pb2 as pb
 
 T = TypeVar("T")
@@ -172,11 +173,13 @@ class Broker:
         return self._decide("release", asked.manifest, request.digest, decide, first=first)
 
     def ticket(self, request: Signed) -> Signed:
-        """Decide about a ``TicketRequest``; see ``tickets``.
+        """Decide about a ``TicketRequest`` (see ``tickets``) or a ``StatisticsRequest`` (see ``statistics``).
 
         Raises:
             ConfedError: the class of the rule that refuses.
         """
+        if type_of(request) == StatisticsRequest.TYPE:
+            return self._permit_statistics(request)
         asked = unverified(request, TicketRequest)
         self._require_addressed(asked.broker)
         _require_request_id(asked.request_id)
@@ -186,6 +189,17 @@ class Broker:
             return issue_ticket(decision, asked, request)
 
         return self._decide("ticket", asked.manifest, request.digest, decide)
+
+    def _permit_statistics(self, request: Signed) -> Signed:
+        asked = unverified(request, StatisticsRequest)
+        self._require_addressed(asked.broker)
+        _require_request_id(asked.request_id)
+
+        def decide(decision: Decision) -> Signed:
+            _require_run(decision, asked.run)
+            return permit(decision, asked, request)
+
+        return self._decide("statistics", asked.manifest, request.digest, decide)
 
     def countersign(self, candidate: Signed, *, tickets: Sequence[Signed], base_record: bytes = b"") -> Signed:
         """Countersign a ``Candidate`` as the one successor of its attempt; see ``succession``.

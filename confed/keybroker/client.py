@@ -33,6 +33,7 @@ from confed.keybroker.statements import (
     Ticket,
     TicketRequest,
 )
+from confed.keybroker.statistics import StatisticsPermit, StatisticsRequest
 from confed.statement import Signed, unverified, verify
 from confed.wire.channel import Endpoint, open_channel, pack, raise_if_refused, reaching, unpack
 from confed.wire.v1 import confed_pb2 as pb
@@ -199,6 +200,30 @@ class BrokerClient:
             return signed
 
         return _outcomes(replies, read)
+
+    def permit_statistics(self, request: Signed, *, epsilon: float) -> Signed:
+        """Return the verified permit for a signed ``StatisticsRequest`` that charges this much.
+
+        Raises:
+            BrokerError: the broker refuses, for the reason of its class.
+            UnreachableError: the server did not answer.
+        """
+        batch = pb.TicketBatch(items=[pb.TicketBatch.Item(request=pack(request))])
+        replies = self._items(self._stub.Ticket, batch, 1)
+
+        def read(at: int) -> Signed:
+            asked = unverified(request, StatisticsRequest)
+            signed = unpack(replies[at].ticket)
+            permit = verify(signed, StatisticsPermit, signer=asked.broker)
+            names = ("broker", "identity", "manifest", "run", "credential")
+            _expect("permit", [getattr(asked, name) for name in names], [getattr(permit, name) for name in names])
+            _expect("permit key and cost", (request.signer, epsilon), (permit.signing_public, permit.epsilon))
+            return signed
+
+        (outcome,) = _outcomes(replies, read)
+        if isinstance(outcome, ConfedError):
+            raise outcome
+        return outcome
 
     def countersign(
         self, brokers: Sequence[bytes], *, candidate: Signed, tickets: Sequence[Signed], base_record: bytes = b""

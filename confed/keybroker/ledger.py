@@ -26,6 +26,7 @@ EVENTS = frozenset(
         "credentialed-aggregator",
         "credentialed-client",
         "ticketed",
+        "statistics-permitted",
         "countersigned",
         "committed",
         "witnessed",

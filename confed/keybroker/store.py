@@ -18,7 +18,7 @@ from typing import Any
 from confed.errors import LedgerError, MissingFileError
 
 _BUSY_MS = 10_000
-_VERSION = 5
+_VERSION = 6
 _SCHEMA = """
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, digest TEXT NOT NULL, time INTEGER NOT NULL,
     payload BLOB NOT NULL, signature BLOB NOT NULL);
@@ -64,11 +64,17 @@ _RELEASES = """
 CREATE TABLE releases (key_id TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     multiplier REAL NOT NULL, rate REAL NOT NULL, PRIMARY KEY (key_id, run, round, attempt)) WITHOUT ROWID;
 """
+# Version 6: what statistics of a data key have spent, by run.
+_STATISTICS = """
+CREATE TABLE statistics (key_id TEXT NOT NULL, run TEXT NOT NULL, epsilon REAL NOT NULL,
+    PRIMARY KEY (key_id, run)) WITHOUT ROWID;
+"""
 _STEPS = {
-    1: _ENDORSED + _PRIVACY + _CHECKPOINTS + _RELEASES,
-    2: _PRIVACY + _CHECKPOINTS + _RELEASES,
-    3: _CHECKPOINTS + _RELEASES,
-    4: _RELEASES,
+    1: _ENDORSED + _PRIVACY + _CHECKPOINTS + _RELEASES + _STATISTICS,
+    2: _PRIVACY + _CHECKPOINTS + _RELEASES + _STATISTICS,
+    3: _CHECKPOINTS + _RELEASES + _STATISTICS,
+    4: _RELEASES + _STATISTICS,
+    5: _STATISTICS,
 }
 """What brings the store of an earlier version to this one."""
 

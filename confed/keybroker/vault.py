@@ -5,6 +5,7 @@ Keys carry floors of their own, sealed with them: whatever manifest is approved 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class KeyFloors:
         counted_identities: the organisations that count towards ``least_cohort``.
         strategies: digests of code of strategy classes that this owner has read, and found to mix every update; any
             other class counts as one that selects a single update. A key from before there was such a list names none.
+        statistics_epsilon: what statistics of this data may spend over all runs; 0 permits none, as does a key from
+            before there were any.
         scenarios: kinds of run that it may serve. A key from before there was such a list serves federated ones.
         privacy: of a data key, what all releases over all manifests may tell together; with it the key serves no
             manifest without privacy. ``None``, and of a key from before there was one: the key asks for none.
@@ -59,6 +62,7 @@ class KeyFloors:
     strategies: tuple[str, ...] = ()
     scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,)
     privacy: PrivacyFloor | None = None
+    statistics_epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         if self.environment not in (PRODUCTION, SIMULATION):
@@ -66,6 +70,8 @@ class KeyFloors:
         for name in ("least_cohort", "total_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"floors.{name}", expected="at least 1", got=getattr(self, name))
+        if not 0 <= self.statistics_epsilon < math.inf:
+            raise ConfigError("floors.statistics_epsilon", expected="0 or more", got=self.statistics_epsilon)
         for digest in self.strategies:
             if not _DIGEST.fullmatch(digest):
                 raise ConfigError("floors.strategies", expected="digests", got=digest[:64])

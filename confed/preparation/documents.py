@@ -1,15 +1,17 @@
-"""Contracts and pipelines as somebody wrote them: TOML files, or JSON."""
+"""Contracts, pipelines and statistics as somebody wrote them: TOML files, or JSON."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from confed import record
 from confed.errors import ConfigError, MissingFileError
 from confed.preparation.contract import Contract
 from confed.preparation.pipeline import Pipeline
+from confed.preparation.statistics import StatisticsTerms
 
 _LARGEST_BYTES = 4 * 1024 * 1024
 
@@ -31,6 +33,24 @@ def read_pipeline(path: Path) -> Pipeline:
         MissingFileError, ConfigError: as ``read_contract``.
     """
     return Pipeline.from_document(_document("pipeline", path))
+
+
+def read_statistics(path: Path) -> StatisticsTerms:
+    """Return the statistics in a file: ``[[queries]]``, in which what a kind does not use is left out.
+
+    Raises:
+        MissingFileError, ConfigError: as ``read_contract``.
+    """
+    value = _document("statistics", path)
+    queries = cast("dict[str, Any]", value).get("queries") if isinstance(value, dict) else None
+    if isinstance(queries, list):
+        unsaid = {"least": None, "most": None, "edges": None, "share": None}
+        entries = cast("list[Any]", queries)
+        filled = [
+            {**unsaid, **cast("dict[str, Any]", entry)} if isinstance(entry, dict) else entry for entry in entries
+        ]
+        value = {**cast("dict[str, Any]", value), "queries": filled}
+    return record.from_json(StatisticsTerms, value, at="statistics", error=ConfigError)
 
 
 def _document(what: str, path: Path) -> Any:

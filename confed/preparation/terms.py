@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from confed.errors import ConfigError
 from confed.preparation.contract import Contract
 from confed.preparation.pipeline import Pipeline
+from confed.preparation.statistics import StatisticsTerms
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -21,15 +22,19 @@ class PreparationTerms:
     Attributes:
         contract: what every site's table must look like.
         pipeline: cleaning and labels.
+        statistics: what leaves each site with differential privacy; ``None`` for nothing.
         descriptions: site name -> SHA-256 of its signed dataset manifest (``confed.data.description``).
     """
 
     contract: Contract
     pipeline: Pipeline
+    statistics: StatisticsTerms | None
     descriptions: Mapping[str, str]
 
     def __post_init__(self) -> None:
         self.pipeline.require(self.contract)
+        if self.statistics is not None:
+            self.statistics.require(self.contract)
         for site, digest in self.descriptions.items():
             if not _DIGEST.fullmatch(digest):
                 raise ConfigError(f"preparation.descriptions.{site}", expected="a digest", got=digest[:64])

@@ -9,7 +9,8 @@
 5. evaluations    the same for the clear metrics of each version
 6. ledgers        every owner's ledger: chain, signatures, order, and nothing cut off before the closing
 7. evidence       behind every release; instances, credentials, tickets, countersignatures, commits (``witnesses``)
-8. links          commit records and ledgers name each other; no fork anywhere
+8. links          commit records and ledgers name each other; no fork anywhere; what left as statistics was permitted
+                  and charged by the site's own broker (``statistics``)
 9. closing        signed, countersigned by a majority, naming the last version, in the ledgers of all who signed it;
                   the run ended where its stop rules end it, for the reason that the commit records show
 10. tables        ``metrics.jsonl`` and ``summary.json`` say what the commits say
@@ -46,6 +47,7 @@ from confed.records.entries import Witness, entries_of_run, text
 from confed.records.metrics import line_of, results_of
 from confed.records.places import at
 from confed.records.run_directory import ClosingRecord, RunDirectory
+from confed.records.statistics import verify_statistics
 from confed.records.trust import Trust
 from confed.records.witnesses import Book, Chain, Committed, cross_check, read_books
 from confed.sealing.container import Container
@@ -140,6 +142,9 @@ class _Verification:
         countersignatures = sum(len(book.countersigned) for book in books.values())
         commits = len(trained) + len(evaluated)
         self._note("links", f"{tickets} tickets, {countersignatures} countersignatures, {commits} commits; no fork")
+        released = verify_statistics(self._directory, manifest, books)
+        if released:
+            self._note("statistics", f"of {released} sites, each permitted once and charged")
         # 9.
         by_broker = {witness.party.broker: witness for witness in witnesses}
         ended = verify_closing(

@@ -12,7 +12,8 @@ For each owner's broker, entry by entry:
 5. witnessed and committed: the versions of the commit records and no others;
 6. checkpointed, where one TEE trains: by an instance that attested to this broker, from the committed base, and each
    newer than the one before, in no earlier attempt;
-7. nothing after the owner agreed that the run ended.
+7. nothing after the owner agreed that the run ended;
+8. statistics permitted: once, to a client of its own that it credentialed, at the cost that the manifest names.
 
 And for each commit record: its tickets, countersignatures and commit are in the ledgers of those who signed them, its
 aggregator attested to every one of them with the key that signed the candidate, and each ticket's client to its own
@@ -78,6 +79,7 @@ class Book:
     tickets: dict[str, Entry] = field(default_factory=dict[str, Entry])
     countersigned: dict[_Attempt, Entry] = field(default_factory=dict[_Attempt, Entry])
     committed: dict[tuple[Purpose, int], Entry] = field(default_factory=dict[tuple[Purpose, int], Entry])
+    permit: Entry | None = None
 
     def aggregator(self, instance: str, *, round_number: int, before: int) -> Entry | None:
         """Return this broker's credential of an aggregator for a round, given before an entry."""
@@ -109,7 +111,7 @@ class Chain:
 def read_books(
     witnesses: Iterable[Witness], *, lineage: Lineage, chain: Chain, directory: RunDirectory, registry: Registry
 ) -> dict[bytes, Book]:
-    """Check each owner's ledger by itself (1 to 7) and return what it holds, by broker key.
+    """Check each owner's ledger by itself (1 to 8) and return what it holds, by broker key.
 
     Raises:
         RefusedError: the class of the first rule that an entry breaks; its message names owner and entry.
@@ -152,6 +154,7 @@ class _Reader:
             "committed": self._committed,
             "witnessed": self._witnessed,
             "checkpointed": self._checkpointed,
+            "statistics-permitted": self._permitted,
         }
         rule = rules.get(entry.event)
         if rule is not None:
@@ -250,6 +253,19 @@ class _Reader:
         if step[2] < before[0] or counter <= before[1]:
             raise RollbackError("checkpoint", expected=f"one after {before[1]}", got=counter)
         self._checkpoints[step[1]] = (step[2], counter)
+
+    def _permitted(self, entry: Entry) -> None:
+        # 8.
+        self._require_own(entry)
+        preparation = self._manifest.preparation
+        terms = None if preparation is None else preparation.statistics
+        if terms is None or entry.body.get("epsilon") != terms.epsilon:
+            raise BudgetError("epsilon of statistics", expected=terms and terms.epsilon, got=entry.body.get("epsilon"))
+        if self._book.permit is not None:
+            raise TicketError("statistics", expected="one permit in a run", got="a second")
+        if text(entry, "credential") not in self._book.credentials:
+            raise CredentialError("credential", expected="one given before", got="none")
+        self._book.permit = entry
 
     def _require_own(self, entry: Entry) -> None:
         if not self._book.witness.is_site or text(entry, "identity") != self._book.witness.party.identity.hex():

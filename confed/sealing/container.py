@@ -262,7 +262,8 @@ class OpenContainer:
             TamperedError: the tag of a chunk that holds some of them does not match.
             TruncatedError: the file was cut meanwhile.
         """
-        result = bytearray(max(size, 0))
+        self._require_range(start, size)
+        result = bytearray(size)
         self.read_into(start, result, size)
         return result
 
@@ -276,8 +277,7 @@ class OpenContainer:
             TamperedError: the tag of a chunk that holds some of them does not match.
             TruncatedError: the file was cut meanwhile.
         """
-        if start < 0 or size < 0 or start + size > self.plaintext_bytes:
-            raise SizeError("range", expected=f"within {self.plaintext_bytes} bytes", got=f"{start} + {size}")
+        self._require_range(start, size)
         target = memoryview(buffer).cast("B")
         if len(target) < size:
             raise SizeError("buffer", expected=f"at least {size} bytes", got=len(target))
@@ -342,6 +342,10 @@ class OpenContainer:
         if len(plaintext) != end - start:
             raise SizeError(f"buffer for chunk {index}", expected=f"{end - start} bytes", got=len(plaintext))
         cipher.open_into(index, self.container.sealed_chunk(index), plaintext)
+
+    def _require_range(self, start: int, size: int) -> None:
+        if start < 0 or size < 0 or start + size > self.plaintext_bytes:
+            raise SizeError("range", expected=f"within {self.plaintext_bytes} bytes", got=f"{start} + {size}")
 
     def chunk_cipher(self) -> ChunkCipher:
         """Return what opens the chunks, for one thread at a time."""

@@ -23,22 +23,33 @@ from flwr.clientapp import ClientApp
 from road import SITES, Land, Road
 from test_no_plaintext import be_a_server_app_process, context_of, encodings, files_under, found, told
 
+from confed import canonical
 from confed.client import confidential, current, site_data, site_table
 from confed.data.arrays import features_of, labels_of
 from confed.data.checking import Finding
 from confed.data.croissant import About
 from confed.data.findings import open_findings, topic
 from confed.data.owner import seal_tables, tables_of
-from confed.errors import ConfedError, error_for
+from confed.errors import (
+    ConfedError,
+    PrivacyBudgetError,
+    PurposeError,
+    SignatureError,
+    TicketError,
+    error_for,
+)
 from confed.flower.messages import encode_message
-from confed.journey import Kind
+from confed.journey import Kind, Purpose
 from confed.keybroker.identity import OwnerHome
+from confed.keybroker.statistics import StatisticsPermit, StatisticsRelease, StatisticsRequest
 from confed.manifest import FILES, SealedReference
 from confed.preparation.contract import Contract
 from confed.preparation.pipeline import Pipeline
+from confed.preparation.statistics import Query, StatisticsTerms
 from confed.preparation.terms import PreparationTerms
 from confed.sealing.container import Container
 from confed.sealing.derivation import container_key
+from confed.statement import Signed, sign, verify
 
 CANARY = "canary-patient-4711"
 CANARY_NUMBER = 918273.6450912
@@ -91,6 +102,7 @@ class TableLand(Land):
     """A land whose sites sealed tables; ``sealed_by`` says whose keys seal a site's table."""
 
     pipeline_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    statistics: StatisticsTerms | None = None
 
     def _sealed(self, homes: Mapping[str, OwnerHome], name: str, kind: Kind, arrays: Any) -> SealedReference:
         if kind is not Kind.DATASET:
@@ -115,7 +127,9 @@ class TableLand(Land):
     def _manifest(self, homes: Any, references: Any) -> Any:
         self._data = {
             "data_source": FILES,
-            "preparation": PreparationTerms(contract=CONTRACT, pipeline=PIPELINE, descriptions=self.descriptions),
+            "preparation": PreparationTerms(
+                contract=CONTRACT, pipeline=PIPELINE, statistics=self.statistics, descriptions=self.descriptions
+            ),
         }
         return super()._manifest(homes, references)
 
@@ -290,3 +304,156 @@ def test_a_wrong_turn_is_refused_by_its_code(sentence: str, plain_land: TableLan
         with pytest.raises(type(error_for(code, "x"))):
             road.hold("east")
     shutil.rmtree(place)
+
+
+# Statistics: they leave with a permit of the site's own broker, once, as far as the data key's budget goes.
+
+STATISTICS = StatisticsTerms(
+    queries=(
+        Query(name="rows", kind="count", column="age", least=None, most=None, edges=None, share=None, epsilon=0.5),
+    )
+)
+
+
+def permitting(epsilon: float) -> Callable[[str, Any], Mapping[str, Any]]:
+    return lambda name, _homes: {} if name == "model-owner" else {"statistics_epsilon": epsilon}
+
+
+@pytest.fixture(scope="module")
+def counting_land(quick_disk: Path) -> TableLand:
+    folder = Path(tempfile.mkdtemp(dir=quick_disk)) / "land"
+    return TableLand(folder=folder, statistics=STATISTICS, floors=permitting(0.5))
+
+
+@pytest.fixture
+def counting(counting_land: TableLand, place: Path) -> Iterator[Road]:
+    with Road(counting_land, place) as road:
+        road.aggregator().open(1)
+        yield road
+
+
+def released(road: Road, site: str = "east") -> list[dict[str, Signed]]:
+    letters = road.courier.collect(f"run-1/statistics/{site}")
+    return [{name: Signed.from_json(value) for name, value in canonical.decode(letter).items()} for letter in letters]
+
+
+def events(road: Road, site: str = "east") -> list[dict[str, Any]]:
+    entries = [canonical.decode(row[0]) for row in road.homes[site].store.rows("SELECT payload FROM ledger", ())]
+    return [entry["body"] for entry in entries if entry["event"] == "statistics-permitted"]
+
+
+def test_statistics_leave_once_signed_permitted_and_charged(counting: Road) -> None:
+    counting.hold("east")
+    (documents,) = released(counting)
+    party = counting.manifest.site_named("east").owner
+    permit = verify(documents["permit"], StatisticsPermit, signer=party.broker)
+    release = verify(documents["release"], StatisticsRelease, signer=permit.signing_public)
+    assert (permit.epsilon, permit.spent) == (0.5, 0.5)
+    assert isinstance(release.answers["rows"], int)
+    (body,) = events(counting)
+    assert (body["permit"], body["epsilon"]) == (documents["permit"].digest, 0.5)
+    # Another round of the same TEE, and another TEE of the same run, let nothing out again.
+    counting.hold("east", attempt=1)
+    counting.hold("east", attempt=2, session=counting.session("east"))
+    assert released(counting) == [documents]
+    assert len(events(counting)) == 1
+
+
+def test_no_more_leaves_than_the_data_key_s_budget_permits(place: Path) -> None:
+    land = TableLand(folder=place / "land", statistics=STATISTICS, floors=permitting(0.49))
+    with Road(land, place / "road") as road:
+        road.aggregator().open(1)
+        held = road.hold("east")
+        assert held.grants is not None  # the site trains on
+        assert released(road) == []
+        assert events(road) == []
+
+
+def asking(road: Road, site: str = "east") -> tuple[StatisticsRequest, Any]:
+    """A client's request, and its key; it has a credential, and has not asked yet."""
+    session = road.session(site)
+    session._statistics._asked.add(site)
+    held = road.hold(site, session=session)
+    party = held.site.owner
+    request = StatisticsRequest(
+        request_id=b"1" * 16,
+        broker=party.broker,
+        identity=party.identity,
+        manifest=road.manifest.digest,
+        run=road.manifest.run,
+        round=1,
+        attempt=0,
+        purpose=Purpose.TRAIN,
+        credential=held.grants.credential.digest,
+    )
+    return request, session._signing
+
+
+def ask(road: Road, request: StatisticsRequest, key: Any) -> Signed:
+    return road.client_of("east").permit_statistics(sign(request, key), epsilon=0.5)
+
+
+def test_the_same_request_gets_the_same_permit_and_another_gets_none(counting: Road) -> None:
+    request, key = asking(counting)
+    permit = ask(counting, request, key)
+    assert ask(counting, request, key) == permit
+    with pytest.raises(TicketError):
+        ask(counting, dataclasses.replace(request, request_id=b"2" * 16), key)
+    assert len(events(counting)) == 1
+
+
+def test_what_other_runs_spent_counts(counting: Road) -> None:
+    request, key = asking(counting)
+    dataset = counting.manifest.site_named("east").dataset
+    assert dataset is not None
+    with counting.homes["east"].store.transaction() as tx:
+        tx.execute("INSERT INTO statistics VALUES (?, ?, ?)", (dataset.key_id, "an earlier run", 0.1))
+    with pytest.raises(PrivacyBudgetError):
+        ask(counting, request, key)
+    assert events(counting) == []
+
+
+ASKED: dict[str, tuple[Callable[[StatisticsRequest, Road], Any], str]] = {
+    "without a credential": (lambda r, _: dataclasses.replace(r, credential="00" * 32), "credential"),
+    "of a step that never was": (lambda r, _: dataclasses.replace(r, round=2), "credential"),
+    "of another owner": (
+        lambda r, road: dataclasses.replace(r, identity=road.homes["north"].party.identity),
+        "ticket",
+    ),
+    "of another run": (lambda r, _: dataclasses.replace(r, run="run-2"), "manifest-mismatch"),
+    "of a manifest that nobody approved": (lambda r, _: dataclasses.replace(r, manifest="00" * 32), "not-approved"),
+}
+
+
+@pytest.fixture(scope="module")
+def asked_road(counting_land: TableLand, quick_disk: Path) -> Iterator[tuple[Road, StatisticsRequest, Any]]:
+    with Road(counting_land, Path(tempfile.mkdtemp(dir=quick_disk))) as road:
+        road.aggregator().open(1)
+        yield (road, *asking(road))
+
+
+@pytest.mark.parametrize("sentence", ASKED)
+def test_a_request_for_statistics_that_is_not_right_is_refused(
+    sentence: str, asked_road: tuple[Road, StatisticsRequest, Any]
+) -> None:
+    road, request, key = asked_road
+    turn, code = ASKED[sentence]
+    with pytest.raises(ConfedError) as refused:
+        ask(road, turn(request, road), key)
+    assert refused.value.code == code
+    assert events(road) == []
+
+
+def test_a_strangers_signature_is_refused(asked_road: tuple[Road, StatisticsRequest, Any]) -> None:
+    road, request, _ = asked_road
+    with pytest.raises(SignatureError):
+        ask(road, request, road.homes["north"].identity_key)
+
+
+def test_a_manifest_that_lets_nothing_out_permits_nothing(plain_land: TableLand, place: Path) -> None:
+    with Road(plain_land, place) as road:
+        road.aggregator().open(1)
+        request, key = asking(road)
+        with pytest.raises(PurposeError):
+            ask(road, request, key)
+        assert released(road) == []

@@ -65,7 +65,13 @@ def walk(value: Any) -> list[dict[str, Any]]:
 def agreed(owner: Owner, sealed: Any, **changes: Any) -> tuple[Site, PreparationTerms]:
     site = Site(owner=owner.home.party, dataset=sealed.reference)
     name = owner.home.party.name
-    values = {"contract": AGES, "pipeline": PLAIN, "descriptions": {name: sealed.description}, **changes}
+    values = {
+        "contract": AGES,
+        "pipeline": PLAIN,
+        "statistics": None,
+        "descriptions": {name: sealed.description},
+        **changes,
+    }
     return site, PreparationTerms(**values)
 
 

@@ -28,7 +28,11 @@ name = { type = "text" }
 def written(folder: Path, *changes: tuple[str, str]) -> Path:
     shutil.copytree(TABULAR, folder, ignore=shutil.ignore_patterns("__pycache__"))
     text = (folder / "config.toml").read_text()
-    for old, new in (('shards = "data:shards"', 'files = "shards/{site}.csv"'), *changes):
+    for old, new in (
+        ('shards = "data:shards"', 'files = "shards/{site}.csv"'),
+        ('statistics = "statistics.toml"', ""),
+        *changes,
+    ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     (folder / "config.toml").write_text(text)

@@ -94,6 +94,7 @@ def test_a_manifest_s_terms_name_a_description_of_each_site():
     terms = PreparationTerms(
         contract=Contract.from_document(CONTRACT),
         pipeline=Pipeline.from_document({"name": "p"}),
+        statistics=None,
         descriptions={"a": "00" * 32},
     )
     terms.require(sites={"a"})
