@@ -206,7 +206,7 @@ def test_the_store_of_an_earlier_release_of_confed_is_brought_up(trained: World)
     trained.close()
     for path in paths:
         connection = sqlite3.connect(path)
-        later = "DROP TABLE checkpoints; DROP TABLE releases;"
+        later = "DROP TABLE checkpoints; DROP TABLE releases; DROP TABLE statistics;"
         connection.executescript(f"ALTER TABLE versions DROP COLUMN privacy; {later} PRAGMA user_version=2;")
         connection.close()
     trained._open()
