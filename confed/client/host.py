@@ -24,6 +24,7 @@ from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import connect_brokers
 from confed.manifest import Manifest
 from confed.memory import keep_freed
+from confed.wire.boxes import Boxes
 from confed.wire.courier_client import CourierClient
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
         UnreachableError: it stayed away.
         DeploymentError: it does not know this node (any more).
     """
-    from confed.flower.reconnecting import Reconnecting  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.client.listening import Listening  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.flower.reconnecting import Reconnecting  # noqa: PLC0415
     from confed.flower.serving import serve_client_app  # noqa: PLC0415
 
     if launch.flower is None:
@@ -132,9 +134,16 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
     gc.freeze()  # what is imported stays: collecting after a large model takes milliseconds then
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
-    with Reconnecting(_access(launch.flower).connect, stop) as connection:
+    session.listens = True
+    with (
+        Reconnecting(_access(launch.flower).connect, stop) as connection,
+        Boxes(launch.courier, own=launch.sites[0]) as boxes,
+    ):
         poll_interval_s = max(_POLL_S, _POLL_S_A_SITE * len(session.manifest.sites))
-        serve_client_app(app, connection, stop, poll_interval_s=poll_interval_s)
+        listening = Listening(
+            connection, boxes, stop, node_config=launch.flower.node_config, poll_interval_s=poll_interval_s
+        )
+        serve_client_app(app, listening, stop)
 
 
 def _access(flower: FlowerNode) -> FleetAccess:

@@ -66,7 +66,7 @@ def _handle(session: ClientSession, message: Message, context: Context, call_nex
     if told is None:
         raise SessionError("message", expected=f"a ConfigRecord named {RECORD}", got="none")
     if told.get("ask") == "site":
-        return _reply(message, {"site": site.owner.name})
+        return _reply(message, {"site": site.owner.name, "listens": int(session.listens)})
     if told.get("ask") == "close" and session.alone is not None:
         session.alone.close_run(int(_number(told, "version")))
         return _reply(message, {"site": site.owner.name})

@@ -111,6 +111,8 @@ class ClientSession:
         compression = manifest.compression
         self._feedback = Feedback(self._tickets_of) if compression is not None and compression.feedback else None
         self.states: dict[str, Any] = {}
+        self.listens = False
+        """Whether its host waits at the site's box for what the governor leaves there."""
         self.outbox: Outbox | None = None
         """Where small results wait to be sent together, in a TEE that hosts many sites; else each is sent alone."""
 

@@ -31,11 +31,12 @@ from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.simulation.workers import WorkerPool, workers_for
+from confed.wire.addresses import GOVERNOR_BOX
 from confed.wire.channel import Endpoint, TlsIdentity
 
 _POLL_S = 0.01
 AGGREGATOR = "the aggregator"
-GOVERNOR = "the governor"
+GOVERNOR = GOVERNOR_BOX
 """Names of the courier's callers beside the sites; no site's, since these have spaces."""
 _SITE_LETTERS_BYTES = 256 * 1024**2
 _STORE_BYTES = 1024**4

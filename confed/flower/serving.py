@@ -62,6 +62,8 @@ def serve_client_app(
     while not stop.is_set():
         assignment = connection.pull()
         if assignment is None:
+            if getattr(connection, "waits", False):  # it has waited already
+                continue
             stop.wait(max(poll_interval_s, min((time.monotonic() - idle_since) / 20, _LONGEST_POLL_S)))
             continue
         connection.push(assignment, _answer(client_app, assignment))

@@ -23,6 +23,7 @@ from confed.governor.incoming import TakenOverError
 from confed.governor.letter_box import LetterBox
 from confed.governor.object_store import DISK_FULL, ObjectStore, Progress
 from confed.governor.quota import Quota
+from confed.governor.switchboard import Switchboard
 from confed.wire.channel import RunningServer, TlsIdentity, refusal, serve
 from confed.wire.parts import Part, encode_get, register_courier
 from confed.wire.upload import Buffer
@@ -69,6 +70,7 @@ class Courier:
         self.letters = LetterBox(
             directory, topics=limits.topics, topic_bytes=limits.topic_bytes, quota=self._quota, durable=durable
         )
+        self.switchboard = Switchboard()
         self.shares = Shares(directory / "callers", lambda digest: self.objects.progress(digest).stored_bytes)
         self.expiry = Expiry(expiry, self.objects, self.letters) if expiry is not None else None
         if self.expiry is not None:
@@ -220,6 +222,30 @@ class _CourierService(services.CourierServicer):
             return pb.CollectReply(bodies=_at_edge(lambda: self._courier.collect(request.topic)))
         except ConfedError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
+
+    def Leave(self, request: pb.LeaveCall, context: grpc.ServicerContext) -> pb.LeaveReply:
+        """Put a message into a box."""
+        board, sender = self._courier.switchboard, self._name(context)
+        try:
+            _at_edge(lambda: board.leave(request.box, name=request.name, body=request.body, sender=sender()))
+        except ConfedError as error:
+            return pb.LeaveReply(refusal=refusal(error))
+        return pb.LeaveReply()
+
+    def Await(self, request: pb.AwaitCall, context: grpc.ServicerContext) -> pb.AwaitReply:
+        """Return what comes into a box."""
+        board, reader = self._courier.switchboard, self._name(context)
+        try:
+            found, place = _at_edge(
+                lambda: board.wait(request.box, after=request.after, wait_ms=request.wait_ms, reader=reader())
+            )
+        except ConfedError as error:
+            return pb.AwaitReply(refusal=refusal(error))
+        items = [pb.AwaitReply.Item(name=left.name, body=left.body, sender=left.sender) for left in found]
+        return pb.AwaitReply(items=items, place=place)
+
+    def _name(self, context: grpc.ServicerContext) -> Callable[[], str]:
+        return lambda: "" if self._callers is None else self._callers.calling(context).name
 
     def _post(self, request: pb.Letter, context: grpc.ServicerContext) -> None:
         if self._callers is not None:

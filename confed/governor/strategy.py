@@ -22,7 +22,9 @@ from confed.governor.events import EventLog, EventName
 from confed.governor.late import LateAnswers
 from confed.governor.launch import GovernorLaunch
 from confed.governor.lone import LoneTee
-from confed.governor.rounds import Rounds, exchange
+from confed.governor.rounds import RECORD, Rounds, exchange
+from confed.wire.addresses import GOVERNOR_BOX
+from confed.wire.boxes import Boxes
 from confed.wire.courier_client import CourierClient
 
 SEALED_STYPE = "confed.sealed-reference"
@@ -78,8 +80,12 @@ class ConfidentialStrategy(Strategy):
         manifest = launch.manifest_decoded()
         require_same(asked, manifest)
         self._timeout_s = min(timeout, launch.round_timeout_s)
-        with EventLog(launch.events) as events, CourierClient(launch.courier) as courier:
-            prompt = _prompt(grid)
+        with (
+            EventLog(launch.events) as events,
+            CourierClient(launch.courier) as courier,
+            Boxes(launch.courier, own=GOVERNOR_BOX) as boxes,
+        ):
+            prompt = _prompt(grid, boxes)
             self._rounds = Rounds(
                 manifest,
                 EnclaveClient(launch.aggregator)
@@ -168,6 +174,10 @@ class _WatchedGrid(Grid):
         self._rounds = rounds
         self._late = LateAnswers(grid, rounds)
 
+    @property
+    def waits(self) -> bool:
+        return getattr(self._grid, "waits", False)
+
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)
 
@@ -208,13 +218,14 @@ def _made(initial_arrays: Callable[[], ArrayRecord]) -> ArrayRecord:
     return initial_arrays() if resolving() else ArrayRecord()
 
 
-def _prompt(grid: Grid) -> Grid:
-    """Return a Grid that looks for replies often where Flower's own would sleep for seconds between looks."""
+def _prompt(grid: Grid, boxes: Boxes) -> Grid:
+    """Return a Grid that calls sites at their boxes, and looks for replies often where Flower's own would sleep."""
     if type(grid).__module__ != "flwr.superlink.grid.http_grid":
         return grid
     from confed.flower.grid import PromptGrid  # noqa: PLC0415 (a second to import, and only a deployment needs it)
+    from confed.governor.calling import CallingGrid  # noqa: PLC0415 (as the one above)
 
-    return PromptGrid(grid)
+    return CallingGrid(PromptGrid(grid), boxes, record=RECORD)
 
 
 def _reference(digest: str) -> ArrayRecord:

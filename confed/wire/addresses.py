@@ -19,6 +19,12 @@ LETTER_BYTES = 48 * 1024 * 1024
 LETTERS_PER_TOPIC = 10_000
 """Most letters under one topic."""
 
+GOVERNOR_BOX = "the governor"
+"""The governor's name among a courier's callers, and of its box; no site's, since it has a space."""
+
+MESSAGE_BYTES = 1024 * 1024
+"""Most bytes in one message of a box."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TOPIC_CHARACTERS = 240
 

@@ -7,6 +7,7 @@ can cause failure and nothing more.
 from __future__ import annotations
 
 import datetime
+import functools
 import ipaddress
 import secrets
 from collections.abc import Callable, Generator, Sequence
@@ -185,6 +186,7 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
     return grpc.secure_channel(endpoint.target, credentials, options=options)
 
 
+@functools.lru_cache(maxsize=4096)
 def certificate_digest(certificate: str | bytes) -> str:
     """Return the SHA-256 of a PEM certificate's DER, in hexadecimal.
 

@@ -333,6 +333,51 @@ class CollectReply(_message.Message):
     bodies: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, bodies: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class LeaveCall(_message.Message):
+    __slots__ = ("box", "name", "body")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    box: str
+    name: str
+    body: bytes
+    def __init__(self, box: _Optional[str] = ..., name: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ("refusal",)
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class AwaitCall(_message.Message):
+    __slots__ = ("box", "after", "wait_ms")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    box: str
+    after: int
+    wait_ms: int
+    def __init__(self, box: _Optional[str] = ..., after: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class AwaitReply(_message.Message):
+    __slots__ = ("items", "place", "refusal")
+    class Item(_message.Message):
+        __slots__ = ("name", "body", "sender")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        BODY_FIELD_NUMBER: _ClassVar[int]
+        SENDER_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        body: bytes
+        sender: str
+        def __init__(self, name: _Optional[str] = ..., body: _Optional[bytes] = ..., sender: _Optional[str] = ...) -> None: ...
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[AwaitReply.Item]
+    place: int
+    refusal: Refusal
+    def __init__(self, items: _Optional[_Iterable[_Union[AwaitReply.Item, _Mapping]]] = ..., place: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
 class AttestCall(_message.Message):
     __slots__ = ("first_round", "attempt")
     FIRST_ROUND_FIELD_NUMBER: _ClassVar[int]

@@ -475,6 +475,16 @@ class CourierStub:
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CollectCall.SerializeToString,
                 response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CollectReply.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/confed.wire.v1.Courier/Leave',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.LeaveCall.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.LeaveReply.FromString,
+                _registered_method=True)
+        self.Await = channel.unary_unary(
+                '/confed.wire.v1.Courier/Await',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.AwaitCall.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.AwaitReply.FromString,
+                _registered_method=True)
 
 
 class CourierServicer:
@@ -510,6 +520,18 @@ class CourierServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Await(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CourierServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -537,6 +559,16 @@ def add_CourierServicer_to_server(servicer, server):
                     servicer.Collect,
                     request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.CollectCall.FromString,
                     response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.CollectReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.LeaveCall.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.LeaveReply.SerializeToString,
+            ),
+            'Await': grpc.unary_unary_rpc_method_handler(
+                    servicer.Await,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.AwaitCall.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.AwaitReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -674,6 +706,60 @@ class Courier:
             '/confed.wire.v1.Courier/Collect',
             confed_dot_wire_dot_v1_dot_confed__pb2.CollectCall.SerializeToString,
             confed_dot_wire_dot_v1_dot_confed__pb2.CollectReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.Courier/Leave',
+            confed_dot_wire_dot_v1_dot_confed__pb2.LeaveCall.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Await(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.Courier/Await',
+            confed_dot_wire_dot_v1_dot_confed__pb2.AwaitCall.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.AwaitReply.FromString,
             options,
             channel_credentials,
             insecure,
