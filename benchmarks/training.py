@@ -95,7 +95,7 @@ def report(figures: dict[str, Any]) -> str:
         f"in the training TEE      {figures['confed_s']:8.2f} s  {figures['ratio']:.3f} x plain",
         f"with sealed checkpoints  {figures['checkpointed_s']:8.2f} s  {figures['checkpoint_cost']:+.1%} {kept}",
         f"the loop waited for them {figures['waited']:8.2%} of its time (copies, and what was not done by then)",
-        f"processor time of the loop's thread: plain {figures['plain_cpu_s']:.2f} s, in the TEE {figures['cpu_ratio']:.3f} x",
+        f"processor time of the loop's thread {figures['plain_cpu_s']:.2f} s, in the TEE {figures['cpu_ratio']:.3f} x",
     ]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import re
 import runpy
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ import pytest
 import torch
 
 from clients.tasks.digits import Network
+from confed.errors import RefusedError
+from confed.experiment.owners import MODEL_OWNER
+from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import verify_ledger
+from confed.keybroker.statements import LedgerEntry
 from confed.keybroker.topics import checkpoint_topic
 from confed.manifest import Manifest
 from confed.records.run_directory import RunDirectory
+from confed.records.verification import verify_run
+from confed.statement import sign, unverified
 from tests.journey import runs
 from tests.journey.test_dropouts import children_of
 from tests.journey.test_killed import Started
@@ -142,3 +149,47 @@ def test_its_records_verify_and_say_which_scenario_ran(killed: tuple[dict[str, A
     assert json.loads((directory / "manifest.json").read_bytes())["scenario"] == "training"
     assert not (directory / "logs" / "aggregator.log").exists()
     assert sealed_checkpoints(directory) == 0
+
+
+def rewritten(folder: Path, run_dir: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """Copy a run's records with the model owner's ledger signed anew by its own broker: an owner that lies."""
+    copy = folder / "tampered"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("courier", "sealed", "logs"))
+    directory = RunDirectory.open(copy)
+    owner = OwnerHome.load(MODEL_OWNER, home=folder / "home")
+    before, entries = None, []
+    for signed in directory.ledger(MODEL_OWNER):
+        entry = unverified(signed, LedgerEntry)
+        if entry.event == "checkpointed":
+            entry = dataclasses.replace(entry, body=change(dict(entry.body)))
+        entry = dataclasses.replace(entry, previous=entry.previous if before is None else before)
+        entries.append(sign(entry, owner.broker_key))
+        before = entries[-1].digest
+    directory.write_ledger(MODEL_OWNER, entries)
+    return copy
+
+
+LIES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "nothing": (lambda body: body, ""),
+    "a counter that stands still": (lambda body: {**body, "counter": 1}, "checkpoint"),
+    "an earlier attempt after a later one": (
+        lambda body: {**body, "attempt": 2 if body["counter"] == 1 else body["attempt"]}, "checkpoint"
+    ),
+    "an instance that nobody attested": (lambda body: {**body, "instance": "0e" * 32}, "attested"),
+    "a base that nobody committed": (lambda body: {**body, "base": "0e" * 32}, "base"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", LIES)
+def test_a_ledger_that_lies_about_checkpoints_does_not_verify(
+    killed: tuple[dict[str, Any], Path, Started], sentence: str
+) -> None:
+    summary, folder, _ = killed
+    change, named = LIES[sentence]
+    copy = rewritten(folder, Path(summary["run_dir"]), change)
+    if not named:
+        verify_run(copy, trust=None)
+        return
+    with pytest.raises(RefusedError, match=named):
+        verify_run(copy, trust=None)

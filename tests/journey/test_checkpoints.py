@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,23 @@ def test_a_tee_that_starts_again_goes_on_from_the_newest_checkpoint(road: Road) 
     assert [body["counter"] for body in road.events(SITE, "checkpointed")] == [1, 2, 3]
     road.seal(third)
     assert step_of(restored(road.hold(SITE, 2, session=third.session))) is None
+
+
+def test_a_checkpoint_is_of_the_moment_that_it_was_saved_in(road: Road) -> None:
+    held = road.hold(SITE)
+    kept, weights, trained_on = kept_of(held), np.ones(5, dtype=np.float32), threading.Event()
+    keep = kept._keeper.keep
+
+    def later(*arguments: Any) -> None:
+        assert trained_on.wait(30)
+        keep(*arguments)
+
+    kept._keeper.keep = later  # pyright: ignore[reportAttributeAccessIssue]
+    kept.save({"weights": weights})
+    weights += 1  # the loop does not wait
+    trained_on.set()
+    kept.settle()
+    assert restored(started_again(road))["weights"].tolist() == [1.0] * 5
 
 
 def test_what_is_carried_over_is_sealed_with_the_version_and_survives_the_tee(road: Road) -> None:

@@ -312,8 +312,16 @@ def test_a_ticket_is_for_the_tee_itself(road: Road) -> None:
     def other(request: TicketRequest) -> TicketRequest:
         return dataclasses.replace(request, aggregator=OTHER)
 
-    with pytest.raises((TicketError, CredentialError)):
+    with pytest.raises(CredentialError):
         road.hold(SITE, session=road.session(SITE, turns=Turns(ticket=other)))
+    # Nor for another one that attested.
+    second = road.hold(SITE, attempt=1, session=road.session(SITE)).session
+
+    def the_second(request: TicketRequest) -> TicketRequest:
+        return dataclasses.replace(request, aggregator=second.instance)
+
+    with pytest.raises(TicketError):
+        road.hold(SITE, attempt=2, session=road.session(SITE, turns=Turns(ticket=the_second)))
 
 
 def test_old_evidence_makes_no_version(road: Road, held: Held) -> None:
