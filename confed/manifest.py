@@ -35,6 +35,9 @@ Scalar = bool | int | float | str
 OLDEST_S = 24 * 3600
 """Age beyond which evidence serves no more, whatever a policy says."""
 
+UNTRAINED = ("*",)
+"""What ``model.trained`` says where nothing is: that no tensor is told apart."""
+
 _MAX_MODEL_BYTES = 64 * 1024**3
 _KEPT_COHORTS = 16
 
@@ -380,6 +383,7 @@ class Manifest:
     def _require_untrained(self) -> None:
         """Where nothing is trained, whatever says how to train has its one form."""
         self._require_size()
+        _require((self.model.trained, self.model.tied) == (UNTRAINED, {}), "model.trained", UNTRAINED[0], "another")
         for name, expected in untrained().items():
             _require(
                 getattr(self, name) == expected, f"{name} in the scenario {self.scenario}", "its one form", "another"

@@ -66,6 +66,19 @@ def client_image(app_directory: Path | None, lock: str) -> str:
     return measure(paths, extra={"lock": lock, "role": "client", **_interpreter()})
 
 
+def inference_image(app_directory: Path, lock: str) -> str:
+    """Return the measurement of an inference TEE: the installed ``confed``, its engine's folder, and the lock.
+
+    Raises:
+        ConfigError: a relative path, which would mean something else in another process.
+        MissingFileError, MeasurementError: see ``measure``.
+    """
+    if not app_directory.is_absolute():
+        raise ConfigError("app directory", expected="an absolute path", got=str(app_directory))
+    paths = {"confed": package_directory("confed"), "app": app_directory}
+    return measure(paths, extra={"lock": lock, "role": "inference", **_interpreter()})
+
+
 def aggregator_image(lock: str) -> str:
     """Return the measurement of the aggregator enclave: the installed ``confed`` and ``aggregator``, and the lock.
 

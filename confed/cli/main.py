@@ -28,6 +28,7 @@ _COMMANDS = {
     "measure": ("confed.cli.measure", "Compute what an owner pins: the measurements of this release."),
     "doctor": ("confed.cli.doctor", "What this machine can attest with, and what a broker would refuse."),
     "manifest": ("confed.cli.manifest", "Show and approve the contract of a run."),
+    "infer": ("confed.cli.infer", "Serve a model confidentially, and talk to one that is."),
     "model": ("confed.cli.model", "Seal, open and show model files."),
     "data": ("confed.cli.data", "Check, seal and describe datasets."),
     "broker": ("confed.cli.broker", "Run owners' key brokers."),

@@ -59,8 +59,11 @@ class Reply:
     Reading it to the end checks that it ended; whoever stops before that should ``close`` it.
     """
 
-    def __init__(self, response: httpx.Response, *, sealing: Sealing, replica: VerifiedReplica) -> None:
+    def __init__(
+        self, response: httpx.Response, *, request: Request, sealing: Sealing, replica: VerifiedReplica
+    ) -> None:
         self._response = response
+        self._request = request
         self._sealing = sealing
         self._replica = replica
         self._items = self._opened()
@@ -125,6 +128,8 @@ class Reply:
         self.proof = Proof(
             receipt=answered.receipt,
             salt=self._sealing.salt,
+            request_head=self._request.head.encoded,
+            answer_head=self.head.encoded,
             attestation=self._replica.attestation,
             verified_at=self._replica.verified_at,
         )
@@ -241,7 +246,7 @@ class ConfidentialClient:
             sealing = Sealing(manifest=replica.digest, replicas=[epoch], padding=padding)
             response = self._post(place, sealing, request)
             if response.status_code == _OK:
-                return Reply(response, sealing=sealing, replica=replica)
+                return Reply(response, request=request, sealing=sealing, replica=replica)
             refused = _refusal(response)
             if last or not isinstance(refused, StaleEpochError):
                 raise refused

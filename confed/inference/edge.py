@@ -70,7 +70,7 @@ class Edge:
             await send_json(send, status_of(error), {"code": error.code})
 
     async def _evidence(self, receive: Receive, send: Send) -> None:
-        nonce = b"".join([piece async for piece in _body(receive, NONCE_BYTES)])
+        nonce = b"".join([piece async for piece in body_of(receive, NONCE_BYTES)])
         if len(nonce) != NONCE_BYTES:
             raise EncodingError("nonce size in bytes", expected=NONCE_BYTES, got=len(nonce))
         loop = asyncio.get_running_loop()
@@ -92,7 +92,7 @@ class Edge:
         self._free -= 1
         try:
             opening = self._replica.opening()
-            async for piece in _body(receive, None):
+            async for piece in body_of(receive, None):
                 opening.feed(piece)
             request, answering = opening.finish()
             await self._answer(request, answering, receive, send)
@@ -102,8 +102,8 @@ class Edge:
     async def _answer(self, request: Request, answering: Answering, receive: Receive, send: Send) -> None:
         pump = Pump(asyncio.get_running_loop())
         self._engine.submit(pump.run, lambda: self._sealed(request, answering))
-        gone = asyncio.ensure_future(_gone(receive))
-        gone.add_done_callback(lambda _future: pump.stop())
+        watch = asyncio.ensure_future(gone(receive))
+        watch.add_done_callback(lambda _future: pump.stop())
         try:
             started = False
             async for data in pump.pieces():
@@ -116,7 +116,7 @@ class Edge:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             pump.stop()
-            gone.cancel()
+            watch.cancel()
 
     def _sealed(self, request: Request, answering: Answering) -> Iterator[bytes]:
         """Run the engine and yield its answer, sealed; on an engine's thread."""
@@ -210,7 +210,13 @@ async def send_json(send: Send, status: int, value: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _body(receive: Receive, limit_bytes: int | None) -> AsyncIterator[bytes]:
+async def body_of(receive: Receive, limit_bytes: int | None) -> AsyncIterator[bytes]:
+    """Yield the body of a request in pieces.
+
+    Raises:
+        SizeError: it is larger than its bound.
+        EncodingError: its caller went away.
+    """
     size = 0
     while True:
         message = await receive()
@@ -225,6 +231,7 @@ async def _body(receive: Receive, limit_bytes: int | None) -> AsyncIterator[byte
             return
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Return when the caller has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass

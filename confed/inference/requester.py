@@ -19,8 +19,9 @@ from confed.attestation.appraisal import appraise
 from confed.attestation.endorsements import EndorsementProvider
 from confed.attestation.evidence import Envelope, from_base64, require_digest
 from confed.attestation.verifier import ExpectedBinding, default_registry
-from confed.errors import ConfigError, EncodingError, ManifestMismatchError
+from confed.errors import ConfigError, EncodingError, LineageError, ManifestMismatchError
 from confed.inference.epochs import EpochKey, verify_epoch
+from confed.inference.messages import Commitment
 from confed.inference.receipts import Receipt, verify_receipt
 from confed.inference.replica import REQUESTER_AUDIENCE
 from confed.journey import Role
@@ -192,19 +193,24 @@ def verify_replica(
 class Proof:
     """An answer's receipt, with all that it takes to check it later and elsewhere: ``confed infer verify-receipt``.
 
-    ``salt`` opens the commitments: who gets it can check a text against the receipt, and guess short ones.
+    ``salt`` opens the commitments, with the two heads: who gets it can check a text against the receipt, and guess
+    short ones.
     """
 
     receipt: Signed
     salt: bytes = field(repr=False)
+    request_head: bytes = field(repr=False)
+    answer_head: bytes = field(repr=False)
     attestation: Attestation = field(repr=False)
     verified_at: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON value."""
         return {
+            "answer_head": self.answer_head.hex(),
             "attestation": self.attestation.to_json(),
             "receipt": self.receipt.to_json(),
+            "request_head": self.request_head.hex(),
             "salt": self.salt.hex(),
             "verified_at": self.verified_at,
         }
@@ -216,7 +222,7 @@ class Proof:
         Raises:
             EncodingError, EvidenceFormatError: anything else.
         """
-        expected = ["attestation", "receipt", "salt", "verified_at"]
+        expected = ["answer_head", "attestation", "receipt", "request_head", "salt", "verified_at"]
         if not isinstance(value, dict) or sorted(value) != expected:  # pyright: ignore[reportUnknownArgumentType]
             raise EncodingError("proof", expected=", ".join(expected), got="other keys")
         shown: Any = value["attestation"]  # pyright: ignore[reportUnknownVariableType]
@@ -227,6 +233,8 @@ class Proof:
         return cls(
             receipt=Signed.from_json(value["receipt"]),
             salt=_hexadecimal("salt", value["salt"]),
+            request_head=_hexadecimal("request_head", value["request_head"]),
+            answer_head=_hexadecimal("answer_head", value["answer_head"]),
             attestation=Attestation(
                 nonce=_hexadecimal("nonce", shown["nonce"]),
                 envelope=from_base64("envelope", shown["envelope"]),
@@ -248,6 +256,21 @@ class Proof:
             "instance": replica.instance,
         }
         return verify_receipt(self.receipt, signing_public=replica.signing_public, expected=expected), replica
+
+    def require_texts(self, receipt: Receipt, *, request: bytes | None, answer: bytes | None) -> None:
+        """Check bodies against a verified receipt; ``None`` leaves one unchecked.
+
+        Raises:
+            LineageError: another request or answer than the receipt is for.
+        """
+        for name, head, body in (
+            ("request", self.request_head, request),
+            ("answer", self.answer_head, answer),
+        ):
+            commitment = Commitment(self.salt, head)
+            commitment.add(body or b"")
+            if body is not None and commitment.digest != getattr(receipt, name):
+                raise LineageError(f"receipt {name}", expected="the one that it was signed for", got="another")
 
 
 def _hexadecimal(name: str, value: Any) -> bytes:

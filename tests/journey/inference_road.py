@@ -33,6 +33,7 @@ from confed.keybroker.vault import KeyFloors
 from confed.manifest import (
     FORMAT,
     SIMULATION,
+    UNTRAINED,
     CodeTerms,
     Manifest,
     ModelTerms,
@@ -150,7 +151,7 @@ class Deployment:
                     container_id="model-1", digest=self.told.digest, key_id=self.key_id, size_bytes=self.told.size_bytes
                 ),
                 layout=layout_of(self.arrays).digest,
-                trained=tuple(self.arrays),
+                trained=UNTRAINED,
                 tied={},
             ),
             code=CodeTerms(

@@ -1,0 +1,245 @@
+"""From a serving file (TOML) to the manifest of the scenario ``inference``, and to a running replica on this machine.
+
+The file says what is served and how; it lies in the folder of the engine's code, which is measured with confed. Only
+``[tee.attester]`` and the model's path are about this machine, and in no manifest.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confed import record
+from confed.attestation.attesters.launch import AttesterTerms
+from confed.attestation.measurement import inference_image, package_directory
+from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
+from confed.attestation.tee.simulated import SimulatedPlatform
+from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
+from confed.experiment.config import TeeTable
+from confed.experiment.resolution import lock_digest
+from confed.experiment.tees import attester_terms, tee_policy, trust_anchors
+from confed.inference.launch import InferenceLaunch
+from confed.journey import Kind, Role
+from confed.keybroker.client import BrokerServer
+from confed.keybroker.identity import OwnerHome, confed_home
+from confed.manifest import (
+    FORMAT,
+    UNTRAINED,
+    CodeTerms,
+    Manifest,
+    ModelTerms,
+    Scalar,
+    SealedReference,
+    TrustTerms,
+    untrained,
+)
+from confed.scenario import Scenario
+from confed.sealing.container import Container
+from confed.sealing.recipients import Method
+from confed.serving import Origin, Padding, PaddingTerms, ServingTerms
+from confed.simulation.tethered import tether
+
+_SETTINGS = dict[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTable:
+    """Whose model: the owner's name in the confed home, and its sealed file, named beside the serving file."""
+
+    owner: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingTable:
+    """How it is served; see ``confed.serving.ServingTerms``."""
+
+    padding: Padding = Padding.POWERS
+    block_bytes: int = 0
+    largest_request_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingFile:
+    """One serving file. ``engine`` is a factory ``module:attribute`` of its folder, or of what is installed."""
+
+    name: str
+    environment: str
+    engine: str
+    model: ModelTable
+    serving: ServingTable = field(default_factory=ServingTable)
+    tee: TeeTable = field(default_factory=TeeTable)
+    settings: Mapping[str, Scalar] = field(default_factory=_SETTINGS)
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(part.isalnum() for part in self.name.split("-")):
+            raise ConfigError("name", expected="letters, digits and hyphens", got=self.name)
+        if self.engine.count(":") != 1 or not all(self.engine.split(":")):
+            raise ConfigError("engine", expected="module:attribute", got=self.engine)
+
+
+def load_serving(path: Path) -> ServingFile:
+    """Read a serving file.
+
+    Raises:
+        MissingFileError: it is not there.
+        ConfigError: not TOML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingFileError("serving file", expected="a file", got=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), expected="TOML", got=str(error)) from error
+    return record.from_json(ServingFile, value, error=ConfigError)
+
+
+def serving_manifest(path: Path, *, home: Path | None) -> Manifest:
+    """Return the manifest of a serving file: the contract that the model's owner approves.
+
+    Raises:
+        ConfigError: a file that contradicts itself, or a model that is not this owner's.
+        MissingFileError: the model, the owner or another file is not there.
+    """
+    told, folder = load_serving(path), path.resolve().parent
+    lock = lock_digest(path)
+    image = inference_image(folder, lock)
+    now = datetime.datetime.now(datetime.UTC)
+    policy = tee_policy(told.tee, folder, role=Role.CLIENT, code=image, now=now)
+    with closing(OwnerHome.load(told.model.owner, home=home)) as owner:
+        model, origin = _model_terms(owner, _container(folder / told.model.file))
+    return Manifest(
+        **untrained(),
+        format=FORMAT,
+        name=told.name,
+        scenario=Scenario.INFERENCE,
+        run=f"{told.name}-{secrets.token_hex(4)}",
+        environment=told.environment,
+        model=model,
+        code=CodeTerms(client_app=told.engine, client_image=image, aggregator_image=image, lock=lock, strategy=None),
+        settings=told.settings,
+        serving=ServingTerms(
+            origin=origin,
+            padding=PaddingTerms(kind=told.serving.padding, block_bytes=told.serving.block_bytes),
+            largest_request_bytes=told.serving.largest_request_bytes,
+        ),
+        client_tee=policy,
+        aggregator_tee=policy,
+        trust=TrustTerms(anchors=trust_anchors(told.tee, folder, simulated=_platform(home).anchor)),
+    )
+
+
+def start_replica(
+    path: Path,
+    manifest: Manifest,
+    *,
+    broker: BrokerServer,
+    listener: socket.socket,
+    most_at_once: int,
+    home: Path | None,
+    output: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a replica in a process of its own, confined where it is a simulated TEE, and return the process.
+
+    Args:
+        path: the serving file: its folder has the engine, and it names the model and how evidence is made here.
+        manifest: as its owner approved it.
+        broker: the model owner's.
+        listener: the socket that requesters reach.
+        most_at_once: answers on their way.
+        home: the confed home, whose root certifies a simulated TEE.
+        output: descriptor for what it says; ``None``: this process's own.
+
+    Raises:
+        ManifestMismatchError: the code here is not the manifest's.
+        ConfigError: another profile than the manifest's, or one that there is no attester for.
+    """
+    told, folder = load_serving(path), path.resolve().parent
+    image = inference_image(folder, manifest.code.lock)
+    if manifest.client_tee.profiles != (told.tee.profile,):
+        raise ConfigError("tee.profile", expected=", ".join(manifest.client_tee.profiles), got=told.tee.profile)
+    if told.tee.profile == SIMULATED_PROFILE and image != manifest.code.client_image:
+        raise ManifestMismatchError("code", expected=manifest.code.client_image[:16], got=image[:16])
+    model = (folder / told.model.file).resolve()
+    launch = InferenceLaunch(
+        manifest=base64.b64encode(manifest.encoded).decode(),
+        attester=_attester(told, folder, manifest, home),
+        broker=broker,
+        model=str(model),
+        app_directory=str(folder),
+        readable=(str(folder), str(model), str(package_directory("confed"))),
+        network=not broker.target.startswith("unix:"),
+        most_at_once=most_at_once,
+    )
+    return _spawn(launch, listener, output)
+
+
+def _attester(told: ServingFile, folder: Path, manifest: Manifest, home: Path | None) -> AttesterTerms:
+    if told.tee.profile != SIMULATED_PROFILE:
+        return attester_terms(told.tee, folder)
+    instance = _platform(home).launch(
+        measurement=manifest.code.client_image,
+        configuration=manifest.digest,
+        environment=manifest.environment,
+        shared=False,
+        now_ms=time.time_ns() // 1_000_000,
+    )
+    return AttesterTerms(profile=told.tee.profile, instance=instance.to_bytes())
+
+
+def _platform(home: Path | None) -> SimulatedPlatform:
+    return SimulatedPlatform.load_or_create(
+        confed_home(home) / "simulated-tee" / "root.pem", time.time_ns() // 1_000_000
+    )
+
+
+def _container(path: Path) -> Container:
+    try:
+        return Container.map(path)
+    except OSError as error:
+        raise MissingFileError("model.file", expected="a sealed model", got=path) from error
+
+
+def _model_terms(owner: OwnerHome, container: Container) -> tuple[ModelTerms, Origin | None]:
+    header = container.header
+    named = [entry.key_id for entry in header.recipients if entry.method is Method.OWNER_KEY]
+    layout, run, attempt = (header.detail.get(name) for name in ("layout", "run", "attempt"))
+    if header.kind is not Kind.MODEL or header.owner != owner.party.identity or not named:
+        raise ConfigError("model.file", expected=f"a model of {owner.name}", got=f"another {header.kind}")
+    origin = None
+    if header.version > 0:
+        if not isinstance(run, str) or type(attempt) is not int:
+            raise ConfigError("model.file", expected="the run and attempt of its version", got="none")
+        origin = Origin(run=run, version=header.version, attempt=attempt)
+    start = SealedReference(
+        container_id=header.container_id,
+        digest=container.file_digest(),
+        key_id=named[0],
+        size_bytes=container.size_bytes,
+    )
+    return ModelTerms(owner=owner.party, start=start, layout=str(layout), trained=UNTRAINED, tied={}), origin
+
+
+def _spawn(launch: InferenceLaunch, listener: socket.socket, output: int | None) -> subprocess.Popen[bytes]:
+    read_end, write_end = os.pipe()
+    descriptor = listener.fileno()
+    words = ["-m", "confed.inference", "--launch-fd", str(read_end), "--listen-fd", str(descriptor)]
+    process = subprocess.Popen(  # noqa: S603
+        tether([sys.executable, *words]), pass_fds=(read_end, descriptor), stdin=subprocess.DEVNULL, stdout=output
+    )
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as stream:
+        stream.write(launch.encode())
+    listener.close()
+    return process

@@ -1,0 +1,103 @@
+"""A proxy on the requester's machine: plain HTTP in on loopback, sealed exchanges out; an ASGI application.
+
+So any client of the interfaces (curl, an OpenAI client) talks to an attested TEE, and nobody past this machine reads a
+word. What cannot be sent sealed is not sent: an error of the client is status 502 with its stable code. A page in a
+browser is refused: who sends an ``Origin`` did not mean to use this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from confed.errors import BusyError, ConfedError, EncodingError, SizeError
+from confed.inference.client import ConfidentialClient, Reply
+from confed.inference.edge import Pump, Receive, Scope, Send, body_of, gone
+from confed.inference.requester import Proof
+
+_LOCAL = ("127.0.0.1", "localhost")
+
+
+class Proxy:
+    """The ASGI application.
+
+    Args:
+        client: which replicas, and whom of them to believe.
+        keep: is given each answer's proof, once the answer has ended.
+        largest_bytes: of a request's body.
+        most_at_once: requests on their way.
+    """
+
+    def __init__(
+        self,
+        client: ConfidentialClient,
+        *,
+        keep: Callable[[Proof], None] = lambda _proof: None,
+        largest_bytes: int = 1024**3,
+        most_at_once: int = 128,
+    ) -> None:
+        self._client = client
+        self._keep = keep
+        self._largest = largest_bytes
+        self._workers = ThreadPoolExecutor(max_workers=most_at_once, thread_name_prefix="proxy")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request of HTTP."""
+        if scope["type"] != "http":
+            raise EncodingError("connection", expected="http", got=str(scope["type"])[:40])
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        told = dict(headers)
+        if told.get("host", "").rpartition(":")[0] not in _LOCAL or "origin" in told:
+            await _error(send, 403, "forbidden", "this proxy is for programs on this machine")
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            body = b"".join([piece async for piece in body_of(receive, self._largest)])
+            path = "?".join(part.decode("latin-1") for part in (scope["raw_path"], scope["query_string"]) if part)
+            reply = await loop.run_in_executor(
+                self._workers,
+                lambda: self._client.request(scope["method"], path, body=body, headers=headers),
+            )
+        except ConfedError as error:
+            await _error(send, _status_of(error), error.code, str(error))
+            return
+        await self._carry(reply, receive, send)
+
+    async def _carry(self, reply: Reply, receive: Receive, send: Send) -> None:
+        pump = Pump(asyncio.get_running_loop())
+        self._workers.submit(pump.run, lambda: self._pieces(reply))
+        watch = asyncio.ensure_future(gone(receive))
+        watch.add_done_callback(lambda _future: pump.stop())
+        headers = [(name.encode(), value.encode()) for name, value in reply.head.headers]
+        try:
+            await send({"type": "http.response.start", "status": reply.head.status, "headers": headers})
+            async for data in pump.pieces():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            if pump.whole:  # else the connection ends without its end: what came is not the whole answer
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            pump.stop()
+            watch.cancel()
+
+    def _pieces(self, reply: Reply) -> Iterator[bytes]:
+        with reply:
+            yield from reply
+            if reply.proof is not None:
+                self._keep(reply.proof)
+
+
+def _status_of(error: ConfedError) -> int:
+    if isinstance(error, SizeError):
+        return 413
+    return 503 if isinstance(error, BusyError) else 502
+
+
+async def _error(send: Send, status: int, code: str, message: str) -> None:
+    value: dict[str, Any] = {"error": {"message": message, "type": "confed", "param": None, "code": code}}
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
