@@ -337,9 +337,9 @@ def released(road: Road, site: str = "east") -> list[dict[str, Signed]]:
     return [{name: Signed.from_json(value) for name, value in canonical.decode(letter).items()} for letter in letters]
 
 
-def events(road: Road, site: str = "east") -> list[dict[str, Any]]:
-    entries = [canonical.decode(row[0]) for row in road.homes[site].store.rows("SELECT payload FROM ledger", ())]
-    return [entry["body"] for entry in entries if entry["event"] == "statistics-permitted"]
+def events(road: Road, event: str = "statistics-permitted") -> list[dict[str, Any]]:
+    entries = [canonical.decode(row[0]) for row in road.homes["east"].store.rows("SELECT payload FROM ledger", ())]
+    return [entry["body"] for entry in entries if entry["event"] == event]
 
 
 def test_statistics_leave_once_signed_permitted_and_charged(counting: Road) -> None:
@@ -354,7 +354,9 @@ def test_statistics_leave_once_signed_permitted_and_charged(counting: Road) -> N
     assert (body["permit"], body["epsilon"]) == (documents["permit"].digest, 0.5)
     # Another round of the same TEE, and another TEE of the same run, let nothing out again.
     counting.hold("east", attempt=1)
+    assert events(counting, "refused") == []  # it does not even ask
     counting.hold("east", attempt=2, session=counting.session("east"))
+    assert [body["code"] for body in events(counting, "refused")] == ["ticket"]
     assert released(counting) == [documents]
     assert len(events(counting)) == 1
 

@@ -64,8 +64,8 @@ def test_the_noise_of_counts_is_as_large_as_epsilon_says():
 
 def test_the_noise_of_sums_is_as_large_as_bounds_and_epsilon_say():
     asked = query("sum", epsilon=0.5, least=-2.0, most=8.0)
-    found = [answers(pl.DataFrame({"x": [4.0]}), asked)["sum"] - 4.0 for _ in range(40)]
-    assert 0.4 * 16 < statistics.mean(map(abs, found)) < 2 * 16
+    found = [answers(pl.DataFrame({"x": [4.0]}), asked)["sum"] - 4.0 for _ in range(30)]
+    assert 0.35 * 16 < statistics.mean(map(abs, found)) < 2 * 16
 
 
 def test_an_empty_column_has_answers_too():
