@@ -51,10 +51,11 @@ class RunProgress:
     - a round begins with its first ``round-started`` and is complete with its evaluation, or with its combination
       where the run does not evaluate;
     - a site counts once as done in a purpose; a failure stays named;
+    - a round that was given up names who makes its version;
     - events of another order or of unknown rounds change nothing that is complete.
     """
 
-    def __init__(self, *, rounds: int, evaluates: bool) -> None:
+    def __init__(self, *, rounds: int, evaluates: bool, maker: str = "aggregator") -> None:
         self.rounds = rounds
         self.purpose = ""
         self.expected = 0
@@ -64,6 +65,7 @@ class RunProgress:
         self.ended = ""
         self.reason = ""
         self._evaluates = evaluates
+        self._maker = maker
         self._done: set[str] = set()
 
     @property
@@ -104,7 +106,7 @@ class RunProgress:
         elif event.event is EventName.CLIENT_FAILED:
             view.failures[site] = str(event.fields.get("code", "failed"))
         elif event.event is EventName.ROUND_ABANDONED:
-            view.failures["aggregator"] = str(event.fields.get("code", "lost"))
+            view.failures[self._maker] = str(event.fields.get("code", "lost"))
         elif event.event in (EventName.ROUND_COMBINED, EventName.EVALUATED):
             view.metrics.update(event.fields.get("metrics", {}))
             view.failures.update(event.fields.get("excluded", {}))
@@ -150,7 +152,9 @@ class RunDisplay:
         if self._manifest is not None:
             return
         self._manifest = manifest
-        self.progress = RunProgress(rounds=manifest.rounds, evaluates=manifest.cohort.fraction_evaluate > 0)
+        maker = "aggregator" if manifest.scenario.combines else "training TEE"
+        evaluates = manifest.cohort.fraction_evaluate > 0
+        self.progress = RunProgress(rounds=manifest.rounds, evaluates=evaluates, maker=maker)
         if not self._quiet and self._live is None:
             self._console.print(_headline(manifest), soft_wrap=True, highlight=False)
 

@@ -362,6 +362,8 @@ class Experiment:
             raise ConfigError("environment", expected=f"{SIMULATION} or {PRODUCTION}", got=self.environment)
         if not 1 <= self.sites.count <= 100_000:
             raise ConfigError("sites.count", expected="from 1 to 100000", got=self.sites.count)
+        if not self.scenario.combines and self.sites.count != 1:
+            raise ConfigError("sites.count", expected=f"1 in the scenario {self.scenario}", got=self.sites.count)
         if self.cohort.least > self.sites.count:
             raise ConfigError(
                 "cohort.least", expected=f"at most sites.count ({self.sites.count})", got=self.cohort.least

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from confed.errors import EnclaveLostError, RoundError, error_for
+from confed.errors import EnclaveLostError, InstanceError, RoundError, error_for
 from confed.governor.enclave_client import ClosedRound, OpenedRound
 from confed.governor.taking_up import Letters, published
 from confed.journey import Purpose, base_version
 from confed.keybroker.topics import closing_topic
 from confed.manifest import Manifest
 
-_LOST = frozenset({"client-died", "no-answer"})
-"""What the governor itself notes of a TEE that is gone; anything else is what the TEE says."""
+_LOST = frozenset({"client-died", "no-answer", InstanceError.code})
+"""Why another attempt may help: the TEE is gone; or one that was started in its place was given its message, and found
+that this attempt's keys are the other's. Anything else is what the TEE says of itself."""
 
 
 class LoneTee:

@@ -24,6 +24,9 @@ from confed.records.page import NONE, Html, cells, code, definitions, page, rows
 from confed.records.run_directory import RunDirectory, write_bytes
 from confed.statement import unverified
 
+_OF_AN_AGGREGATOR = ("strategy", "updates", "aggregator code", "strategy code", "aggregator TEE")
+"""Terms that mean nothing where one TEE makes the versions itself."""
+
 
 def write_report(directory: RunDirectory) -> Path:
     """Write the report of a run, complete or not, and return where it is.
@@ -129,6 +132,8 @@ def _terms(manifest: Manifest) -> Html:
         "client TEE": _policy(manifest.client_tee),
         "aggregator TEE": _policy(manifest.aggregator_tee),
     }
+    if not manifest.scenario.combines:
+        terms = {name: what for name, what in terms.items() if name not in _OF_AN_AGGREGATOR}
     owners = [manifest.model.owner, *(site.owner for site in manifest.sites)]
     roles = ["model owner", *("data owner" for _ in manifest.sites)]
     body = [
