@@ -32,6 +32,7 @@ from confed.keybroker.committing import Committer, CommittingBrokers, Letters, e
 from confed.keybroker.statements import AggregatorCredential, Challenge, KeyName, ReleaseRequest
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, public_bytes, sign, verify
+from confed.wire.addresses import evidence_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -227,7 +228,7 @@ class Enclave:
         for result in results.values():
             if not isinstance(result, ConfedError) and result[0].envelope:
                 # The evidence stays readable, so that the run can be verified offline from its records.
-                self._letters.post(f"{self.manifest.run}/evidence", result[0].envelope)
+                self._letters.post(evidence_topic(self.manifest.run, result[0].envelope), result[0].envelope)
         return results
 
     def _request(self, challenge: Challenge, keys: tuple[KeyName, ...], asked: Asked, *, evidence: bool) -> _Sent:

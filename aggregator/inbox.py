@@ -129,7 +129,7 @@ class Inbox:
         if len(sealed) > limit:
             raise SizeError("update size in bytes", expected=f"at most {limit}", got=len(sealed))
         if self._held_bytes + len(sealed) <= self._memory_bytes:
-            return Parcel(Container.parse(sealed), None)
+            return Parcel(Container.parse(sealed), None, in_memory=True)
         path = self._folder / f"{next(self._next)}.enclosed"
         try:
             path.write_bytes(sealed)

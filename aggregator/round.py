@@ -192,6 +192,10 @@ class Round:
         named = (header.detail.get("round"), header.detail.get("attempt"))
         return next((step for key, step in self._steps.items() if key == named), self.step)
 
+    def step_from(self, site: str) -> Step:
+        """Return the step that an accepted site's update is of."""
+        return self._accepted[site].step
+
     def drawn(self, name: str) -> Site:
         """Return the drawn site of this name, while the round is open.
 

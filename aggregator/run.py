@@ -610,7 +610,7 @@ class Run:
             )
 
     def _contribution(self, current: Round, site: str, chunks: OpenContainer, declaration: Declaration) -> Contribution:
-        started = next(entry.step.round for entry in current.accepted if entry.site.owner.name == site)
+        started = current.step_from(site).round
         return Contribution(
             site=site,
             chunks=chunks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import threading
@@ -70,6 +71,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     provider = _provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
+    _permit_open_files()
     owners = _owners(owner, home)
     try:
         with _serve(owners, listen, provider) as server:
@@ -93,6 +95,13 @@ def budget(
     with closing(OwnerHome.load(owner, home=home)) as found:
         for spent in spendings(found):
             typer.echo(json.dumps(record.to_json(spent)) if as_json else spent.told)
+
+
+def _permit_open_files() -> None:
+    """Let the process have as many files open as the system permits it: an owner's store takes three."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _owners(names: list[str], home: Path | None) -> list[OwnerHome]:

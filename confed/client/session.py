@@ -60,6 +60,7 @@ from confed.sealing.arrival import open_arriving
 from confed.sealing.container import Container
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, sign, verify
+from confed.wire.addresses import evidence_topic
 from confed.wire.courier_client import CourierClient
 
 _LARGE_BYTES = 1024**3
@@ -387,7 +388,7 @@ class ClientSession:
             )
             envelope = self._attester.attest(binding).encode()
             # The evidence stays readable, so that the run can be verified offline from its records.
-            self._services.courier.post(f"{self.manifest.run}/evidence", envelope)
+            self._services.courier.post(evidence_topic(self.manifest.run, envelope), envelope)
         return sign(request, self._signing), envelope, terms.record
 
     def _needs_evidence(self, broker: bytes, round_number: int) -> bool:

@@ -31,6 +31,7 @@ from confed.records.statistics import collect_statistics
 from confed.sealing.container import Container
 from confed.sealing.derivation import version_key
 from confed.statement import unverified
+from confed.wire.addresses import evidence_topics
 from confed.wire.courier_client import CourierClient
 
 
@@ -131,8 +132,9 @@ def collect_records(services: Services, directory: RunDirectory) -> None:
     """
     manifest = services.manifest
     courier = CourierClient(services.courier_for(GOVERNOR if services.network else ""))
-    for body in courier.collect(f"{manifest.run}/evidence"):
-        directory.write_evidence(body)
+    for topic in evidence_topics(manifest.run):
+        for body in courier.collect(topic):
+            directory.write_evidence(body)
     for site in manifest.sites:
         for body in courier.collect(f"{manifest.run}/aggregator/{site.owner.name}"):
             directory.write_evidence(base64.b64decode(canonical.decode(body)["envelope"], validate=True))

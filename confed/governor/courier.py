@@ -49,7 +49,7 @@ class Limits:
 
     object_bytes: int = 64 * 1024**3
     store_bytes: int = 1024**4
-    topics: int = 10_000
+    topics: int = 200_000
     topic_bytes: int = 48 * 1024**2
 
 

@@ -75,6 +75,7 @@ class Rounds:
         self._batches: tuple[tuple[str, ...], ...] = ((),)
         self._batch = 0
         self._answered: dict[str, str] = {}
+        self._counted = 0
         self._bundles: dict[str, Mapping[str, str]] = {}
         self._purpose = ""
         self._round = 0
@@ -89,7 +90,7 @@ class Rounds:
         """Whether the enclave has as many results as the round takes: it would take no other."""
         buffer = self.manifest.strategy.buffer
         taken = buffer or self.manifest.cohort.taken(len(self.manifest.sites), purpose=self._purpose)
-        return sum(not code for code in self._answered.values()) >= taken > 0
+        return self._counted >= taken > 0
 
     @property
     def instance(self) -> str:
@@ -163,7 +164,7 @@ class Rounds:
     def _opened(self) -> list[Message]:
         attempt = self._survivor.next_attempt(self._round, Purpose(self._purpose))
         opened = self._enclave.open_round(round_number=self._round, attempt=attempt, purpose=Purpose(self._purpose))
-        self.lost, self._answered, self._bundles = None, {}, {}
+        self.lost, self._answered, self._bundles, self._counted = None, {}, {}, 0
         self._expected = opened.cohort
         self._events.write(
             EventName.ROUND_STARTED,
@@ -217,6 +218,7 @@ class Rounds:
         if self.lost is not None:
             return
         self._answered[site] = code
+        self._counted += not code
         if code:
             self._events.write(EventName.CLIENT_FAILED, round=self._round, purpose=self._purpose, site=site, code=code)
         else:

@@ -40,6 +40,8 @@ from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
 
 T = TypeVar("T")
+_EACH_S = 0.05
+"""How much longer a call may take for each broker or item in it."""
 ReleaseItem = tuple[Signed, bytes, bytes]
 """A signed ``ReleaseRequest``, the evidence envelope (or nothing) and the base's commit record (or nothing)."""
 
@@ -345,7 +347,7 @@ class BrokerClient:
 
     def _items(self, method: Callable[..., Any], batch: Any, count: int) -> Sequence[Any]:
         with reaching("key broker"):
-            replies = method(batch, timeout=self._timeout_s).items
+            replies = method(batch, timeout=self._timeout_s + count * _EACH_S).items
         if len(replies) != count:
             raise EncodingError("key broker replies", expected=count, got=len(replies))
         return replies

@@ -6,7 +6,7 @@ from confed.errors import BudgetError, CohortError, FloorError, MeasurementError
 from confed.journey import Purpose, Use, base_version
 from confed.keybroker.decision import Decision
 from confed.keybroker.key_budget import charge_release, require_privacy
-from confed.keybroker.statements import KeyName, ReleaseRequest
+from confed.keybroker.statements import Candidate, KeyName, ReleaseRequest
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import Manifest, Unchecked
 
@@ -109,18 +109,18 @@ def charge_round(decision: Decision, key_id: str, floors: KeyFloors, round_numbe
         decision.tx.execute("INSERT INTO charges VALUES (?, ?, ?)", where)
 
 
-def require_counted_cohort(decision: Decision, cohort: tuple[bytes, ...]) -> None:
+def require_counted_cohort(decision: Decision, candidate: Candidate) -> None:
     """Refuse a result in which this owner's data meets too few organisations that its key counts.
 
     Raises:
         CohortError: fewer than the data key's least cohort.
     """
-    own = decision.data_floors()
+    own, cohort = decision.data_floors(), decision.terms.lineage.places(candidate)
     if own is None or decision.party.identity not in cohort:
         return
     floors = own[1]
-    counted = set(cohort)
+    counted = len(cohort)
     if not isinstance(floors.counted_identities, Unchecked):
-        counted &= set(floors.counted_identities)
-    if len(counted) < floors.least_cohort:
-        raise CohortError("identities that count", expected=f"at least {floors.least_cohort}", got=len(counted))
+        counted = sum(identity in cohort for identity in set(floors.counted_identities))
+    if counted < floors.least_cohort:
+        raise CohortError("identities that count", expected=f"at least {floors.least_cohort}", got=counted)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import TypeVar
@@ -51,7 +51,9 @@ class Lineage:
         self._names = {site.owner.name: site.owner.identity for site in manifest.sites}
         self._brokers = {site.owner.identity: site.owner.broker for site in manifest.sites}
         self._drawn: dict[tuple[str, int], tuple[bytes, ...]] = {}
+        self._everybody: tuple[tuple[str, int], frozenset[bytes]] | None = None
         self._members: tuple[Candidate, bytes] | None = None
+        self._places: tuple[Candidate, Mapping[bytes, int]] | None = None
         self._checked: tuple[Candidate, tuple[Signed, ...]] | None = None
         self._verified: OrderedDict[tuple[object, ...], Candidate] = OrderedDict()
         self._newest: tuple[CommitRecord, tuple[object, ...], Candidate] | None = None
@@ -65,6 +67,20 @@ class Lineage:
             sites = self.manifest.draw(purpose=purpose, round_number=round_number)
             found = self._drawn[key] = tuple(site.owner.identity for site in sites)
         return found
+
+    def is_drawn(self, identity: bytes, purpose: Purpose, round_number: int) -> bool:
+        """Return whether an identity is in a round's cohort."""
+        key, known = (str(purpose), round_number), self._everybody
+        if known is None or known[0] != key:
+            known = self._everybody = (key, frozenset(self.drawn(purpose, round_number)))
+        return identity in known[1]
+
+    def places(self, candidate: Candidate) -> Mapping[bytes, int]:
+        """Return where each identity of a candidate's cohort stands in it; worked out once for all of one call."""
+        known = self._places
+        if known is None or known[0] is not candidate:
+            known = self._places = (candidate, {identity: at for at, identity in enumerate(candidate.cohort)})
+        return known[1]
 
     def members(self, candidate: Candidate) -> bytes:
         """Return which of the drawn identities are in a candidate's cohort: a bit for each, in identity order.
@@ -260,15 +276,15 @@ class Lineage:
         if len(set(cohort)) != len(cohort):
             raise CohortError("cohort", expected="distinct identities", got="one twice")
         drawn = self.drawn(candidate.purpose, candidate.round)
-        members = frozenset(cohort)
-        if not members.issubset(drawn):
+        members, everybody = frozenset(cohort), frozenset(drawn)
+        if not members <= everybody:
             raise CohortError("cohort", expected="identities drawn for this round", got="another")
         if len(cohort) < self.manifest.cohort.least:
             raise CohortError("cohort", expected=f"at least {self.manifest.cohort.least}", got=len(cohort))
         if cohort != tuple(identity for identity in drawn if identity in members):
             raise CohortError("cohort", expected="identity order", got="another order")
         for name in candidate.excluded:
-            if self._names.get(name) not in drawn or self._names[name] in cohort:
+            if self._names.get(name) not in everybody or self._names[name] in members:
                 raise CohortError("excluded", expected="drawn sites outside the cohort", got=name[:40])
 
     def _verify_ticket(self, candidate: Candidate, cohort: frozenset[bytes], identity: bytes, signed: Signed) -> None:

@@ -112,7 +112,7 @@ def _require_identity(decision: Decision, request: ReleaseRequest) -> None:
     if not terms.is_model_owner and request.identity != decision.party.identity:
         raise CredentialError("identity", expected="this broker's owner", got=request.identity.hex()[:16])
     terms.manifest.site_of(request.identity)
-    if request.identity not in terms.lineage.drawn(request.purpose, request.round):
+    if not terms.lineage.is_drawn(request.identity, request.purpose, request.round):
         raise CohortError("identity", expected="one drawn for this round", got=request.identity.hex()[:16])
 
 

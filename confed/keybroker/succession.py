@@ -43,7 +43,7 @@ def countersign(
     _require_candidate(decision, candidate, signed, tickets=tickets, base_record=base_record)
     _require_own_ticket(decision, candidate, tickets)
     _require_counted_once(decision, candidate)
-    require_counted_cohort(decision, candidate.cohort)
+    require_counted_cohort(decision, candidate)
     _require_no_difference(decision, candidate, earlier)
     issued = decision.sign(
         Countersignature(
@@ -107,9 +107,10 @@ def _require_own_ticket(decision: Decision, candidate: Candidate, tickets: Seque
     newest = max((entry.attempt for entry in issued), default=0)
     if newest > candidate.attempt:
         raise ForkError("candidate attempt", expected=f"at least {newest}, which was ticketed", got=candidate.attempt)
-    if decision.party.identity not in candidate.cohort:
+    place = decision.terms.lineage.places(candidate).get(decision.party.identity)
+    if place is None:
         return
-    named = tickets[candidate.cohort.index(decision.party.identity)]
+    named = tickets[place]
     ticket = parsed(named, Ticket)
     if ticket.round != candidate.round:  # an update that came late; the lineage's rules say how late
         issued = decision.issued("ticket", candidate.purpose, ticket.round)

@@ -5,6 +5,7 @@ A name is checked before anything is done with it, by whoever sends it and by wh
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -24,6 +25,9 @@ GOVERNOR_BOX = "the governor"
 
 MESSAGE_BYTES = 1024 * 1024
 """Most bytes in one message of a box."""
+
+EVIDENCE_TOPICS = 256
+"""Over how many topics a run's evidence is spread: of 10,000 sites there are 20,000 envelopes, too many for one."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TOPIC_CHARACTERS = 240
@@ -47,6 +51,16 @@ def object_path(directory: Path, digest: str) -> Path:
     """
     check_digest(digest)
     return directory / "objects" / digest[:2] / digest
+
+
+def evidence_topic(run: str, envelope: bytes) -> str:
+    """Return where an envelope of evidence is posted: by the first byte of its digest."""
+    return f"{run}/evidence/{hashlib.sha256(envelope).digest()[0]:02x}"
+
+
+def evidence_topics(run: str) -> list[str]:
+    """Return every topic under which evidence of a run may lie."""
+    return [f"{run}/evidence/{number:02x}" for number in range(EVIDENCE_TOPICS)]
 
 
 def check_topic(topic: str) -> None:

@@ -10,6 +10,7 @@ from confed.governor.courier import Courier
 from confed.governor.expiry import Expiry, Terms
 from confed.journey import Kind, Purpose
 from confed.sealing.container import Container
+from confed.wire.addresses import evidence_topics
 
 
 def kinds_in(courier):
@@ -62,8 +63,11 @@ def test_updates_of_rounds_that_are_over_go_and_versions_stay(walked, place):
     for topic in (f"{run}/train/2/0/east", f"{run}/evaluate/2/0/east"):
         assert Courier.collect(road.courier, topic)
         assert courier.collect(topic) == []
-    for topic in (f"{run}/commit/train/1", f"{run}/commit/evaluate/2", f"{run}/evidence", f"{run}/aggregator/east"):
+    for topic in (f"{run}/commit/train/1", f"{run}/commit/evaluate/2", f"{run}/aggregator/east"):
         assert courier.collect(topic) == Courier.collect(road.courier, topic) != []
+    evidence = [[Courier.collect(each, topic) for topic in evidence_topics(run)] for each in (courier, road.courier)]
+    assert evidence[0] == evidence[1]
+    assert any(evidence[0])
     # After a restart the count is that of what is left.
     assert Courier(courier.objects._objects.parent, durable=False).used_bytes == courier.used_bytes
 

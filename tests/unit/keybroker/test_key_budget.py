@@ -7,6 +7,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import dp_accounting
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from confed.cli.main import app
 from confed.errors import ConfigError, DeploymentError, FloorError, PrivacyBudgetError
 from confed.journey import Purpose, Role
+from confed.keybroker.floors import require_manifest_floors
 from confed.keybroker.key_budget import spendings
 from confed.manifest import Manifest, MetricTerms
 from confed.privacy import accounting
@@ -100,6 +102,7 @@ def test_the_same_ticket_again_costs_nothing(make_world: Callable[..., World]) -
     request = world.ticket_request(client, SITE, aggregator, released.credential)
     signed = sign(request, client.signing)
     assert world.brokers[SITE].ticket(signed) == world.brokers[SITE].ticket(signed)
+    assert world.release(client, SITE), "nor does its key, asked for again"
     assert charged(world) == 1
 
 
@@ -156,6 +159,10 @@ def test_a_key_with_a_budget_serves_no_manifest_without_privacy(make_world: Call
     with pytest.raises(FloorError):
         world.release(Enclave(world, Role.CLIENT), SITE)
     assert charged(world) == 1
+    floors = world.homes[SITE].floors(world.keys[SITE][0])
+    evaluating: Any = SimpleNamespace(terms=SimpleNamespace(manifest=world.manifest))
+    with pytest.raises(FloorError):
+        require_manifest_floors(evaluating, floors, is_data=True)
 
 
 def test_a_key_without_one_serves_both_and_evaluations_cost_nothing(make_world: Callable[..., World]) -> None:
@@ -193,7 +200,7 @@ def test_the_store_of_an_earlier_release_is_brought_up_and_its_keys_have_no_budg
     trained.close()
     for path in paths:
         connection = sqlite3.connect(path)
-        connection.executescript("DROP TABLE releases; PRAGMA user_version=4;")
+        connection.executescript("DROP TABLE releases; DROP TABLE statistics; PRAGMA user_version=4;")
         connection.close()
     trained._open()
     trained.run_round(2)
