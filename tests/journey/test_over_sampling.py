@@ -59,7 +59,7 @@ def test_a_repeated_attempt_with_one_other_of_the_drawn_is_refused(make_road):
     def dies(*_):
         raise UnreachableError("the model owner's broker")
 
-    aggregator.run._releaser._committed = dies  # After the countersignatures, before the commit.
+    aggregator.enclave.committer.committed = dies  # After the countersignatures, before the commit.
     with pytest.raises(UnreachableError):
         aggregator.close_round()
     second = road.aggregator()

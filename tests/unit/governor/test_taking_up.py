@@ -197,9 +197,9 @@ def test_a_round_that_is_full_is_not_waited_for(rounds, tmp_path):
     """Six sites, of which half are taken."""
     open_first(rounds)
     rounds._expected = ("a", "b", "c", "d")
-    rounds._answered = {"a": "", "b": "norm", "c": ""}
+    rounds._answered, rounds._counted = {"a": "", "b": "norm", "c": ""}, 2
     assert not rounds.full
-    rounds._answered["e"] = ""
+    rounds._answered["e"], rounds._counted = "", 3
     assert rounds.full
     assert rounds._absent() == {"b": "norm", "d": "round-full"}
     failed = [event for event in read_events(tmp_path / "events.jsonl") if event.event is EventName.CLIENT_FAILED]
