@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from confed.data.column_types import arrow_type, plain_table, type_name
-from confed.errors import ContractError
+from confed.errors import ConfigError, ContractError
 from confed.preparation.contract import FLOATING, REFUSE, ColumnTerms, Contract
 
 # pandera's first import tells what is new in it and looks for an update; neither is for a TEE.
@@ -62,7 +62,11 @@ def broken(findings: tuple[Finding, ...]) -> ContractError:
 
 
 def examine(table: pa.Table, contract: Contract) -> tuple[pl.DataFrame | None, tuple[Finding, ...]]:
-    """Return the contract's columns (``None`` if some are not there or of another type), and what breaks it."""
+    """Return the contract's columns (``None`` if some are not there or of another type), and what breaks it.
+
+    Raises:
+        ConfigError: a check that cannot be done.
+    """
     findings = _shape_findings(table, contract)
     unfit = {finding.column for finding in findings if finding.check in (TYPE, MISSING)}
     present = [name for name in contract.columns if name not in unfit]
@@ -98,7 +102,13 @@ def _value_findings(frame: pl.DataFrame, columns: dict[str, ColumnTerms]) -> lis
     # Outside of the block above: pandera's errors hold the values, and nothing raised from here may lead to them.
     if cases is None:
         return []
-    found = Counter(zip(cases["column"].to_list(), cases["check"].to_list(), strict=True))
+    places = zip(cases["column"].to_list(), cases["check"].to_list(), cases["index"].to_list(), strict=True)
+    rows = list(places)
+    for column, name, row in rows:
+        if name in _CHECKS and row is None:
+            # It failed for no row: polars could not do it at all (its regular expressions have a bounded size).
+            raise ConfigError(f"contract.columns.{column}.{name}", expected="a check that can be done", got="another")
+    found = Counter((column, name) for column, name, _ in rows)
     return [_finding(column, name, count, columns) for (column, name), count in found.items()]
 
 

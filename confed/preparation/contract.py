@@ -38,6 +38,7 @@ IGNORE, REFUSE = "ignore", "refuse"
 
 _MOST_COLUMNS = 20_000
 _LONGEST_PATTERN = 500
+_LOOKS_AROUND = re.compile(r"\(\?(?:[=!]|<[=!]|P=|\(|>)|(?<!\\)(?:\\\\)*\\[1-9]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,8 @@ class ColumnTerms:
         unique: whether each value may stand once.
         least, most: bounds of a number, both included; ``None`` for none.
         choices: the only values; ``None`` for any.
-        pattern: a regular expression that the whole of a text matches; ``None`` for any.
+        pattern: a regular expression that the whole of a text matches, without looking around or back, so that it takes
+            time in proportion to the text; ``None`` for any.
         longest: most characters of a text, or bytes; ``None`` for any.
     """
 
@@ -169,6 +171,8 @@ def _compile(pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigError("pattern", expected="a regular expression", got=str(error)) from error
+    if _LOOKS_AROUND.search(pattern):
+        raise ConfigError("pattern", expected="none that looks around or back", got=pattern[:60])
 
 
 def _require(holds: bool, field: str, expected: object, got: object) -> None:  # noqa: FBT001

@@ -9,7 +9,7 @@ import pytest
 from tables import AGES, CANARY, CANARY_NUMBER, ages, contract_of
 
 from confed.data.checking import check, examine
-from confed.errors import ContractError
+from confed.errors import ConfigError, ContractError
 
 BREAKS: list[tuple[str, dict[str, Any], Any, list[tuple[str, str, int]]]] = [
     ("a number below", {"type": "float64", "least": 1.0}, [0.5, 1.0, 0.0], [("x", "least", 2)]),
@@ -75,6 +75,12 @@ def test_no_value_is_in_a_refusal_nor_in_what_leads_to_it():
     while error is not None:
         assert isinstance(error, ContractError)
         error = error.__context__
+
+
+def test_a_check_that_cannot_be_done_is_no_finding():
+    contract = contract_of({"x": {"type": "text", "pattern": "(a{1,1000}){1,1000}"}})
+    with pytest.raises(ConfigError, match=r"contract.columns.x.pattern"):
+        examine(pa.table({"x": [CANARY]}), contract)
 
 
 def test_a_refusal_s_message_has_no_findings():

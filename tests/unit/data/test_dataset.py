@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sealed_world import Owner
 from tables import ages
 
@@ -126,6 +128,29 @@ def test_columns_of_objects_are_refused():
     ):
         with pytest.raises(UnsafeDataError, match="column x"):
             refuse_objects(pa.schema([field]), what="dataset")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_seeks_and_reads_are_those_of_a_plain_file(sealed_bytes, data):
+    opened, plain = sealed_bytes
+    offset = data.draw(st.integers(0, len(plain)))
+    size = data.draw(st.integers(0, len(plain) - offset))
+    file, known = SealedFile(opened, offset=offset, size_bytes=size), io.BytesIO(plain[offset : offset + size])
+    for _ in range(data.draw(st.integers(1, 6))):
+        place, count = data.draw(st.integers(0, size + 10)), data.draw(st.integers(-1, 40_000))
+        assert file.seek(place) == known.seek(place)
+        assert bytes(file.read(count)) == known.read(count)
+        assert file.tell() == known.tell()
+
+
+@pytest.fixture(scope="module")
+def sealed_bytes(owner):
+    plain = bytes(range(256)) * 200
+    draft = Draft(kind=Kind.DATASET, container_id="bytes")
+    key = owner.home.identity_key
+    data, _ = seal_to_bytes([plain], draft, data_key=bytes(32), signing_key=key, chunk_bytes=4096)
+    return Container.parse(data).unlock(bytes(32)), plain
 
 
 def test_a_sealed_file_reads_as_a_file_does(owner):

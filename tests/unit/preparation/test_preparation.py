@@ -44,6 +44,9 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("bounds the wrong way round", {"least": 2.0, "most": 1.0}, "age.most"),
     ("a pattern of a number", {"pattern": "x"}, "age.pattern"),
     ("no pattern", {"type": "text", "pattern": "("}, "age.pattern"),
+    ("a pattern that looks ahead", {"type": "text", "pattern": "(?=a)a"}, "age.pattern"),
+    ("a pattern that looks behind", {"type": "text", "pattern": "(?<!b)a"}, "age.pattern"),
+    ("a pattern that looks back", {"type": "text", "pattern": r"(a)\1"}, "age.pattern"),
     ("choices of another type", {"type": "int8", "choices": ["a"]}, "age.choices"),
     ("a key that is not known", {"nulable": True}, "age.nulable"),
     ("an infinite bound", {"most": float("inf")}, "age.most"),
@@ -54,6 +57,11 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
 def test_a_mistake_in_a_column_is_named_with_it(what, column, field):
     with pytest.raises(ConfigError, match=f"contract.columns.{field}"):
         contract(**column)
+
+
+def test_ordinary_patterns_are_taken():
+    for pattern in (r"[A-Z]{2}\d+", r"(?:a|b)c?", r"\\1", r"(?P<x>a)", r"(?i)ill"):
+        assert contract(type="text", pattern=pattern).columns["age"].pattern == pattern
 
 
 PIPELINES: list[tuple[str, dict[str, Any], str]] = [
