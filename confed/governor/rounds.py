@@ -14,6 +14,7 @@ from confed import canonical
 from confed.errors import (
     ConfedError,
     EnclaveLostError,
+    LineageError,
     MissingObjectError,
     RefusedError,
     RoundError,
@@ -151,6 +152,10 @@ class Rounds:
                 return self._opened()
             except EnclaveLostError as lost:
                 error = lost
+            except LineageError:
+                # It was not lost, the way to it was: it has committed the round before it answered here.
+                if self._published is not None or self._survivor.published(self._round, purpose) is None:
+                    raise
         raise error
 
     def _attest(self, round_number: int, purpose: Purpose) -> None:

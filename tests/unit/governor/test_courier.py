@@ -537,6 +537,7 @@ def test_lies_of_every_kind_are_refused(
     gets: list[Callable[[CourierClient], object]] = [
         lambda client: client.get(digest_of(b"abc")),
         lambda client: client.get_to_file(digest_of(b"abc"), tmp_path / "target", limit_bytes=1000),
+        lambda client: list(client.stream(digest_of(b"abc"))),
     ]
     for get in gets:
         with lying(_Liar(answer, later), tmp_path) as server:  # noqa: SIM117

@@ -163,8 +163,9 @@ def test_an_enclave_that_does_not_come_back_is_waited_for_with_pauses_that_doubl
     assert {call[2] for call in enclave.calls} == {0}
 
 
-def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, monkeypatch):
-    """The enclave died after it published the record and before the governor heard of it."""
+@pytest.fixture
+def verified(rounds, monkeypatch):
+    """What was verified, where a record holds unless it is somebody else's letter."""
     record = SimpleNamespace(metrics=SimpleNamespace(values={"loss": 0.5}), candidate=b"signed")
     candidate = SimpleNamespace(
         privacy=None, version=1, digest="cd" * 32, excluded={"west": "norm"}, cohort=(b"1", b"2")
@@ -183,6 +184,22 @@ def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, mo
     )
     monkeypatch.setattr(rounds._history, "add", lambda _: None)
     monkeypatch.setattr(rounds_module, "unverified", lambda signed, kind: candidate)
+    return verified
+
+
+def test_an_enclave_that_was_only_cut_off_and_has_committed_meanwhile_is_not_lost(rounds, enclave, letters, verified):
+    """Its answer to the next instance's call comes after the record: it was busy with the round."""
+    open_first(rounds)
+    bodies = [[], [b"the record"], [b"the record"]]
+    letters.collect = lambda topic: bodies.pop(0)
+    enclave.refusals = [("attest", LineageError("commit record"))]
+    assert rounds.again(LOST) == []
+    assert [call[:2] for call in enclave.calls[-2:]] == [("attest", 1), ("attest", 2)]
+    assert rounds.close([]) == ("cd" * 32, {"loss": 0.5})
+
+
+def test_a_round_whose_commit_was_published_is_over(rounds, enclave, letters, verified):
+    """The enclave died after it published the record and before the governor heard of it."""
     open_first(rounds)
     letters.bodies = [b"somebody else's letter", b"the record"]
     assert rounds.again(LOST) == []
