@@ -55,7 +55,7 @@ class SealedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withheld:
-    """A sealed container that has not left: the whole of it, or its front, whose place in the file is a hole."""
+    """A sealed container that has not left: the whole of it, or its front, which the file lacks."""
 
     digest: str
     front: bytes = field(repr=False)
@@ -70,14 +70,9 @@ class Withheld:
             file.write(self.front)
         store.put(self.path, digest=self.digest)
 
-    def discard(self) -> None:
-        """Delete what lies in the folder."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 class _WithoutFront:
-    """A sink that keeps a container's front in memory, and writes the chunks behind a hole of its size."""
+    """A sink that keeps a container's front in memory, and writes the chunks behind its place."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -226,8 +221,6 @@ class Releaser:
         # 5. and 6.
         with timed("commit"):
             record = committer.committed(proposal, countersignatures).to_bytes()
-        for container in proposal.withheld:
-            container.discard()
         return record
 
     def _draft(self, kind: Kind, step: Step, detail: Mapping[str, Any]) -> Draft:
@@ -242,13 +235,17 @@ class Releaser:
         )
 
     def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes) -> Withheld:
-        """Seal to memory if small, else to a file in the folder that lacks its front."""
+        """Seal to memory if small, else to a file in the folder that lacks its front.
+
+        The last version's file, which is published, is written over: its pages are there already.
+        """
         signing_key = self._enclave.signing_key
         if sum(len(part) for part in parts) <= SMALL_BYTES:
             data, sealed = seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
             return Withheld(digest=sealed.digest, front=data, path=None)
         path = self._folder / f"{draft.kind}.sealed"
-        with path.open("wb", buffering=0) as file:
+        with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
             sink = _WithoutFront(file)
             sealed = seal(parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads)
+            file.truncate(sealed.size_bytes)
         return Withheld(digest=sealed.digest, front=sink.front, path=path)

@@ -141,9 +141,21 @@ def test_a_model_larger_than_memorys_share_goes_through_files(tmp_path: Path, th
     submit(world, run, range(2))
     assert len(list(world.folder.iterdir())) == 2
     closed = run.close_round(absent={})
-    assert not list(world.folder.iterdir())
+    assert [path.name for path in world.folder.iterdir()] == ["model.sealed"]  # written over by the next
     mean = flowers([world.trained(number, large) for number in range(2)], [10.0, 20.0])
     assert same_bits(world.open_version(candidate_of(closed).digest, version=1), mean)
+    # The next version is sealed over the file of the last, to its own length.
+    with (world.folder / "model.sealed").open("ab") as file:
+        file.write(b"more than the next one has")
+    first = candidate_of(closed).digest
+    run.open_round(round_number=2, attempt=0, purpose="train")
+    submit(world, run, range(2), base=mean, base_digest=first, round_number=2)
+    second = candidate_of(run.close_round(absent={})).digest
+    assert second != first
+    assert same_bits(
+        world.open_version(second, version=2),
+        flowers([world.trained(number, mean) for number in range(2)], [10.0, 20.0]),
+    )
 
 
 def test_fedadams_state_travels_sealed_to_a_new_instance(tmp_path: Path) -> None:
