@@ -220,8 +220,7 @@ class Releaser:
                 container.send(self._store)
         # 5. and 6.
         with timed("commit"):
-            record = committer.committed(proposal, countersignatures).to_bytes()
-        return record
+            return committer.committed(proposal, countersignatures).to_bytes()
 
     def _draft(self, kind: Kind, step: Step, detail: Mapping[str, Any]) -> Draft:
         return version_draft(

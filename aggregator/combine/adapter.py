@@ -99,8 +99,8 @@ class AdapterRule:
         self._require_ranks([entry.site for entry in entries], given)
         shares = factors([entry.weight for entry in entries])
         base = updates.base.numbers().arrays()
-        make = self._products if self._terms.method == PRODUCT else self._side_by_side
-        made = make(given, shares, base)
+        by_product = self._terms.method == PRODUCT
+        made = self._products(given, shares) if by_product else self._side_by_side(given, shares, base)
         return dict(Weights.of({name: made[name] for name in base}, updates.base.layout).flats)
 
     def _require_ranks(self, sites: Sequence[str], given: Sequence[Mapping[str, Array]]) -> None:
@@ -113,16 +113,12 @@ class AdapterRule:
         if failed:
             raise WrongSenders(failed)
 
-    def _products(
-        self, given: Sequence[Mapping[str, Array]], shares: Sequence[float], base: Mapping[str, Array]
-    ) -> dict[str, Array]:
+    def _products(self, given: Sequence[Mapping[str, Array]], shares: Sequence[float]) -> dict[str, Array]:
         made: dict[str, Array] = {}
         for each in self._modules:
             name_a, name_b = (factor_name(each.module, factor) for factor in ("A", "B"))
             pairs = [(arrays[name_b], arrays[name_a]) for arrays in given]
             last, first = product_factors(pairs, shares, rank=self._terms.rank)
-            # Components that nobody has: the version before lets gradients through, and they count for nothing.
-            first[first.shape[0] - _missing(first) :] = base[name_a][first.shape[0] - _missing(first) :]
             made |= {name_a: first.astype(np.float32), name_b: last.astype(np.float32)}
         return made
 
@@ -151,7 +147,7 @@ def product_factors(
     Args:
         pairs: (B_i, A_i) of shapes (out, r_i) and (r_i, in).
         shares: of each, not negative.
-        rank: of the result; components that the sum does not have are zeros in both.
+        rank: of the result; what is beyond the matrix's own sides is zeros in both.
 
     The rows of A are orthonormal, and each has its largest number positive, so that the signs do not depend on LAPACK.
     """
@@ -170,11 +166,6 @@ def product_factors(
     result_b[:, :kept] = left[:, :kept] * (values[:kept] * signs)
     result_a[:kept] = right[:kept] * signs[:, None]
     return result_b, result_a
-
-
-def _missing(first: Array) -> int:
-    """Return how many rows at the end are zeros."""
-    return int((~first.any(axis=1)).sum())
 
 
 def _require_room(manifest: Manifest, terms: AdapterTerms, whole: Layout, modules: Sequence[Adapted]) -> None:

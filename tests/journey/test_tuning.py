@@ -22,7 +22,7 @@ from confed.adapter import AdapterTerms, module_of
 from confed.client import confidential, current, opened_model, site_adapter
 from confed.client.current import SiteAdapter
 from confed.client.mod import RECORD
-from confed.manifest import Manifest, UpdateTerms
+from confed.manifest import Manifest, MetricTerms, UpdateTerms
 from confed.model.adapter import with_adapter
 
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "clients"))
@@ -32,7 +32,10 @@ import language_world
 from clients.tasks.causal_lm import client_app, evaluate, open_model
 from clients.tasks.instructions import pack_texts, sequences, unpack_texts
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+]
 MakeRoad = Callable[..., Road]
 Arrays = dict[str, np.ndarray]
 
@@ -48,7 +51,7 @@ def data(index: int) -> Arrays:
 
 def tuning(manifest: Manifest) -> Manifest:
     update = UpdateTerms(norm_bound=100.0, weight_cap=100.0, loss_cap=None)
-    return dataclasses.replace(manifest, settings=SETTINGS, update=update)
+    return dataclasses.replace(manifest, settings={**SETTINGS, **manifest.settings}, update=update)
 
 
 def land_of(folder: Path, adapter: AdapterTerms, **terms: Any) -> Land:
@@ -195,6 +198,35 @@ def test_one_tee_tunes_for_two_owners(place: Path, monkeypatch: pytest.MonkeyPat
         version = road.open_version(1)
         for name, array in land.model.items():
             assert (version[name].tobytes() != array.tobytes()) == (module_of(name) is not None), name
+
+
+def test_with_privacy_nothing_but_the_count_of_examples_is_declared(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = {"noise-multiplier": 1.0, "clip-norm": 1.0, "sampling-rate": 0.5, "local-steps": 2, "delta": 1e-3}
+    clear = MetricTerms(clear=(), decimals=4)
+    land = land_of(
+        place,
+        language_world.terms(),
+        change=lambda manifest: dataclasses.replace(manifest, settings=private, metrics=clear),
+    )
+    declared: list[dict[str, float]] = []
+    seen.be_a_server_app_process(monkeypatch)
+    with Road(land, place / "road") as road:
+        session = road.session(*SITES)
+        monkeypatch.setattr(current, "_session", session)
+        sealed = session.seal_result
+        monkeypatch.setattr(
+            session,
+            "seal_result",
+            lambda *args, metrics, **rest: declared.append(metrics) or sealed(*args, metrics=metrics, **rest),
+        )
+        aggregator = road.aggregator()
+        for kind in ("train", "evaluate"):
+            assert not walk(aggregator, kind, 1).excluded
+        assert declared == [{}] * 4
+        version = road.open_version(1)
+        assert any(version[name].tobytes() != array.tobytes() for name, array in land.model.items())
 
 
 def test_the_help_desk_is_tuned_from_one_command(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_training_changes_the_adapter_alone(method: str, factors: str, tmp_path:
     assert evaluate(made, examples, batch_size=2) < first - 0.1
     update = made.update()
     assert sorted({name.split("lora_")[1][0] for name in update}) == sorted(factors)
+    assert len(made.trained) == len(update)
     assert all(array.shape == arrays[name].shape for name, array in update.items())
     assert any(array.tobytes() != before[name] for name, array in update.items())
     assert {name: array.tobytes() for name, array in arrays.items()} == before
