@@ -67,7 +67,7 @@ def client_image(app_directory: Path | None, lock: str) -> str:
 
 
 def inference_image(app_directory: Path, lock: str) -> str:
-    """Return the measurement of an inference TEE: the installed ``confed``, its engine's folder, and the lock.
+    """Return the measurement of an inference TEE: ``confed``, ``clients``, its engine's folder, the lock.
 
     Raises:
         ConfigError: a relative path, which would mean something else in another process.
@@ -75,7 +75,7 @@ def inference_image(app_directory: Path, lock: str) -> str:
     """
     if not app_directory.is_absolute():
         raise ConfigError("app directory", expected="an absolute path", got=str(app_directory))
-    paths = {"confed": package_directory("confed"), "app": app_directory}
+    paths = {"confed": package_directory("confed"), "clients": package_directory("clients"), "app": app_directory}
     return measure(paths, extra={"lock": lock, "role": "inference", **_interpreter()})
 
 

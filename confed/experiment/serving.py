@@ -178,7 +178,7 @@ def start_replica(
         broker=broker,
         model=str(model),
         app_directory=str(folder),
-        readable=(str(folder), str(model), str(package_directory("confed"))),
+        readable=(str(folder), str(model), *(str(package_directory(name)) for name in ("confed", "clients"))),
         network=not broker.target.startswith("unix:"),
         most_at_once=most_at_once,
     )

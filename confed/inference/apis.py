@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from confed.inference import open_inference
+from confed.inference import open_inference, openai_api
 from confed.inference.engine import Answer, InvalidRequestError, Predictor, json_answer
 from confed.inference.messages import Request
 
@@ -26,23 +26,24 @@ class Door:
 
     def __init__(self, model: Any, *, name: str) -> None:
         self._routes: dict[tuple[str, str], Handler] = {}
-        self._errors: Callable[[int, str], Answer] = open_inference.error_answer
         if isinstance(model, Predictor):
             self._routes |= open_inference.routes(model, name=name)
+        self._routes |= openai_api.routes(model, name=name)
 
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request, whatever it is; nothing is raised to whoever carries it."""
+        head = request.head
+        error_answer = openai_api.error_answer if head.path.startswith("/v1/") else open_inference.error_answer
         try:
-            head = request.head
             route = self._routes.get((head.method, head.path.partition("?")[0]))
             if route is None:
                 raise InvalidRequestError(404, "there is nothing here: no such path, or no such model")
             return route(request)
         except InvalidRequestError as error:
-            return self._errors(error.status, error.reason)
+            return error_answer(error.status, error.reason)
         except Exception as error:  # noqa: BLE001 (the service's edge: of an engine's failure only its kind is told)
             report_failure(error)
-            return self._errors(500, "the engine failed")
+            return error_answer(500, "the engine failed")
 
     @property
     def paths(self) -> tuple[str, ...]:

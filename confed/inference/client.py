@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import threading
 import time
@@ -16,11 +18,14 @@ from contextlib import suppress
 from typing import Any, Self
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from confed import canonical
 from confed.attestation.endorsements import EndorsementProvider
 from confed.attestation.evidence import from_base64
 from confed.errors import (
+    AnswerError,
     BusyError,
     ConfigError,
     EncodingError,
@@ -234,6 +239,39 @@ class ConfidentialClient:
         body, headers = write_tensors(tensors)
         reply = self.request("POST", f"/v2/models/{self._name()}/infer", body=body, headers=headers)
         return read_tensors(reply.head, reply.read())
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row for each text.
+
+        Raises:
+            AnswerError: the model refused them.
+            RefusedError: see ``send``.
+        """
+        value = self._asked("/v1/embeddings", {"input": list(texts), "encoding_format": "base64"})
+        rows = [np.frombuffer(base64.b64decode(entry["embedding"]), dtype="<f4") for entry in value["data"]]
+        return np.stack(rows).astype(np.float32)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """Return the model's answer to messages (``role`` and ``content``), whole.
+
+        Args:
+            messages: of the chat so far.
+            options: of the interface: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``.
+
+        Raises:
+            AnswerError: the model refused them.
+            RefusedError: see ``send``.
+        """
+        value = self._asked("/v1/chat/completions", {**options, "messages": list(messages)})
+        return str(value["choices"][0]["message"]["content"])
+
+    def _asked(self, path: str, value: Mapping[str, Any]) -> Any:
+        body = json.dumps({**value, "model": self._name()}).encode()
+        reply = self.request("POST", path, body=body, headers=(("content-type", "application/json"),))
+        found = json.loads(reply.read())
+        if reply.head.status != _OK:
+            raise AnswerError(str(found["error"]["message"])[:500], expected="status 200", got=reply.head.status)
+        return found
 
     def _name(self) -> str:
         known = self._places[0].replica or self.verify()

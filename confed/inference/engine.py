@@ -48,6 +48,48 @@ class Embedder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How text goes on. ``temperature`` 0 takes the likeliest token; ``seed`` ``None`` draws from the system's."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A piece of generated text; the last one says why it ended: ``stop`` or ``length``. Tokens are counted so far."""
+
+    text: str = field(repr=False)
+    finish: str | None
+    prompt_tokens: int
+    tokens: int
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that goes on with a text."""
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the text that stands for messages of a chat, up to where the answer begins.
+
+        Raises:
+            InvalidRequestError: the model has no template for chats, or its template refuses these.
+        """
+        ...
+
+    def generate(self, prompt: str, options: GenerationOptions) -> Iterator[Piece]:
+        """Yield at least one piece; whoever stops reading ends the generation.
+
+        Raises:
+            InvalidRequestError: at the first piece, if the prompt does not fit the model's context.
+        """
+        ...
+
+
 class InvalidRequestError(Exception):
     """A request that an interface refuses; told to the requester alone, in the interface's own form.
 
