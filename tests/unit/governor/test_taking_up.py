@@ -221,3 +221,15 @@ def test_a_round_that_is_full_is_not_waited_for(rounds, tmp_path):
     assert rounds._absent() == {"b": "norm", "d": "round-full"}
     failed = [event for event in read_events(tmp_path / "events.jsonl") if event.event is EventName.CLIENT_FAILED]
     assert [(event.fields["site"], event.fields["code"]) for event in failed] == [("d", "round-full")]
+
+
+def test_a_failure_fills_no_round(rounds):
+    open_first(rounds)
+    rounds._expected, rounds._sites = ("a", "b", "c"), {1: "a", 2: "b", 3: "c"}
+    for node in (1, 2, 3):
+        failed = SimpleNamespace(
+            metadata=SimpleNamespace(src_node_id=node), has_error=lambda: True, error=SimpleNamespace(reason="norm")
+        )
+        rounds.receive(failed)
+    assert rounds._answered == {"a": "norm", "b": "norm", "c": "norm"}
+    assert not rounds.full
