@@ -48,7 +48,7 @@ def measure(paths: Mapping[str, Path], *, extra: Mapping[str, str]) -> str:
 
 
 def client_image(app_directory: Path | None, lock: str) -> str:
-    """Return the measurement of a client TEE: the installed ``confed``, the app, and what they run on.
+    """Return the measurement of a client TEE: the installed ``confed`` and ``clients``, the app, and what they run on.
 
     Args:
         app_directory: absolute path of the app's code; ``None`` for an app that the lock file pins.
@@ -58,12 +58,7 @@ def client_image(app_directory: Path | None, lock: str) -> str:
         ConfigError: a relative path, which would mean something else in another process.
         MissingFileError, MeasurementError: see ``measure``.
     """
-    paths = {"confed": package_directory("confed")}
-    if app_directory is not None:
-        if not app_directory.is_absolute():
-            raise ConfigError("app directory", expected="an absolute path", got=str(app_directory))
-        paths["app"] = app_directory
-    return measure(paths, extra={"lock": lock, "role": "client", **_interpreter()})
+    return measure(_of_clients(app_directory), extra={"lock": lock, "role": "client", **_interpreter()})
 
 
 def inference_image(app_directory: Path, lock: str) -> str:
@@ -73,10 +68,7 @@ def inference_image(app_directory: Path, lock: str) -> str:
         ConfigError: a relative path, which would mean something else in another process.
         MissingFileError, MeasurementError: see ``measure``.
     """
-    if not app_directory.is_absolute():
-        raise ConfigError("app directory", expected="an absolute path", got=str(app_directory))
-    paths = {"confed": package_directory("confed"), "clients": package_directory("clients"), "app": app_directory}
-    return measure(paths, extra={"lock": lock, "role": "inference", **_interpreter()})
+    return measure(_of_clients(app_directory), extra={"lock": lock, "role": "inference", **_interpreter()})
 
 
 def aggregator_image(lock: str) -> str:
@@ -87,6 +79,16 @@ def aggregator_image(lock: str) -> str:
     """
     paths = {name: package_directory(name) for name in ("confed", "aggregator")}
     return measure(paths, extra={"lock": lock, "role": "aggregator", **_interpreter()})
+
+
+def _of_clients(app_directory: Path | None) -> dict[str, Path]:
+    """Return what a TEE that runs an app loads: ``python -m clients`` is where it starts."""
+    paths = {name: package_directory(name) for name in ("confed", "clients")}
+    if app_directory is not None:
+        if not app_directory.is_absolute():
+            raise ConfigError("app directory", expected="an absolute path", got=str(app_directory))
+        paths["app"] = app_directory
+    return paths
 
 
 def package_directory(name: str) -> Path:

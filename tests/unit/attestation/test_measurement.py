@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from confed.attestation.measurement import aggregator_image, client_image, measure, package_directory
+from confed.attestation import measurement
+from confed.attestation.measurement import (
+    aggregator_image,
+    client_image,
+    inference_image,
+    measure,
+    package_directory,
+)
 from confed.errors import ConfigError, MeasurementError, MissingFileError
 
 LOCK = "6f" * 32
@@ -139,6 +146,24 @@ def test_images_differ_by_role_app_and_lock(app):
         aggregator_image(LOCK), aggregator_image("7" * 64),
     }  # fmt: skip
     assert len(images) == 6
+
+
+@pytest.mark.parametrize(
+    ("image", "package"),
+    [
+        (client_image, "confed"), (client_image, "clients"), (inference_image, "confed"), (inference_image, "clients"),
+        (lambda _, lock: aggregator_image(lock), "confed"), (lambda _, lock: aggregator_image(lock), "aggregator"),
+    ],
+)  # fmt: skip
+def test_every_package_that_a_tee_starts_from_is_in_its_measurement(image, package, app, monkeypatch):
+    before = image(app, LOCK)
+    changed = app.parent / package
+    shutil.copytree(package_directory(package), changed, ignore=shutil.ignore_patterns("__pycache__"))
+    true_place = measurement.package_directory
+    monkeypatch.setattr(measurement, "package_directory", lambda name: changed if name == package else true_place(name))
+    assert image(app, LOCK) == before
+    (changed / "__init__.py").write_text("import os\n")
+    assert image(app, LOCK) != before
 
 
 def test_a_package_that_is_not_installed_is_a_users_mistake():
