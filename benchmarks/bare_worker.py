@@ -1,7 +1,7 @@
 """The app's own training loop and nothing else: one process of ``benchmarks.simulation``'s bare measurement.
 
-Arguments: the experiment's folder, a JSON list of all sites, this process' number and how many there are, the seed and
-the settings. For each line on standard input it trains every one of its sites once and prints the CPU seconds.
+Arguments: a file beside the app with all sites, the seed and the settings (JSON), this process' number and how many
+there are. For each line on standard input it trains every one of its sites once and prints the CPU seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -19,8 +20,9 @@ from clients.tasks.digits import Network, train
 
 def main() -> None:
     """Serve rounds until standard input ends."""
-    folder, names, number, count, seed, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
-    sys.path.insert(0, folder)
+    terms, number, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    names, seed, settings = json.loads(terms.read_text())
+    sys.path.insert(0, str(terms.parent))
     shards = importlib.import_module("data").shards(names, seed, settings)
     torch.set_num_threads(1)
     base = Network().state_dict()

@@ -1,7 +1,7 @@
 """Plain Flower on Ray: the same app, sites and rounds as ``benchmarks.simulation`` gives confed, nothing sealed.
 
-Arguments: the experiment's folder, a JSON list of all sites, the number of rounds, the seed and the settings. Prints
-the seconds of each round as a JSON list, last line.
+Arguments: a file beside the app with all sites, the seed and the settings (JSON), and the number of rounds. Prints the
+seconds of each round as a JSON list, last line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message
@@ -80,7 +81,9 @@ def _made(folder: str, names: tuple[str, ...], seed: int, settings: str) -> Clie
 
 def main() -> None:
     """Run and print."""
-    folder, names, rounds, seed, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
+    terms, rounds = Path(sys.argv[1]), int(sys.argv[2])
+    names, seed, settings = json.loads(terms.read_text())
+    folder = str(terms.parent)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", FLWR_TELEMETRY_ENABLED="0", FLWR_HOME=f"{folder}/flower-home")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

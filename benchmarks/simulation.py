@@ -87,6 +87,13 @@ def _named(command: str) -> str:
     return next((name for part, name in _NAMES if part in command), "")
 
 
+def _terms(config: Path, experiment: Experiment, names: list[str]) -> Path:
+    """Write the sites, the seed and the settings beside the app, for processes: too long for an argument."""
+    file = config.parent / "terms.json"
+    file.write_text(json.dumps([names, experiment.run.seed, dict(experiment.run_config)]))
+    return file
+
+
 def _between(looks: list[tuple[float, dict[str, float]]], start: float, end: float) -> dict[str, float]:
     """Return processor seconds by name between two moments, as the nearest looks after them say."""
     first = next((seen for at, seen in looks if at >= start), {})
@@ -99,11 +106,10 @@ class Bare:
 
     def __init__(self, config: Path, experiment: Experiment, names: list[str]) -> None:
         count = workers_for(len(names))
-        common = [sys.executable, "-m", "benchmarks.bare_worker", str(config.parent), json.dumps(names)]
-        ends = (json.dumps(experiment.run.seed), json.dumps(dict(experiment.run_config)))
+        terms = _terms(config, experiment, names)
         self._processes = [
             subprocess.Popen(
-                [*common, str(number), str(count), *ends],
+                [sys.executable, "-m", "benchmarks.bare_worker", str(terms), str(number), str(count)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -135,9 +141,8 @@ class Bare:
 
 def ray_rounds(config: Path, experiment: Experiment, names: list[str], *, rounds: int) -> list[float]:
     """Run plain Flower on Ray and return the seconds of its rounds after the first."""
-    arguments = (names, rounds, experiment.run.seed, dict(experiment.run_config))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.ray_run", str(config.parent), *map(json.dumps, arguments)],
+        [sys.executable, "-m", "benchmarks.ray_run", str(_terms(config, experiment, names)), str(rounds)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
