@@ -72,11 +72,16 @@ class Base:
         return UpdateSize(plaintext_bytes=self.form.total_bytes, chunk_bytes=self.form.chunk_bytes)
 
     def read(self, contributions: Sequence[Contribution], part: Weights) -> Sequence[Contribution]:
-        """Return contributions as the updates that they stand for; ``part`` is what of the base is trained."""
+        """Return contributions as the updates that they stand for; ``part`` is what of the base is trained.
+
+        One that comes late stands for a difference from the base that it started from.
+        """
         if self.form is None:
             return contributions
         form = self.form
-        return [replace(entry, chunks=Decoded(entry.chunks, form, part.flats)) for entry in contributions]
+        return [
+            replace(entry, chunks=Decoded(entry.chunks, form, (entry.base or part).flats)) for entry in contributions
+        ]
 
 
 def successor(  # noqa: PLR0913 (what a round consists of)

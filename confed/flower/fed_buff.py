@@ -23,7 +23,8 @@ class FedBuff(InEnclave):
         buffer_size: how many sites' updates make a version; at least 1.
         max_staleness: how many versions may have been made since an update's own base; from 1 to 100.
         server_learning_rate: what the buffered mean is multiplied with; above 0.
-        fedavg: those of Flower's FedAvg, by name; every site takes part in every round, and none evaluates.
+        fraction_evaluate: 0, or 1: every version is evaluated by the first ``buffer_size`` sites that have time for it.
+        fedavg: those of Flower's FedAvg, by name; every site takes part in every round.
 
     Raises:
         ValueError: a value outside these ranges.

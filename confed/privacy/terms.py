@@ -169,7 +169,9 @@ class PrivacyTerms:
             ConfigError: a strategy of unknown sensitivity, metrics in clear (nothing noises them), a clip norm above
                 the bound of norms, or a delta that would let one of the identities be shown as it is.
         """
-        expected = "one of the mean (" + ", ".join(STRATEGIES) + "): no sensitivity is known of others"
+        # How long a site trains decides which buffer it is in, and how stale: its data do, and the commit shows both.
+        reason = "its buffers tell who was quick" if strategy == "FedBuff" else "no sensitivity is known of others"
+        expected = "one of the mean (" + ", ".join(STRATEGIES) + f"): {reason}"
         _require(strategy in STRATEGIES, "strategy", expected, strategy)
         _require(not clear, "metrics", "none in clear: they are not noised", ", ".join(clear))
         _require(self.first_clip <= norm_bound, "clip", f"at most update.norm_bound ({norm_bound:g})", self.first_clip)

@@ -8,21 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from aggregator_world import Changes, World
+from test_private import TERMS as PRIVATE
 from test_run import candidate_of
 
 from aggregator.run import Run
+from confed.compression import CompressionTerms
 from confed.errors import (
     CohortError,
+    CompressionError,
     ConfedError,
     ConfigError,
     DuplicateUpdateError,
+    RoundError,
     RoundFullError,
+    ShortCohortError,
+    SizeError,
     StaleUpdateError,
     TicketError,
 )
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import CommitRecord
-from confed.manifest import CohortTerms, StrategyTerms
+from confed.manifest import CohortTerms, MetricTerms, StrategyTerms
+from confed.model.compressed import compress
+from confed.model.weights import flats_of, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -229,9 +237,11 @@ def test_what_was_sealed_to_an_enclave_that_died_counts_nowhere(tmp_path: Path) 
         ({"strategy": StrategyTerms(name="FedBuff", parameters={"buffer_size": 2})}, "strategy.max_staleness"),
         ({"cohort": CohortTerms(least=2, fraction_train=0.5, fraction_evaluate=0.0, extra=0)}, "cohort.fraction_train"),
         (
-            {"cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0)},
+            {"cohort": CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.5, extra=0)},
             "cohort.fraction_evaluate",
         ),
+        ({"compression": CompressionTerms(name="int8", fraction=None, feedback=True)}, "compression.feedback"),
+        ({"privacy": PRIVATE, "metrics": MetricTerms(clear=(), decimals=4)}, "privacy.strategy"),
     ],
     ids=str,
 )
@@ -239,3 +249,128 @@ def test_a_manifest_says_how_a_buffer_works_or_is_none(changes: dict[str, Any], 
     with pytest.raises(ConfigError) as refused:
         world_of(tmp_path, **changes)
     assert refused.value.field == field
+
+
+WAYS = {
+    "bf16": CompressionTerms(name="bf16", fraction=None, feedback=False),
+    "int8": CompressionTerms(name="int8", fraction=None, feedback=False),
+    "top-k": CompressionTerms(name="top-k", fraction=0.2, feedback=False),
+}
+
+
+def stood_for(world: World, site: int, update: Arrays, base: Arrays) -> Arrays:
+    """What the compressed difference of an update from its own base makes of that base."""
+    form = world.form
+    assert form is not None
+    flats = [flats_of(world.traveling(which), form.layout) for which in (update, base)]
+    made = compress(form, *flats, carried=None, generator=np.random.default_rng(site))
+    whole = bytearray(form.layout.total_bytes)
+    for index, part in enumerate(made.parts):
+        start, end = form.span(index)
+        chunk = np.frombuffer(bytes(part), dtype=np.uint8)
+        form.decoded_into(index, chunk, flats[1], np.frombuffer(memoryview(whole)[start:end], dtype=np.uint8))
+    return unpack(whole)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compressed_update_stands_for_a_difference_from_its_own_base(way: str, tmp_path: Path) -> None:
+    world = world_of(tmp_path, compression=WAYS[way])
+    course = Course(world)
+    for number, sent in enumerate(ARRIVALS, 1):
+        assert course.round(number, sent).excluded.keys().isdisjoint({f"site-{site}" for site, _ in sent})
+        for name in FLOATS:
+            current = course.versions[number - 1][name].astype(np.float64)
+            for site, started in sent:
+                base = course.versions[started - 1]
+                update = stood_for(world, site, world.trained(site + 10 * started, base), base)
+                current += (update[name].astype(np.float64) - base[name]) / math.sqrt(1 + number - started) / len(sent)
+            np.testing.assert_allclose(course.versions[number][name], current, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+COMPRESSED: list[tuple[str, Changes, type[ConfedError]]] = [
+    ("of another way", Changes(detail={"compression": "bf16"}), CompressionError),
+    ("that says that it is not compressed", Changes(detail={"compression": "none"}), CompressionError),
+    ("longer than its form", Changes(plaintext=lambda data: data + bytes(8)), SizeError),
+    ("shorter than its form", Changes(plaintext=lambda data: data[:-1]), SizeError),
+]
+
+
+@pytest.mark.parametrize(("changes", "error"), [row[1:] for row in COMPRESSED], ids=[row[0] for row in COMPRESSED])
+def test_a_late_compressed_update_is_refused(changes: Changes, error: type[ConfedError], tmp_path: Path) -> None:
+    course = committed(tmp_path, 2, compression=WAYS["int8"])
+    with pytest.raises(error):
+        course.submit(2, 1, changes=changes)
+    course.submit(2, 1)
+
+
+def test_a_compressed_norm_is_held_against_the_updates_own_base(tmp_path: Path) -> None:
+    course = committed(tmp_path, 2, compression=WAYS["bf16"])
+    course.submit(2, 1, changes=Changes(declared={"norm": 0.01}))
+    course.submit(3, 3)
+    with pytest.raises(CohortError):
+        course.run.close_round(absent={})
+    assert course.run.excluded["site-2"] == "norm"
+
+
+def evaluating(tmp_path: Path, **more: Any) -> Course:
+    """A buffered run whose first version is made, and of which everybody who has time evaluates each."""
+    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=1.0, extra=0)
+    course = Course(world_of(tmp_path, **{"cohort": cohort, **more}))
+    course.round(1, [(0, 1), (1, 1)])
+    return course
+
+
+def evaluate(course: Course, site: int, *, number: int = 1, attempt: int = 0, loss: float = 0.5) -> None:
+    digest = course.world.send(
+        site,
+        None,
+        base_digest=course.digests[number],
+        round_number=number,
+        attempt=attempt,
+        metrics={"loss": loss},
+        weight=10.0,
+    )
+    course.run.submit(site=f"site-{site}", digest=digest)
+
+
+def test_those_who_have_time_evaluate_and_the_others_train_on(tmp_path: Path) -> None:
+    course = evaluating(tmp_path)
+    course.run.open_round(round_number=1, attempt=0, purpose="evaluate")
+    evaluate(course, 0, loss=0.2)
+    evaluate(course, 1, loss=0.4)
+    with pytest.raises(RoundFullError):
+        evaluate(course, 3)
+    closed = course.run.close_round(absent={"site-2": "busy"})
+    assert (closed.cohort_size, closed.metrics["loss"]) == (2, pytest.approx(0.3))
+    assert course.round(2, [(2, 1), (3, 2)]).cohort_size == 2  # what site 2 trained meanwhile
+
+
+def test_an_evaluation_counts_for_its_own_version_alone(tmp_path: Path) -> None:
+    course = evaluating(tmp_path)
+    course.round(2, [(0, 2), (1, 2)])
+    course.run.open_round(round_number=2, attempt=0, purpose="evaluate")
+    with pytest.raises((StaleUpdateError, TicketError)):
+        evaluate(course, 0, number=1)
+    with pytest.raises((StaleUpdateError, TicketError)):
+        course.submit(2, 1)  # nor does a trained update
+    evaluate(course, 0, number=2)
+    with pytest.raises(DuplicateUpdateError):
+        evaluate(course, 0, number=2)
+
+
+def test_one_identity_evaluates_nothing(tmp_path: Path) -> None:
+    course = evaluating(tmp_path)
+    course.run.open_round(round_number=1, attempt=0, purpose="evaluate")
+    evaluate(course, 0)
+    with pytest.raises(ShortCohortError):
+        course.run.close_round(absent={})
+
+
+def test_a_version_is_evaluated_once(tmp_path: Path) -> None:
+    course = evaluating(tmp_path)
+    course.run.open_round(round_number=1, attempt=0, purpose="evaluate")
+    evaluate(course, 0)
+    evaluate(course, 1)
+    course.run.close_round(absent={})
+    with pytest.raises(RoundError):
+        course.run.open_round(round_number=1, attempt=1, purpose="evaluate")
