@@ -83,7 +83,7 @@ class Confed:
         self._threads = threads
         self._norms: list[float] = json.loads((folder / "norms.json").read_text())
         self._rule = ServerOptimizer(StrategyTerms(name=strategy, parameters={})).rule
-        self._idle_mb = _memory_mb("RssAnon")
+        self._idle_mb = memory_mb("RssAnon")
         with np.load(folder / "base.npz") as stored:
             self._base = Weights.of(dict(stored), layout_of(dict(stored)))
 
@@ -96,8 +96,8 @@ class Confed:
         """Fetch every update through the inbox, as the enclave does, and combine them."""
         from aggregator.inbox import Inbox
 
-        with _Peak() as peak, tempfile.TemporaryDirectory(dir=self._folder) as name:
-            store = _Folder(self._folder)
+        with Peak() as peak, tempfile.TemporaryDirectory(dir=self._folder) as name:
+            store = UpdateFolder(self._folder)
             inbox = Inbox(store, folder=Path(name))
             found: dict[str, Any] = {}
             for number in range(len(self._norms)):
@@ -116,8 +116,8 @@ class Confed:
             "anonymous_mb": round(peak.highest, 1),
             "idle_mb": round(self._idle_mb, 1),
             "bound_mb": round(self._idle_mb + 2 * model_mb + 64 * _MIB / 1e6, 1),
-            "file_mb": round(_memory_mb("RssFile"), 1),
-            "peak_rss_mb": round(_memory_mb("VmHWM"), 1),
+            "file_mb": round(memory_mb("RssFile"), 1),
+            "peak_rss_mb": round(memory_mb("VmHWM"), 1),
             "disk_mb": round(disk, 1),
         }
 
@@ -174,7 +174,7 @@ class Raw:
             np.copyto(target, self._source[start : start + _MIB])
 
 
-class _Folder:
+class UpdateFolder:
     """The courier's objects, as files; each is deleted once it was fetched, since the courier's disk is another's."""
 
     def __init__(self, folder: Path) -> None:
@@ -246,16 +246,16 @@ def _timed(work: Callable[[], object]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
 
 
-def _memory_mb(name: str) -> float:
+def memory_mb(name: str) -> float:
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields[name].split()[0]) * 1024 / 1e6
 
 
-class _Peak:
+class Peak:
     """The most anonymous memory of this process while the block ran, looked at every 2 ms."""
 
     def __enter__(self) -> Self:
-        self.highest = _memory_mb("RssAnon")
+        self.highest = memory_mb("RssAnon")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -267,7 +267,7 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._over.wait(_POLL_S):
-            self.highest = max(self.highest, _memory_mb("RssAnon"))
+            self.highest = max(self.highest, memory_mb("RssAnon"))
 
 
 class _Side:
@@ -309,7 +309,7 @@ def serve(side: Confed | Flower | Raw) -> None:
     for line in sys.stdin:
         what = line.strip()
         if what == "peak":
-            found = {"peak_rss_mb": _memory_mb("VmHWM")}
+            found = {"peak_rss_mb": memory_mb("VmHWM")}
         else:
             found = side.memory() if what == "memory" and isinstance(side, Confed) else side.turn()
         print(json.dumps(found), flush=True)
