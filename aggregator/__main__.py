@@ -65,6 +65,7 @@ def _confine(data: bytes) -> tuple[str, ...]:
 
 
 def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
+    import gc  # noqa: PLC0415
     import shutil  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
     import threading  # noqa: PLC0415
@@ -99,6 +100,7 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
             records=Path(launch.base_records_dir) if launch.base_records_dir else None,
             strategy=launch.strategy,
         )
+        gc.freeze()  # what is imported stays; the collector need not look through it again and again
         with serve(AggregatorService(run).register, listen=launch.listen, tls=launch.tls) as server:
             told = {"certificate": server.endpoint.certificate, "target": server.endpoint.target}
             write_whole(Path(launch.endpoint_file), json.dumps(told).encode(), mode=PUBLIC, durable=False)

@@ -16,7 +16,9 @@ LIMIT_BYTES = 16 * 1024 * 1024
 
 
 _MAX_INTEGER = 2**53 - 1
+_LEAST_FLOAT, _MOST_FLOAT = 1e-4, 1e16
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
+_DECODER = json.JSONDecoder()
 
 
 def encode(value: Any) -> bytes:
@@ -26,9 +28,10 @@ def encode(value: Any) -> bytes:
         EncodingError: a value that JSON, or RFC 8785's number range, cannot hold.
     Source: RFC 8785.
     """
-    plain = _encoded_plain(value)
-    if plain is not None:
-        return plain
+    for form in (value, _with_whole(value)):
+        plain = _encoded_plain(form)
+        if plain is not None:
+            return plain
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
@@ -45,7 +48,8 @@ def decode(data: bytes, *, limit_bytes: int = LIMIT_BYTES) -> Any:
     if len(data) > limit_bytes:
         raise SizeError("document size in bytes", expected=f"at most {limit_bytes}", got=len(data))
     try:
-        value = json.loads(data)
+        # Without a look for white space around it, and for another encoding: neither is canonical.
+        value, _ = _DECODER.raw_decode(str(data, "utf-8"))
         if _encoded_plain(value) == data:
             return value
         value = json.loads(data, parse_int=_integer)
@@ -64,8 +68,8 @@ def digest(data: bytes | bytearray | memoryview) -> str:
 def _encoded_plain(value: Any) -> bytes | None:
     """Return the canonical form of a value for which the standard library's encoder writes it, else ``None``.
 
-    That is text, whole numbers in range, lists, and objects with ASCII keys (whose code points sort as UTF-16 does):
-    nearly all statements, which are encoded and compared several times each.
+    That is text, numbers that both write alike, lists, and objects with ASCII keys (whose code points sort as UTF-16
+    does): nearly all statements, which are encoded and compared several times each.
     """
     try:
         return _ENCODER.encode(value).encode() if _is_plain(value) else None
@@ -83,7 +87,22 @@ def _is_plain(value: Any) -> bool:
         return all(type(key) is str and key.isascii() and _is_plain(entry) for key, entry in value.items())
     if kind is list:
         return all(_is_plain(entry) for entry in value)
-    return isinstance(value, StrEnum)
+    # Between these floats both write the fewest digits without an exponent; RFC 8785 whole numbers without a point.
+    return isinstance(value, StrEnum) or (
+        kind is float and _LEAST_FLOAT <= abs(value) < _MOST_FLOAT and not value.is_integer()
+    )
+
+
+def _with_whole(value: Any) -> Any:
+    """Return a value with every float that is a whole number as such."""
+    kind = type(value)
+    if kind is float and value.is_integer() and abs(value) <= _MAX_INTEGER:
+        return int(value)
+    if kind is dict:
+        return {key: _with_whole(entry) for key, entry in value.items()}
+    if kind is list:
+        return [_with_whole(entry) for entry in value]
+    return value
 
 
 def _integer(text: str) -> int | float:

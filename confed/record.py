@@ -69,6 +69,17 @@ def from_json(kind: type[T], value: Any, *, at: str = "", error: MakeError = Enc
 
 
 @cache
+def is_unchangeable(kind: Any) -> bool:
+    """Whether nothing in a record of this type can change: no table, and nothing of which the type says nothing."""
+    if dataclasses.is_dataclass(kind):
+        frozen = getattr(kind, "__dataclass_params__").frozen  # noqa: B009 (pyright does not know it)
+        return frozen and all(is_unchangeable(hint) for hint in _hints(kind).values())  # pyright: ignore[reportArgumentType]
+    if typing.get_origin(kind) in (types.UnionType, typing.Union, tuple):
+        return all(is_unchangeable(part) for part in typing.get_args(kind) if part is not Ellipsis)
+    return kind in _SCALARS or kind is bytes or (isinstance(kind, type) and issubclass(kind, StrEnum))
+
+
+@cache
 def _names(kind: type) -> tuple[str, ...] | None:
     return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -24,6 +25,7 @@ _DOMAIN = b"confed/v1/statement\x00"
 _SIGNER_BYTES = 32
 _SIGNATURE_BYTES = 64
 _MOST_KNOWN = 262_144
+_KEPT_BYTES = 4096
 
 
 class Statement(Protocol):
@@ -111,12 +113,25 @@ def unverified(signed: Signed, kind: type[T]) -> T:
     Raises:
         EncodingError: another type of statement, or bytes that are not canonical.
     """
-    value = canonical.decode(signed.payload)
+    if len(signed.payload) > _KEPT_BYTES:
+        return _parsed(signed.payload, kind)
+    # Of what does not change there may be one object: a ticket is parsed once, not wherever it is looked at.
+    parse = _parsed_once if record.is_unchangeable(kind) else _parsed
+    return parse(signed.payload, kind)  # pyright: ignore[reportReturnType]
+
+
+def _parsed(payload: bytes, kind: type[T]) -> T:
+    value = canonical.decode(payload)
     expected: str = kind.TYPE  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
     found = value.pop("type", None) if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if found != expected:
         raise EncodingError("statement type", expected=expected, got=str(found)[:60])  # pyright: ignore[reportUnknownArgumentType]
     return record.from_json(kind, value, at=kind.__name__)
+
+
+@lru_cache(maxsize=4096)
+def _parsed_once(payload: bytes, kind: type[object]) -> object:
+    return _parsed(payload, kind)
 
 
 def type_of(signed: Signed) -> str:

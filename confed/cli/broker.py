@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import signal
@@ -76,6 +77,7 @@ def serve(
     try:
         with _serve(owners, listen, provider) as server:
             _announce(server, owners, endpoint_file)
+            gc.freeze()  # owners and libraries stay; the collector need not look through them again and again
             ended.wait()
     except OSError as error:
         raise ConfigError(str(error.filename or listen), expected="a place to write", got=error.strerror) from error

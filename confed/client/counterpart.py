@@ -33,23 +33,33 @@ class AggregatorCheck:
         self._courier = courier
         self._now = now
         self._appraised: set[tuple[str, bytes]] = set()
+        self._newest: dict[str, AggregatorCredential] = {}
 
-    def aggregator_of(self, site: Site, *, round_number: int) -> AggregatorCredential:
+    def aggregator_of(self, site: Site, *, round_number: int, named: str = "") -> AggregatorCredential:
         """Return the aggregator that the site's own broker credentialed for this round.
+
+        ``named`` is the instance that the governor says the round is of. Where that is the one that was newest before,
+        and its credential still holds, the courier, which is the governor's as well, is not asked again.
 
         Raises:
             CredentialError: none, or none that is for this run, manifest, site, round and time.
             AttestationError, AppraisalError, SignatureError: the newest one does not hold, as the class says.
         """
+        newest = self._newest.get(site.owner.name)
+        if newest is not None and newest.instance == named and self._covers(newest, round_number):
+            return newest
         failure: ConfedError = CredentialError(
             "aggregator credential", expected=f"one for {site.owner.name}", got="none"
         )
         # The newest letter first: an aggregator that started anew attested anew.
         for body in reversed(self._courier.collect(f"{self._manifest.run}/aggregator/{site.owner.name}")):
             try:
-                return self._checked(body, site, round_number)
+                newest = self._checked(body, site, round_number)
             except ConfedError as error:
                 failure = error
+            else:
+                self._newest[site.owner.name] = newest
+                return newest
         raise failure
 
     def _checked(self, body: bytes, site: Site, round_number: int) -> AggregatorCredential:
@@ -74,12 +84,15 @@ class AggregatorCheck:
         ):
             if expected != got:
                 raise CredentialError(f"aggregator credential {name}", expected="this run's", got="another")
-        if not credential.first_round <= round_number <= credential.last_round:
-            covered = f"{credential.first_round} to {credential.last_round}"
-            raise CredentialError("aggregator credential rounds", expected=f"to cover {round_number}", got=covered)
+        if not self._covers(credential, round_number):
+            covered = f"rounds {credential.first_round} to {credential.last_round}, for a time"
+            raise CredentialError("aggregator credential", expected=f"to cover {round_number}, now", got=covered)
+
+    def _covers(self, credential: AggregatorCredential, round_number: int) -> bool:
+        """Whether a credential is for a round, and for now."""
         now = self._now()
-        if credential.issued_at > now + _CLOCK_STEP_MS or now > credential.expires_at:
-            raise CredentialError("aggregator credential time", expected="now within its validity", got="outside")
+        in_time = credential.issued_at <= now + _CLOCK_STEP_MS and now <= credential.expires_at
+        return in_time and credential.first_round <= round_number <= credential.last_round
 
     def _appraise(self, envelope: Any, credential: AggregatorCredential, site: Site) -> None:
         try:

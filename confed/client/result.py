@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -83,7 +84,7 @@ def seal_result(  # noqa: PLR0913 (what a result consists of)
         purpose=step.purpose,
         site=site.owner.name,
     )
-    recipient = HpkeRecipient(grants.aggregator.hpke_public)
+    recipient = _recipient(grants.aggregator.hpke_public)
     draft = Draft(
         kind=kind,
         container_id=os.urandom(16).hex(),
@@ -124,13 +125,21 @@ def _detail(manifest: Manifest, digest: str, site: Site, step: Step, grants: Gra
     )
 
 
+@lru_cache(maxsize=4)
+def _recipient(public: bytes) -> HpkeRecipient:
+    """Sites of one TEE seal to one aggregator: its key is parsed once."""
+    return HpkeRecipient(public)
+
+
 def trained_of(manifest: Manifest, step: Step) -> Trained:
-    """Return what travels of the base that a step opened.
+    """Return what travels of the base that a step opened; worked out once a step.
 
     Raises:
         ShapeError: the base lacks a tensor that the manifest names.
     """
-    return Trained.of(layout_of(step.arrays), names=manifest.model.trained, tied=manifest.model.tied)
+    if step.trained is None:
+        step.trained = Trained.of(layout_of(step.arrays), names=manifest.model.trained, tied=manifest.model.tied)
+    return step.trained
 
 
 def _compressed(

@@ -142,8 +142,12 @@ class ClientSession:
             raise SessionError("site", expected="one that this TEE acts for", got=site.owner.name)
         return site
 
-    def step(self, site: Site, *, round_number: int, attempt: int, purpose: Purpose) -> tuple[Step, Grants]:
+    def step(
+        self, site: Site, *, round_number: int, attempt: int, purpose: Purpose, aggregator: str = ""
+    ) -> tuple[Step, Grants]:
         """Return the prepared step and what ``site`` holds in it, preparing it for all hosted sites if need be.
+
+        ``aggregator`` is the instance that the governor says the round is of: see ``counterpart``.
 
         Raises:
             ConfedError: any refusal, of the class that says why; nothing was opened then.
@@ -158,7 +162,9 @@ class ClientSession:
             if step is None:
                 group = self._drawn(purpose, round_number) if self._hosted else {site.owner.name: site}
                 hosted = [entry for name, entry in group.items() if not self._hosted or name in self._hosts]
-                step = self._prepare(hosted, round_number=round_number, attempt=attempt, purpose=purpose)
+                step = self._prepare(
+                    hosted, round_number=round_number, attempt=attempt, purpose=purpose, aggregator=aggregator
+                )
                 self._steps = {old: kept for old, kept in self._steps.items() if old[0] >= round_number - 1}
                 self._steps[key] = step
         grants = step.grants[site.owner.name]
@@ -178,7 +184,9 @@ class ClientSession:
         """The sites' data, opened in this TEE."""
         return self._datasets
 
-    def _prepare(self, group: Sequence[Site], *, round_number: int, attempt: int, purpose: Purpose) -> Step:
+    def _prepare(
+        self, group: Sequence[Site], *, round_number: int, attempt: int, purpose: Purpose, aggregator: str
+    ) -> Step:
         seconds = no_seconds()
         version = base_version(purpose=purpose, round_number=round_number)
         with timed(seconds, "fetch"):
@@ -205,10 +213,10 @@ class ClientSession:
                 if not self._datasets.has(site):
                     self._datasets.open(site, reply.keys[0], seconds)
                 with timed(seconds, "attest"):
-                    aggregator = self._counterpart_of(site, round_number)
+                    counterpart = self._counterpart_of(site, round_number, aggregator)
                 if reply.credential is None:
                     raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
-                waiting.append((site, reply.credential, aggregator))
+                waiting.append((site, reply.credential, counterpart))
             except ConfedError as error:
                 grants[site.owner.name] = error
         with timed(seconds, "release"):
@@ -248,10 +256,10 @@ class ClientSession:
             courier=self._services.courier,
         )
 
-    def _counterpart_of(self, site: Site, round_number: int) -> AggregatorCredential | Itself:
+    def _counterpart_of(self, site: Site, round_number: int, named: str) -> AggregatorCredential | Itself:
         if self.alone is not None:
             return self.alone.itself
-        return self._counterpart.aggregator_of(site, round_number=round_number)
+        return self._counterpart.aggregator_of(site, round_number=round_number, named=named)
 
     def _base(self, version: int) -> tuple[str, bytes, int]:
         """Return the base's file digest, its commit record and its attempt (step 1)."""

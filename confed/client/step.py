@@ -13,6 +13,7 @@ import numpy as np
 from confed.errors import ConfedError
 from confed.journey import Purpose
 from confed.keybroker.statements import AggregatorCredential
+from confed.model.trained import Trained
 from confed.statement import Signed
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -61,7 +62,8 @@ class Step:
 
     ``record`` is the base's commit record, empty for the start; ``keys`` are there where this client makes the version.
     ``seconds`` is what preparing took; who reports it first sets it back to zero. ``frozen`` is the digest of what an
-    adapter is trained beside, taken when it was opened; empty without an adapter.
+    adapter is trained beside, taken when it was opened; empty without an adapter. ``trained`` is what travels of the
+    base, once it is known.
     """
 
     round_number: int
@@ -74,6 +76,7 @@ class Step:
     keys: MakerKeys | None = None
     seconds: dict[str, float] = field(default_factory=no_seconds)
     frozen: str = ""
+    trained: Trained | None = None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _STYPE = "numpy.ndarray"
 _LARGE_ELEMENTS = 4_000_000
+_KEPT = "_confed_numbers"
+"""Where an Array remembers the bytes that were made of numbers, and a view of them as numbers."""
 
 
 def _same(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -96,6 +99,9 @@ def numbers_of(array: Array) -> NDArray[Any]:
         return array._numbers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] (the class beside this function)
     if array.stype != _STYPE:
         return array.numpy()
+    kept = array.__dict__.get(_KEPT)
+    if kept is not None and kept[0] is array.data:
+        return kept[1]
     stream = BytesIO(array.data)  # shares the bytes
     if np.lib.format.read_magic(stream) != (1, 0):
         return array.numpy()
@@ -125,8 +131,19 @@ def _from_numpy(_: type[Array], ndarray: NDArray[Any]) -> Array:
     simple = isinstance(ndarray, np.ndarray) and ndarray.flags.c_contiguous and ndarray.size  # pyright: ignore[reportUnnecessaryIsInstance]
     if not simple or ndarray.dtype.hasobject or ndarray.dtype.metadata:
         return _flowers_own(ndarray)
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(ndarray))
+    header = _header(ndarray.dtype, ndarray.shape)
     content = np.asarray(ndarray).reshape(-1).view(np.uint8).data
-    data = b"".join((header.getvalue(), content))
-    return Array(dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype=_STYPE, data=data)
+    data = b"".join((header, content))
+    made = Array(dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype=_STYPE, data=data)
+    numbers = np.frombuffer(data, dtype=ndarray.dtype, offset=len(header)).reshape(ndarray.shape)
+    made.__dict__[_KEPT] = (data, numbers)  # what was written need not be parsed again
+    return made
+
+
+@lru_cache(maxsize=256)
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What ``np.save`` writes before the numbers of a contiguous array; a model's are the same at every site."""
+    header = BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()

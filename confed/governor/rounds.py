@@ -201,7 +201,8 @@ class Rounds:
         return []
 
     def _messages(self) -> list[Message]:
-        content = RecordDict({RECORD: ConfigRecord({"round": self._round, "attempt": self._attempt})})
+        told = ConfigRecord({"round": self._round, "attempt": self._attempt, "aggregator": self._survivor.instance})
+        content = RecordDict({RECORD: told})
         return [
             Message(content=content, message_type=self._purpose, dst_node_id=self._nodes[site])
             for site in self._batches[self._batch]

@@ -17,6 +17,7 @@ import grpc
 
 from confed.errors import BrokerError, ConfedError, EncodingError
 from confed.keybroker.broker import Broker
+from confed.keybroker.store import written_together
 from confed.statement import Signed
 from confed.wire.channel import RunningServer, TlsIdentity, pack, refusal, serve, unpack
 from confed.wire.v1 import confed_pb2 as pb
@@ -27,6 +28,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MOST_ITEMS = 4096
 _MOST_THREADS = 16
+_FEW = 8
+"""Up to how many items of a call wait each for its own disk, side by side: a file system is slower than a few files."""
 
 
 class BrokerService(KeyBrokerServicer):
@@ -160,8 +163,15 @@ class BrokerService(KeyBrokerServicer):
         return broker
 
     def _each(self, asked: Iterable[A], decide: Callable[[A], T], reply: Callable[..., T]) -> list[T]:
-        """Answer every item of a batch, in its order."""
-        return list(self._pool.map(partial(self._decided, decide, reply), asked))
+        """Answer every item of a batch, in its order.
+
+        Many are decided one after another and wait for the disk together, once; then they are answered.
+        """
+        items = list(asked)
+        if len(items) <= _FEW:
+            return list(self._pool.map(partial(self._decided, decide, reply), items))
+        with written_together():
+            return [self._decided(decide, reply, item) for item in items]
 
     def _decided(self, decide: Callable[[A], T], reply: Callable[..., T], item: A) -> T:
         return self._answer(partial(decide, item), reply)

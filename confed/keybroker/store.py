@@ -3,6 +3,9 @@
 WAL with ``synchronous=FULL``: what a transaction wrote is on disk before ``transaction`` returns, so nothing is
 answered that a crash could undo. Transactions begin IMMEDIATE, so two of them, in two threads or two processes,
 see each other's decisions one after the other. The rows hold no secret in the clear: see ``vault``.
+
+Stores of several owners in one process may wait for the disk once, ``written_together``: no answer leaves before that
+block has ended, and who reads in a store meanwhile what is not on disk yet waits for the disk itself.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from confed.errors import LedgerError, MissingFileError
+from confed.files import can_sync_file_systems, sync_file_system, sync_folder
 
 _BUSY_MS = 10_000
 _VERSION = 6
@@ -122,12 +126,16 @@ class Store:
         if not path.is_file():
             raise MissingFileError("broker store", expected="a file", got=str(path))
         self.folder = path.parent
+        self._log = path.with_name(f"{path.name}-wal")
         self._lock = threading.RLock()
+        self._committed = self._on_disk = 0
+        """How many transactions were committed together with others, and how many of those are on disk."""
         # isolation_level=None: transactions are begun and ended here, never by the module behind our back.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
         self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
+        self._level = ""
+        self._wait_at_commit(wait=True)
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found in _STEPS:
             self._connection.executescript(f"BEGIN; {_STEPS[found]} PRAGMA user_version={_VERSION}; COMMIT;")
@@ -155,30 +163,142 @@ class Store:
         """Open a transaction: on disk when the block ends, undone when it raises.
 
         ``durable=False`` leaves out the wait for the disk, for rows whose loss in a power failure only makes the
-        broker refuse (fresh nonces); losing the process loses nothing.
+        broker refuse (fresh nonces); losing the process loses nothing. Inside ``written_together`` it is on disk when
+        that block ends.
         """
+        together = _together.now
         with self._lock:
-            if not durable:
-                self._connection.execute("PRAGMA synchronous=NORMAL")
+            if durable and together is not None:
+                together.begin(self)
+            self._wait_at_commit(wait=durable and together is None)
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield Transaction(self._connection)
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            finally:
-                if not durable:
-                    self._connection.execute("PRAGMA synchronous=FULL")
+                yield Transaction(self._connection)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            if durable and together is not None:
+                self._committed += 1
+            self._settle()
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query outside any transaction."""
         with self._lock:
-            return self._connection.execute(sql, values).fetchall()
+            found = self._connection.execute(sql, values).fetchall()
+            self._settle()
+            return found
+
+    def sync(self) -> None:
+        """Put what was committed on disk.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        with self._lock:
+            committed = self._committed
+            descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_folder(self.folder)
+            self.note_on_disk(committed)
+
+    @property
+    def committed(self) -> int:
+        """How many transactions were committed together with others."""
+        return self._committed
+
+    def note_on_disk(self, committed: int) -> None:
+        """Note that as many transactions that were committed with others are on disk."""
+        with self._lock:
+            self._on_disk = max(self._on_disk, committed)
+
+    def _settle(self) -> None:
+        """Where something read or written may not be on disk yet: have it there before anybody is answered."""
+        if self._on_disk == self._committed:
+            return
+        if _together.now is not None:
+            _together.now.begin(self)
+        else:
+            self.sync()
+
+    def _wait_at_commit(self, *, wait: bool) -> None:
+        level = "FULL" if wait else "NORMAL"
+        if level != self._level:
+            self._connection.execute(f"PRAGMA synchronous={level}")
+            self._level = level
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+
+class _Together(threading.local):
+    """The stores that this thread writes together at the moment."""
+
+    now: _Group | None = None
+
+
+class _Group:
+    """Stores that wait for the disk once, by the file system that they are on."""
+
+    def __init__(self) -> None:
+        self._stores: set[Store] = set()
+        self._file_systems: dict[int, int] = {}
+
+    def begin(self, store: Store) -> None:
+        """Take a store in, before its first transaction: errors are told from then on."""
+        if store in self._stores:
+            return
+        place = store.folder.stat().st_dev
+        if place not in self._file_systems:
+            self._file_systems[place] = os.open(store.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stores.add(store)
+
+    def sync(self) -> None:
+        """Put everything on disk.
+
+        Raises:
+            OSError: a disk fails; no store believes then that it is on disk.
+        """
+        committed = {store: store.committed for store in self._stores}
+        for descriptor in self._file_systems.values():
+            sync_file_system(descriptor)
+        for store, count in committed.items():
+            store.note_on_disk(count)
+
+    def end(self) -> None:
+        """Let go of the file systems."""
+        for descriptor in self._file_systems.values():
+            os.close(descriptor)
+
+
+_together = _Together()
+
+
+@contextmanager
+def written_together() -> Generator[None]:
+    """Let this thread's durable transactions wait for the disk once, when the block ends, whatever stores they are in.
+
+    Nothing that was read or written in the block may be told to anybody before it has ended. A block that raises has
+    its transactions on disk too: a refusal is one. Where the system cannot do it, each transaction waits for itself.
+
+    Raises:
+        OSError: a disk fails, or does not say that it did not.
+    """
+    if _together.now is not None or not can_sync_file_systems():
+        yield
+        return
+    group = _together.now = _Group()
+    try:
+        try:
+            yield
+        finally:
+            _together.now = None
+            group.sync()
+    finally:
+        group.end()

@@ -14,7 +14,7 @@ import bisect
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -298,10 +298,16 @@ def _tensor(name: str, entry: Entry, *, data_start: int) -> TensorEntry:
 
 
 def _layout(tensors: list[tuple[str, str, tuple[int, ...]]]) -> Layout:
-    data_start = len(_header_of(tensors))
+    return _laid_out(tuple(tensors))
+
+
+@lru_cache(maxsize=8)
+def _laid_out(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> Layout:
+    """A TEE that hosts many sites asks for the same layouts very often; they do not change."""
+    data_start = len(_header_of(list(tensors)))
     placed = {
         name: TensorEntry(name=name, dtype=dtype, shape=shape, start=data_start + start, end=data_start + end)
-        for name, dtype, shape, start, end in _places(tensors)
+        for name, dtype, shape, start, end in _places(list(tensors))
     }
     total_bytes = max((tensor.end for tensor in placed.values()), default=data_start)
     in_order = tuple(placed[name] for name, _, _ in tensors)

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,6 +21,12 @@ class Promise:
 class Threat:
     TYPE: ClassVar[str] = "test/threat"
     number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    TYPE: ClassVar[str] = "test/open"
+    words: Mapping[str, int]
 
 
 SIGNED = sign(Promise(number=7), KEY)
@@ -87,3 +94,12 @@ def test_what_was_verified_once_vouches_for_nothing_else():
     for changed in (moved, replace(SIGNED, signature=flipped(SIGNED.signature))):
         with pytest.raises(SignatureError):
             verify(changed, Promise, signer=public_bytes(KEY))
+
+
+def test_what_does_not_change_is_parsed_once_and_what_could_is_not():
+    assert unverified(SIGNED, Promise) is unverified(replace(SIGNED, signature=b""), Promise)
+    first, second = (unverified(sign(Open(words={"a": 1}), KEY), Open) for _ in range(2))
+    assert first == second
+    assert first is not second
+    with pytest.raises(EncodingError):
+        unverified(SIGNED, Threat)
