@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from confed import canonical
 from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
@@ -32,6 +34,9 @@ from confed.sealing.sealer import Draft, seal_to_file
 from confed.statement import Signed
 
 MODEL_OWNER = "model-owner"
+_AT_ONCE = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _CODE = Unchecked(unchecked="simulation: the code under development changes with every run")
 _COUNTED = Unchecked(unchecked="simulation: every made site counts")
 
@@ -67,7 +72,7 @@ def load_owners(prepared: Prepared, *, home: Path | None) -> Owners:
             got=prepared.experiment.environment,
         )
     now = time.time_ns() // 1_000_000
-    homes = [_owner(name, folder, now) for name in (MODEL_OWNER, *prepared.site_names)]
+    homes = _side_by_side(lambda name: _owner(name, folder, now), (MODEL_OWNER, *prepared.site_names))
     platform = SimulatedPlatform.load_or_create(folder / "simulated-tee" / "root.pem", now)
     anchors = trust_anchors(prepared.experiment.tee, prepared.config_directory, simulated=platform.anchor)
     owners = Owners(home=folder, model=homes[0], sites=tuple(homes[1:]), platform=platform, anchors=anchors)
@@ -117,13 +122,18 @@ def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tupl
 def _seal_shards(
     prepared: Prepared, owners: Owners, folder: Path, files: dict[str, Path]
 ) -> dict[str, SealedReference]:
-    datasets: dict[str, SealedReference] = {}
-    shards = make_shards(prepared)
-    for owner in owners.sites:
-        path = folder / f"{owner.party.name}.sealed"
-        sealed = _seal(owner, shards[owner.party.name], kind=Kind.DATASET, floors=_data_floors(prepared), path=path)
-        datasets[owner.party.name] = sealed
-        files[sealed.digest] = path
+    shards, floors = make_shards(prepared), _data_floors(prepared)
+    paths = {owner.party.name: folder / f"{owner.party.name}.sealed" for owner in owners.sites}
+
+    def seal(owner: OwnerHome) -> SealedReference:
+        name = owner.party.name
+        try:
+            return _seal(owner, shards[name], kind=Kind.DATASET, floors=floors, path=paths[name])
+        finally:
+            owner.close()
+
+    datasets = dict(zip(paths, _side_by_side(seal, owners.sites), strict=True))
+    files.update({sealed.digest: paths[name] for name, sealed in datasets.items()})
     return datasets
 
 
@@ -143,12 +153,23 @@ def approve(owners: Owners, manifest: Manifest) -> list[Signed]:
     Raises:
         FloorError: a key that was not born in simulation.
     """
-    approvals: list[Signed] = []
-    for owner in owners.every:
-        approvals.append(owner.approve_simulation(manifest))
-        # Thousands of open stores would be more files than a process may have; the owner's broker opens it next.
-        owner.close()
-    return approvals
+
+    def sign(owner: OwnerHome) -> Signed:
+        try:
+            return owner.approve_simulation(manifest)
+        finally:
+            owner.close()
+
+    return _side_by_side(sign, owners.every)
+
+
+def _side_by_side(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return what ``act`` gives for each, in order: owners wait for the disk, and can do so at the same time.
+
+    Whoever opens an owner's store in ``act`` closes it: thousands are more files than a process may have open.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="owners") as pool:
+        return list(pool.map(act, items))
 
 
 def _owner(name: str, home: Path, now: int) -> OwnerHome:
