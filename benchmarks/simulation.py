@@ -162,9 +162,10 @@ def measure(*, clients: int, rounds: int, with_ray: bool) -> dict[str, Any]:
         names = [f"site-{number:0{digits}d}" for number in range(1, clients + 1)]
         bare = Bare(config, experiment, names)
         bare.round()
-        alone = [bare.round() for _ in range(3)]
+        times = min(3, rounds - 1)
+        alone = [bare.round() for _ in range(times)]
         found = confed_run(config, folder)
-        alone += [bare.round() for _ in range(3)]
+        alone += [bare.round() for _ in range(times)]
         bare.stop()
         flower = ray_rounds(config, experiment, names, rounds=rounds) if with_ray else []
     confed_s = statistics.median(found["rounds_s"])
