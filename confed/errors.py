@@ -67,7 +67,9 @@
         │   ├── StaleEpochError         sealed to a key whose time is over: verify again
         │   ├── ReplayedError           a request that was taken before
         │   ├── BusyError               more at once than it answers
-        │   └── AnswerError             the served model refused what was asked of it
+        │   ├── AnswerError             the served model refused what was asked of it
+        │   ├── LeaseError              a replica whose time without its owner's broker is over, or a lease not for it
+        │   └── DeliveryError           an answer, or what leaves of it in clear, that did not get where it must
         └── SessionError            confidential code used outside an attested session
 
 A class's ``code`` is stable: it alone crosses a trust boundary, never the message.
@@ -942,6 +944,18 @@ class BusyError(ExchangeError):
     """More requests at once than the inference TEE takes; this one was not run."""
 
     code = "busy"
+
+
+class DeliveryError(ExchangeError):
+    """An answer, or what leaves of it in clear, did not get to where its owner's policy sends it."""
+
+    code = "delivery"
+
+
+class LeaseError(ExchangeError):
+    """A replica whose time without its owner's broker is over, or a lease that is not for it."""
+
+    code = "lease"
 
 
 class AnswerError(ExchangeError):

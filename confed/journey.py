@@ -19,6 +19,7 @@ class Kind(StrEnum):
     STRATEGY_STATE = "strategy-state"
     CHECKPOINT = "checkpoint"
     FINDINGS = "findings"
+    ANSWER = "answer"
 
 
 class Role(StrEnum):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confed.attestation.measurement import aggregator_image, client_image
+from confed.attestation.measurement import aggregator_image, client_image, inference_image
 from confed.errors import MissingFileError, UsageError
 from confed.journey import Role
 
@@ -38,7 +38,12 @@ _HASH_TABLE_BYTES = 176
 _NITRO_LIMIT_BYTES = 64 * 1024
 _NITRO_REGISTERS = ("PCR0", "PCR1", "PCR2")
 _REGISTER = re.compile(r"[0-9a-f]{96}\Z")
-_MEASURED = {Role.CLIENT: "client_measurements", Role.AGGREGATOR: "aggregator_measurements"}
+# A serving file's table is the experiment file's; the TEE that opens a model is its client.
+_MEASURED = {
+    Role.CLIENT: "client_measurements",
+    Role.AGGREGATOR: "aggregator_measurements",
+    Role.INFERENCE: "client_measurements",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,30 @@ def simulated(app_directory: Path | None, lock: str) -> ReferenceValues:
             "SIMULATED: whoever has the root's key file can claim any measurement. Production refuses it.",
             "An experiment file leaves these out: resolving it measures the code again.",
             "They hold for these files, this Python version and this lock file.",
+        ),
+    )
+
+
+def simulated_serving(folder: Path, lock: str) -> ReferenceValues:
+    """Return the measurement of the simulated inference TEE that would run the engine in a folder.
+
+    Args:
+        folder: absolute path of the serving file's folder: the engine's code.
+        lock: digest of the lock file.
+
+    Raises:
+        ConfigError, MissingFileError, MeasurementError: see ``measurement``.
+    """
+    return ReferenceValues(
+        profile="simulated/1",
+        inputs={"engine": str(folder), "lock": lock},
+        values={"inference": inference_image(folder, lock)},
+        lines=("[tee]", 'profile = "simulated/1"'),
+        policy=(),
+        notes=(
+            "SIMULATED: whoever has the root's key file can claim any measurement. Production refuses it.",
+            "A serving file leaves it out: resolving it measures the code again. It is the manifest's client_image.",
+            "It holds for these files, this Python version and this lock file.",
         ),
     )
 

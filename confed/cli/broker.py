@@ -17,6 +17,7 @@ import typer
 
 from confed import record
 from confed.attestation.endorsements import EndorsementProvider
+from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
 from confed.errors import ConfigError, PortInUseError
 from confed.files import write_whole
 from confed.keybroker.broker import Broker, wall_clock
@@ -31,10 +32,6 @@ app = broker
 _OWNER = typer.Option(help="Owner whose broker to serve; repeat for several.")
 _LISTEN = typer.Option(help="127.0.0.1:PORT (0 for a free one), or unix:PATH.")
 _HOME = typer.Option(help="Directory of the owners (default: CONFED_HOME or ~/.confed).")
-_CACHE = typer.Option(help="Fetch endorsements from vendors, and keep them in this directory.")
-_BUNDLE = typer.Option(help="Take endorsements from this bundle (`confed evidence endorse`); nothing is fetched.")
-_PCCS = typer.Option(metavar="HOST[:PORT]", help="Ask this PCCS in place of Intel's service.")
-_PCCS_CA = typer.Option(metavar="FILE", help="Certificate authorities of the PCCS, in PEM.")
 _ENDPOINT = typer.Option(help="Write where it listens to this file, not to the output.")
 
 
@@ -50,10 +47,10 @@ def serve(
     listen: Annotated[str, _LISTEN] = "127.0.0.1:0",
     home: Annotated[Path | None, _HOME] = None,
     endpoint_file: Annotated[Path | None, _ENDPOINT] = None,
-    endorsement_cache: Annotated[Path | None, _CACHE] = None,
-    endorsement_bundle: Annotated[Path | None, _BUNDLE] = None,
-    pccs: Annotated[str | None, _PCCS] = None,
-    pccs_ca: Annotated[Path | None, _PCCS_CA] = None,
+    endorsement_cache: Cache = None,
+    endorsement_bundle: Bundle = None,
+    pccs: Pccs = None,
+    pccs_ca: PccsAuthorities = None,
 ) -> None:
     """Serve the key brokers of one or more owners until SIGTERM or Ctrl-C.
 
@@ -71,7 +68,7 @@ def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    provider = _provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
+    provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
     _permit_open_files()
     owners = _owners(owner, home)
     try:
@@ -110,28 +107,6 @@ def _owners(names: list[str], home: Path | None) -> list[OwnerHome]:
     if len(set(names)) != len(names):
         raise ConfigError("--owner", expected="each owner once", got=", ".join(names))
     return [OwnerHome.load(name, home=home) for name in names]
-
-
-def _provider(
-    cache: Path | None, bundle: Path | None, *, pccs: str | None, pccs_ca: Path | None
-) -> EndorsementProvider | None:
-    if cache is not None and bundle is not None:
-        raise ConfigError("endorsements", expected="a cache or a bundle", got="both")
-    if cache is None and (pccs is not None or pccs_ca is not None):
-        given = "--pccs-ca" if pccs is None else "--pccs"
-        raise ConfigError(given, expected="--endorsement-cache with it", got="none")
-    if pccs is None and pccs_ca is not None:
-        raise ConfigError("--pccs-ca", expected="--pccs with it", got="none")
-    from confed.attestation.endorsement_cache import EndorsementCache  # noqa: PLC0415 (only where it is asked for)
-    from confed.attestation.endorsement_provider import BundleProvider, CachedProvider  # noqa: PLC0415
-    from confed.attestation.endorsing.vendors import VENDOR_HOSTS, vendor_fetcher, vendor_sources  # noqa: PLC0415
-
-    if bundle is not None:
-        return BundleProvider.load(bundle)
-    if cache is None:
-        return None
-    fetcher = vendor_fetcher(hosts=VENDOR_HOSTS, pccs=pccs, pccs_authorities=pccs_ca)
-    return CachedProvider(EndorsementCache(cache), vendor_sources(fetcher, pccs=pccs))
 
 
 def _serve(owners: list[OwnerHome], listen: str, provider: EndorsementProvider | None) -> RunningServer:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,14 +15,17 @@ from typing import Annotated
 import typer
 
 from confed import canonical, record
+from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
 from confed.errors import ConfigError, EncodingError, MissingFileError
-from confed.files import write_whole
+from confed.files import PUBLIC, write_whole
 from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
 
 app = typer.Typer(help="Serve a model confidentially, and talk to one that is.", no_args_is_help=True)
 
 _HOME = typer.Option(help="Where owners' keys are (default: $CONFED_HOME or ~/.confed).")
+_RUN = typer.Option(metavar="RUN_DIR", help="Records of the run that made the model: it must be a version of it.")
+_TRUST = typer.Option(metavar="FILE", help="With --run: owners' keys and trust anchors, as `confed verify` takes them.")
 _FOLDER_MODE = 0o700
 
 
@@ -29,12 +33,19 @@ _FOLDER_MODE = 0o700
 def manifest(
     config: Annotated[Path, typer.Argument(help="A serving file (TOML).")],
     *,
+    run: Annotated[Path | None, _RUN] = None,
+    trust: Annotated[Path | None, _TRUST] = None,
     home: Annotated[Path | None, _HOME] = None,
 ) -> None:
-    """Print the manifest that a serving file resolves to; its owner approves it with `confed manifest approve`."""
+    """Print the manifest that a serving file resolves to; its owner approves it with `confed manifest approve`.
+
+    A version that a run made is refused unless this owner's broker committed it; with --run the run's records are
+    verified too, countersignatures and all.
+    """
     from confed.experiment.serving import serving_manifest  # noqa: PLC0415
 
     found = serving_manifest(config, home=home)
+    _verify_origin(found, run, trust)
     sys.stdout.buffer.write(found.encoded)
     typer.echo(f"digest: {found.digest}", err=True)
 
@@ -46,6 +57,8 @@ def serve(
     config: Annotated[Path, typer.Option(help="The serving file: where engine, model and TEE are on this machine.")],
     broker: Annotated[Path, typer.Option(help="Where the model owner's broker listens: its --endpoint-file.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT that requesters reach (port 0 for a free one).")],
+    answers: Annotated[Path | None, typer.Option(help="Folder for answers that are sealed to recipients.")] = None,
+    records: Annotated[Path | None, typer.Option(help="Keep manifest and evidence here, for `confed verify`.")] = None,
     at_once: Annotated[int, typer.Option(min=1, max=1024, help="Answers at once; one more is refused.")] = 128,
     home: Annotated[Path | None, _HOME] = None,
 ) -> None:
@@ -53,7 +66,7 @@ def serve(
 
     When it answers it says so as one JSON line: {"instance": ..., "manifest": ..., "paths": [...], "url": ...}.
     """
-    from confed.experiment.serving import start_replica  # noqa: PLC0415
+    from confed.experiment.serving import HostFolders, start_replica  # noqa: PLC0415
     from confed.inference.listening import bound_socket  # noqa: PLC0415
 
     process = start_replica(
@@ -63,6 +76,7 @@ def serve(
         listener=bound_socket(listen, loopback_only=False),
         most_at_once=at_once,
         home=home,
+        kept=HostFolders(answers=answers, records=records),
     )
     _wait(process)
 
@@ -70,11 +84,21 @@ def serve(
 @app.command()
 def policy(
     manifest_file: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A manifest (JSON) that you have read.")],
+    *,
+    run: Annotated[Path | None, _RUN] = None,
+    trust: Annotated[Path | None, _TRUST] = None,
 ) -> None:
-    """Print the policy of a requester who accepts this manifest and its terms, and no other."""
+    """Print the policy of a requester who accepts this manifest and its terms, and no other.
+
+    Who may read the answers is said on the error output, and pinned in the policy.
+    """
     from confed.inference.requester import RequesterPolicy  # noqa: PLC0415
 
-    sys.stdout.buffer.write(RequesterPolicy.of(_manifest(manifest_file)).encode())
+    manifest = _manifest(manifest_file)
+    found = RequesterPolicy.of(manifest)
+    _verify_origin(manifest, run, trust)
+    sys.stdout.buffer.write(found.encode())
+    typer.echo(found.output.told, err=True)
 
 
 @app.command()
@@ -84,10 +108,15 @@ def proxy(
     policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
     listen: Annotated[str, typer.Option(help="HOST:PORT on loopback.")] = "127.0.0.1:8080",
     receipts: Annotated[Path | None, typer.Option(help="Keep each answer's proof in this folder.")] = None,
+    endorsement_cache: Cache = None,
+    endorsement_bundle: Bundle = None,
+    pccs: Pccs = None,
+    pccs_ca: PccsAuthorities = None,
 ) -> None:
     """Let any client on this machine talk to an attested replica, as if it were here.
 
     The replica is verified before it listens; then it says so as one JSON line: {"manifest": ..., "url": ...}.
+    Evidence is verified with the endorsements that come along, and with those of a provider if one is named here.
     """
     from confed.inference.client import ConfidentialClient  # noqa: PLC0415
     from confed.inference.listening import address_of, bound_socket  # noqa: PLC0415
@@ -103,7 +132,9 @@ def proxy(
     if receipts is not None:
         receipts.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     listener = bound_socket(listen, loopback_only=True)
-    with ConfidentialClient(url, policy=RequesterPolicy.decode(_read(policy_file, "policy"))) as client:
+    provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
+    accepted = RequesterPolicy.decode(_read(policy_file, "policy"))
+    with ConfidentialClient(url, policy=accepted, endorsements=provider) as client:
         replica = client.verify()
         typer.echo(json.dumps({"manifest": replica.digest, "url": address_of(listener)}))
         sys.stdout.flush()
@@ -117,18 +148,101 @@ def verify_receipt(
     policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
     request: Annotated[Path | None, typer.Option(help="The request's body: is the receipt for it?")] = None,
     answer: Annotated[Path | None, typer.Option(help="The answer's body: is the receipt for it?")] = None,
+    endorsement_bundle: Bundle = None,
 ) -> None:
     """Check an answer's receipt offline: evidence, manifest, model, signature, and (where given) the texts."""
     from confed.inference.requester import Proof, RequesterPolicy  # noqa: PLC0415
 
     proof = Proof.from_json(canonical.decode(_read(proof_file, "proof")))
-    receipt, _ = proof.verify(policy=RequesterPolicy.decode(_read(policy_file, "policy")))
+    provider = endorsement_provider(None, endorsement_bundle, pccs=None, pccs_ca=None)
+    receipt, _ = proof.verify(policy=RequesterPolicy.decode(_read(policy_file, "policy")), endorsements=provider)
     proof.require_texts(
         receipt,
         request=None if request is None else _read(request, "request"),
         answer=None if answer is None else _read(answer, "answer"),
     )
     typer.echo(json.dumps(record.to_json(receipt)))
+
+
+@app.command()
+def records(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `confed infer serve --records` kept.")],
+    *,
+    owner: Annotated[str, typer.Option(help="The model's owner: a name in the confed home.")],
+    broker: Annotated[Path, typer.Option(help="Where its broker listens: its --endpoint-file.")],
+    home: Annotated[Path | None, _HOME] = None,
+) -> None:
+    """Add the owner's approval and ledger to a replica's records: then `confed verify DIR` checks them offline."""
+    from confed.experiment.serving_records import add_owners_part  # noqa: PLC0415
+    from confed.keybroker.identity import OwnerHome  # noqa: PLC0415
+
+    with closing(OwnerHome.load(owner, home=home)) as found:
+        kept = add_owners_part(directory, owner=found, server=_broker(broker))
+    typer.echo(json.dumps({"evidence": len(kept.evidence()), "manifest": kept.manifest().digest}))
+
+
+@app.command()
+def recipient(
+    name: Annotated[
+        str, typer.Argument(help="Writes NAME.key (private: keep it) and NAME.pub (for the model's owner).")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where they go.")] = Path(),
+) -> None:
+    """Make the key pair of a recipient, to whom a model's owner may have answers sealed; prints the public key's id."""
+    from confed.sealing.identities import HpkeIdentity  # noqa: PLC0415
+
+    found = HpkeIdentity.generate()
+    private, public = out / f"{name}.key", out / f"{name}.pub"
+    for path in (private, public):
+        if path.exists():
+            raise ConfigError("recipient", expected="a new name", got=path)
+    write_whole(private, found.to_private_bytes().hex().encode() + b"\n")
+    write_whole(public, found.public.hex().encode() + b"\n", mode=PUBLIC)
+    typer.echo(found.key_id)
+
+
+@app.command(name="open")
+def open_sealed(
+    answer_file: Annotated[Path, typer.Argument(metavar="ANSWER", help="A sealed answer that a replica's host kept.")],
+    *,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Your private key (`confed infer recipient`).")],
+    policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the answer goes (default: output).")] = None,
+    endorsement_bundle: Bundle = None,
+) -> None:
+    """Open an answer that is sealed to you, after the replica that made it has been verified by your own policy."""
+    from confed.inference.requester import RequesterPolicy  # noqa: PLC0415
+    from confed.inference.sealed_answers import open_answer  # noqa: PLC0415
+    from confed.sealing.identities import HpkeIdentity  # noqa: PLC0415
+
+    try:
+        identity = HpkeIdentity.from_private_bytes(bytes.fromhex(_read(key, "key").decode("ascii").strip()))
+    except ValueError as error:
+        raise ConfigError("key", expected="what `confed infer recipient` wrote", got="something else") from error
+    policy = RequesterPolicy.decode(_read(policy_file, "policy"))
+    provider = endorsement_provider(None, endorsement_bundle, pccs=None, pccs_ca=None)
+    found = open_answer(_read(answer_file, "answer"), identity=identity, policy=policy, endorsements=provider)
+    told = {"instance": found.replica.instance, "manifest": found.replica.digest, "status": found.head.status}
+    typer.echo(json.dumps({**told, "time": found.time}), err=True)
+    if out is None:
+        sys.stdout.buffer.write(found.body)
+    else:
+        write_whole(out, found.body)
+
+
+def _verify_origin(manifest: Manifest, run: Path | None, trust: Path | None) -> None:
+    if run is None:
+        if trust is not None:
+            raise ConfigError("--trust", expected="--run with it", got="none")
+        return
+    from confed.records.origin import verify_origin  # noqa: PLC0415
+    from confed.records.trust import Trust  # noqa: PLC0415
+
+    if trust is None:
+        raise ConfigError("--run", expected="--trust with it: whose countersignatures count", got="none")
+    verified = verify_origin(manifest, run, trust=Trust.load(trust))
+    typer.echo(f"origin: a version of {verified.run}, whose records hold", err=True)
 
 
 def _manifest(path: Path) -> Manifest:

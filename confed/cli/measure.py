@@ -1,4 +1,4 @@
-"""``confed measure simulated|snp|nitro``: what an owner pins, computed before anything runs."""
+"""``confed measure simulated|serving|snp|nitro``: what an owner pins, computed before anything runs."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def simulated(
 
     directory = (config.parent / load_experiment(config).app.directory).resolve()
     _show(reference_values.simulated(directory, lock_digest(config)), json_line=json_line)
+
+
+@app.command()
+def serving(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The serving file, in the folder of its engine.")],
+    *,
+    json_line: _JSON = False,
+) -> None:
+    """Measure the inference TEE of a serving file, as a simulated TEE of this release does."""
+    from confed.experiment.resolution import lock_digest  # noqa: PLC0415 (imports Flower: only when it is needed)
+
+    lock = lock_digest(config)
+    _show(reference_values.simulated_serving(config.parent.resolve(), lock), json_line=json_line)
 
 
 @app.command()

@@ -61,6 +61,9 @@ def seal_command(  # noqa: PLR0913 (one argument an option)
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: FILE.sealed.")] = None,
     least_cohort: Annotated[int, typer.Option(min=1, help="Fewest distinct sites in any result, for ever.")] = 2,
     total_rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runs with this key.")] = 1000,
+    lease: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="Longest lease of an inference TEE; 0 permits none.")
+    ] = 0,
     strategy: Annotated[
         list[str] | None,
         typer.Option(metavar="DIGEST", help="Code of a strategy class that you read: it mixes every update."),
@@ -84,6 +87,7 @@ def seal_command(  # noqa: PLR0913 (one argument an option)
         force=force,
         least_cohort=least_cohort,
         total_rounds=total_rounds,
+        lease_s=lease,
         strategies=tuple(strategy or ()),
         scenarios=tuple(scenario or (Scenario.FEDERATED,)),
         adapter=adapter,
@@ -141,6 +145,7 @@ def seal_model(  # noqa: PLR0913 (a key and its floors)
     force: bool,
     least_cohort: int,
     total_rounds: int,
+    lease_s: int = 0,
     strategies: tuple[str, ...] = (),
     scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,),
     adapter: Path | None = None,
@@ -171,6 +176,7 @@ def seal_model(  # noqa: PLR0913 (a key and its floors)
             counted_identities=_BY_MANIFEST,
             strategies=strategies,
             scenarios=scenarios,
+            lease_s=lease_s,
         )
         key_id, key = home.new_key(floors=floors)
         data_key = derivation.container_key(key, container_id=container_id)

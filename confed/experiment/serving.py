@@ -25,14 +25,17 @@ from confed.attestation.attesters.launch import AttesterTerms
 from confed.attestation.measurement import inference_image, package_directory
 from confed.attestation.tee.simulated import PROFILE as SIMULATED_PROFILE
 from confed.attestation.tee.simulated import SimulatedPlatform
-from confed.errors import ConfigError, ManifestMismatchError, MissingFileError
+from confed.errors import ConfigError, ManifestMismatchError, MissingFileError, RecipientError
 from confed.experiment.config import TeeTable
 from confed.experiment.resolution import lock_digest
+from confed.experiment.serving_records import begin_records
 from confed.experiment.tees import attester_terms, tee_policy, trust_anchors
 from confed.inference.launch import InferenceLaunch
+from confed.inference.outlet import Carrier
 from confed.journey import Kind, Role
 from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome, confed_home
+from confed.keybroker.origins import require_committed
 from confed.manifest import (
     FORMAT,
     UNTRAINED,
@@ -46,11 +49,22 @@ from confed.manifest import (
 )
 from confed.scenario import Scenario
 from confed.sealing.container import Container
-from confed.sealing.recipients import Method
-from confed.serving import Origin, Padding, PaddingTerms, ServingTerms
+from confed.sealing.recipients import HpkeRecipient, Method
+from confed.serving import (
+    AnswerRecipient,
+    ClearTerms,
+    LeaseTerms,
+    Origin,
+    OutputMode,
+    OutputTerms,
+    Padding,
+    PaddingTerms,
+    ServingTerms,
+)
 from confed.simulation.tethered import tether
 
 _SETTINGS = dict[str, Scalar]
+_KEY_FILE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +77,37 @@ class ModelTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingTable:
-    """How it is served; see ``confed.serving.ServingTerms``."""
+    """How it is served; see ``confed.serving.ServingTerms``. ``lease_s`` 0: no leases."""
 
     padding: Padding = Padding.POWERS
     block_bytes: int = 0
     largest_request_bytes: int = 16 * 1024 * 1024
+    lease_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTable:
+    """Who may read the answers; see ``confed.serving.OutputTerms``.
+
+    ``recipients`` are names and, beside the serving file, the files of their public keys (`confed infer recipient`).
+    """
+
+    mode: OutputMode = OutputMode.REQUESTER
+    recipients: Mapping[str, str] = field(default_factory=dict[str, str])
+    clear: ClearTerms | None = None
+
+    def terms(self, folder: Path) -> OutputTerms:
+        """Return the terms, with the keys read from their files.
+
+        Raises:
+            MissingFileError: a key file is not there.
+            ConfigError: one that holds no key, or terms that contradict each other.
+        """
+        named = tuple(
+            AnswerRecipient(name=name, public=_public_key(name, folder / file))
+            for name, file in sorted(self.recipients.items())
+        )
+        return OutputTerms(mode=self.mode, recipients=named or None, clear=self.clear)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +119,7 @@ class ServingFile:
     engine: str
     model: ModelTable
     serving: ServingTable = field(default_factory=ServingTable)
+    output: OutputTable = field(default_factory=OutputTable)
     tee: TeeTable = field(default_factory=TeeTable)
     settings: Mapping[str, Scalar] = field(default_factory=_SETTINGS)
 
@@ -87,6 +128,19 @@ class ServingFile:
             raise ConfigError("name", expected="letters, digits and hyphens", got=self.name)
         if self.engine.count(":") != 1 or not all(self.engine.split(":")):
             raise ConfigError("engine", expected="module:attribute", got=self.engine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFolders:
+    """What a replica's host keeps for others; ``None``: nothing.
+
+    Attributes:
+        answers: folder for answers that are sealed to recipients, where the manifest has such.
+        records: directory for this host's part of the records (``serving_records``).
+    """
+
+    answers: Path | None
+    records: Path | None
 
 
 def load_serving(path: Path) -> ServingFile:
@@ -110,6 +164,7 @@ def serving_manifest(path: Path, *, home: Path | None) -> Manifest:
 
     Raises:
         ConfigError: a file that contradicts itself, or a model that is not this owner's.
+        LineageError: a version of a run that this owner's broker never committed.
         MissingFileError: the model, the owner or another file is not there.
     """
     told, folder = load_serving(path), path.resolve().parent
@@ -131,6 +186,8 @@ def serving_manifest(path: Path, *, home: Path | None) -> Manifest:
         settings=told.settings,
         serving=ServingTerms(
             origin=origin,
+            output=told.output.terms(folder),
+            lease=LeaseTerms(seconds=told.serving.lease_s) if told.serving.lease_s else None,
             padding=PaddingTerms(kind=told.serving.padding, block_bytes=told.serving.block_bytes),
             largest_request_bytes=told.serving.largest_request_bytes,
         ),
@@ -148,6 +205,7 @@ def start_replica(
     listener: socket.socket,
     most_at_once: int,
     home: Path | None,
+    kept: HostFolders,
     output: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a replica in a process of its own, confined where it is a simulated TEE, and return the process.
@@ -159,6 +217,7 @@ def start_replica(
         listener: the socket that requesters reach.
         most_at_once: answers on their way.
         home: the confed home, whose root certifies a simulated TEE.
+        kept: what this host keeps, and where.
         output: descriptor for what it says; ``None``: this process's own.
 
     Raises:
@@ -181,8 +240,32 @@ def start_replica(
         readable=(str(folder), str(model), *(str(package_directory(name)) for name in ("confed", "clients"))),
         network=not broker.target.startswith("unix:"),
         most_at_once=most_at_once,
+        recorded=kept.records is not None,
     )
-    return _spawn(launch, listener, output)
+    return _spawn(launch, listener, _carrier(manifest, folder, kept), output)
+
+
+def _carrier(manifest: Manifest, folder: Path, kept: HostFolders) -> Carrier | None:
+    """Return what carries other outputs than answers to requesters, where the manifest or this host has such."""
+    terms = OutputTerms.to_requester() if manifest.serving is None else manifest.serving.output
+    if (terms.recipients is None) != (kept.answers is None):
+        expected = "a folder exactly where answers are sealed to recipients"
+        raise ConfigError("--answers", expected=expected, got=kept.answers or "none")
+    keep = None if kept.records is None else begin_records(kept.records, manifest).write_evidence
+    if terms.plain and keep is None:
+        return None
+    sink = None if terms.clear is None else terms.clear.sink
+    return Carrier(sink=sink, folder=folder, answers=kept.answers, keep_evidence=keep)
+
+
+def _public_key(name: str, path: Path) -> bytes:
+    try:
+        text = path.read_bytes()[:_KEY_FILE_BYTES].decode("ascii")
+        return HpkeRecipient(bytes.fromhex(text.strip())).public
+    except OSError as error:
+        raise MissingFileError(f"output.recipients.{name}", expected="a public key's file", got=path) from error
+    except (ValueError, RecipientError) as error:
+        raise ConfigError(f"output.recipients.{name}", expected="a public key", got="something else") from error
 
 
 def _attester(told: ServingFile, folder: Path, manifest: Manifest, home: Path | None) -> AttesterTerms:
@@ -221,7 +304,9 @@ def _model_terms(owner: OwnerHome, container: Container) -> tuple[ModelTerms, Or
     if header.version > 0:
         if not isinstance(run, str) or type(attempt) is not int:
             raise ConfigError("model.file", expected="the run and attempt of its version", got="none")
-        origin = Origin(run=run, version=header.version, attempt=attempt)
+        origin = Origin(run=run, manifest=header.manifest, version=header.version, attempt=attempt)
+        with owner.store.transaction() as tx:
+            require_committed(tx, origin, digest=container.file_digest())
     start = SealedReference(
         container_id=header.container_id,
         digest=container.file_digest(),
@@ -231,14 +316,20 @@ def _model_terms(owner: OwnerHome, container: Container) -> tuple[ModelTerms, Or
     return ModelTerms(owner=owner.party, start=start, layout=str(layout), trained=UNTRAINED, tied={}), origin
 
 
-def _spawn(launch: InferenceLaunch, listener: socket.socket, output: int | None) -> subprocess.Popen[bytes]:
+def _spawn(
+    launch: InferenceLaunch, listener: socket.socket, carrier: Carrier | None, output: int | None
+) -> subprocess.Popen[bytes]:
     read_end, write_end = os.pipe()
-    descriptor = listener.fileno()
-    words = ["-m", "confed.inference", "--launch-fd", str(read_end), "--listen-fd", str(descriptor)]
+    given = {"--launch-fd": read_end, "--listen-fd": listener.fileno()}
+    if carrier is not None:
+        given["--outlet-fd"] = carrier.other.fileno()
+    words = ["-m", "confed.inference", *(word for name, number in given.items() for word in (name, str(number)))]
     process = subprocess.Popen(  # noqa: S603
-        tether([sys.executable, *words]), pass_fds=(read_end, descriptor), stdin=subprocess.DEVNULL, stdout=output
+        tether([sys.executable, *words]), pass_fds=tuple(given.values()), stdin=subprocess.DEVNULL, stdout=output
     )
     os.close(read_end)
+    if carrier is not None:
+        carrier.start()
     with os.fdopen(write_end, "wb") as stream:
         stream.write(launch.encode())
     listener.close()

@@ -1,9 +1,11 @@
-"""An inference TEE: ``python -m confed.inference --launch-fd N --listen-fd M``.
+"""An inference TEE: ``python -m confed.inference --launch-fd N --listen-fd M [--outlet-fd O]``.
 
-1. The launch document is read from an inherited descriptor; the listening socket is inherited too.
+1. The launch document is read from an inherited descriptor; the listening socket is inherited too, and the outlet's
+   where the manifest lets anything out but answers to requesters.
 2. The process is confined.
 3. The engine that the manifest names is imported; keys are made; the model owner's broker is attested to.
-4. The model is opened, and requests are answered until SIGTERM. One JSON line says so.
+4. The model is opened, and requests are answered until SIGTERM, or with a lease for as long as it lasts. One JSON line
+   says so.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import socket
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 # Threads may only start once a process is confined.
@@ -25,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m confed.inference", description="Start an inference TEE.")
     parser.add_argument("--launch-fd", type=int, required=True, help="where the launch document comes")
     parser.add_argument("--listen-fd", type=int, required=True, help="the listening socket")
+    parser.add_argument("--outlet-fd", type=int, help="where other outputs than answers to requesters go")
     told = parser.parse_args(arguments)
     # 1.
     with os.fdopen(told.launch_fd, "rb") as stream:
@@ -43,20 +47,23 @@ def main(arguments: list[str]) -> int:
     from confed.errors import ConfedError  # noqa: PLC0415 (imports may start threads)
 
     try:
-        _serve(data, socket.socket(fileno=told.listen_fd), layers)
+        outlet = None if told.outlet_fd is None else socket.socket(fileno=told.outlet_fd)
+        _serve(data, socket.socket(fileno=told.listen_fd), outlet, layers)
     except ConfedError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
 
 
-def _serve(data: bytes, listener: socket.socket, layers: tuple[str, ...]) -> None:
+def _serve(data: bytes, listener: socket.socket, outlet: socket.socket | None, layers: tuple[str, ...]) -> None:
     from confed.attestation.attesters.launch import attester_of  # noqa: PLC0415
     from confed.inference.apis import Door  # noqa: PLC0415
     from confed.inference.edge import Edge  # noqa: PLC0415
     from confed.inference.engine import load_engine  # noqa: PLC0415
     from confed.inference.launch import InferenceLaunch  # noqa: PLC0415
+    from confed.inference.leased import Leased  # noqa: PLC0415
     from confed.inference.listening import address_of, serve  # noqa: PLC0415
+    from confed.inference.outlet import SocketOutlet  # noqa: PLC0415
     from confed.inference.replica import Replica  # noqa: PLC0415
     from confed.keybroker.client import BrokerClient  # noqa: PLC0415
     from confed.sealing.container import Container  # noqa: PLC0415
@@ -68,16 +75,34 @@ def _serve(data: bytes, listener: socket.socket, layers: tuple[str, ...]) -> Non
     sys.path.insert(0, launch.app_directory)
     attester = attester_of(launch.attester, layers=layers, manifest_digest=manifest.digest)
     channel = open_channel(launch.broker.endpoint)
-    replica = Replica(manifest=manifest, attester=attester, broker=BrokerClient(channel))
+    out = None if outlet is None else SocketOutlet(outlet)
+    replica = Replica(
+        manifest=manifest,
+        attester=attester,
+        broker=BrokerClient(channel),
+        evidence_outlet=out if launch.recorded else None,
+    )
     # 4.
-    arrays = replica.open_model(Container.map(Path(launch.model)))
-    channel.close()
-    model = load_engine(manifest.code.client_app, arrays=arrays, settings=manifest.settings)
-    door = Door(model, name=manifest.name)
-    told = {"instance": replica.instance, "manifest": manifest.digest, "paths": door.paths, "url": address_of(listener)}
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
-    serve(Edge(replica, door, most_at_once=launch.most_at_once), listener)
+    container = Container.map(Path(launch.model))
+
+    def open_door() -> Door:
+        arrays = replica.open_model(container)
+        return Door(
+            load_engine(manifest.code.client_app, arrays=arrays, settings=manifest.settings), name=manifest.name
+        )
+
+    with ExitStack() as stack:
+        terms = replica.serving.lease
+        if terms is None:
+            door = open_door()
+            channel.close()
+        else:
+            door = stack.enter_context(Leased(replica, terms=terms, open_door=open_door))
+        edge = Edge(replica, door, most_at_once=launch.most_at_once, outlet=out)
+        said = {"instance": replica.instance, "manifest": manifest.digest, "paths": door.paths}
+        sys.stdout.write(json.dumps({**said, "url": address_of(listener)}) + "\n")
+        sys.stdout.flush()
+        serve(edge, listener)
 
 
 if __name__ == "__main__":

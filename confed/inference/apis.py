@@ -33,22 +33,27 @@ class Door:
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request, whatever it is; nothing is raised to whoever carries it."""
         head = request.head
-        error_answer = openai_api.error_answer if head.path.startswith("/v1/") else open_inference.error_answer
         try:
             route = self._routes.get((head.method, head.path.partition("?")[0]))
             if route is None:
                 raise InvalidRequestError(404, "there is nothing here: no such path, or no such model")
             return route(request)
         except InvalidRequestError as error:
-            return error_answer(error.status, error.reason)
+            return refusal(request, error.status, error.reason)
         except Exception as error:  # noqa: BLE001 (the service's edge: of an engine's failure only its kind is told)
             report_failure(error)
-            return error_answer(500, "the engine failed")
+            return refusal(request, 500, "the engine failed")
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths that are answered."""
         return tuple(sorted({path for _, path in self._routes}))
+
+
+def refusal(request: Request, status: int, reason: str) -> Answer:
+    """Return a refusal in the form of the interface that a request is for."""
+    told = openai_api.error_answer if request.head.path.startswith("/v1/") else open_inference.error_answer
+    return told(status, reason)
 
 
 def report_failure(error: Exception) -> None:
@@ -57,4 +62,4 @@ def report_failure(error: Exception) -> None:
     sys.stderr.flush()
 
 
-__all__ = ["Door", "json_answer", "report_failure"]
+__all__ = ["Door", "json_answer", "refusal", "report_failure"]

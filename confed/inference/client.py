@@ -2,7 +2,7 @@
 
 1. A replica is verified before anything is sealed to it, and again when the policy says its evidence has aged.
 2. A request is sent to one replica. It goes to the next one, or to the same one once more, only where it has certainly
-   not run: the replica could not be reached, was too busy to take it, or no longer held the key (422).
+   not run: the replica could not be reached, was too busy to take it, had no lease, or no longer held the key (422).
 3. An answer counts when its last frame and its receipt have come and hold; otherwise reading it raises.
 """
 
@@ -29,6 +29,7 @@ from confed.errors import (
     BusyError,
     ConfigError,
     EncodingError,
+    LeaseError,
     RefusedError,
     SizeError,
     StaleEpochError,
@@ -48,8 +49,9 @@ from confed.statement import Signed
 
 _LARGEST_REPLY_BYTES = 8 * 1024 * 1024
 _OK = 200
+_ACKNOWLEDGED = 202
 _WAITS = httpx.Timeout(10.0, read=600.0)
-CARRIED = frozenset({"accept", "content-type", "inference-header-content-length"})
+CARRIED = frozenset({"accept", "content-type", "inference-header-content-length", "confed-output", "confed-recipients"})
 """Headers of a caller that go into the sealed request; no other means anything to a replica."""
 
 
@@ -127,6 +129,7 @@ class Reply:
             "epoch": answered.epoch,
             "request": self._sealing.committed,
             "answer": answered.commitment,
+            "output": self._replica.serving.output.digest,
         }
         signing = self._replica.signing_public
         self.receipt = verify_receipt(answered.receipt, signing_public=signing, expected=expected)
@@ -215,7 +218,7 @@ class ConfidentialClient:
         for place in self._places:
             try:
                 return self._send(place, request)
-            except (_NotSentError, BusyError) as error:
+            except (_NotSentError, BusyError, LeaseError) as error:
                 failure = error.reason if isinstance(error, _NotSentError) else error
         raise failure or UnreachableError("replicas", expected="one that answers", got="none")
 
@@ -238,6 +241,7 @@ class ConfidentialClient:
         """
         body, headers = write_tensors(tensors)
         reply = self.request("POST", f"/v2/models/{self._name()}/infer", body=body, headers=headers)
+        _require_answer(reply)
         return read_tensors(reply.head, reply.read())
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -268,6 +272,7 @@ class ConfidentialClient:
     def _asked(self, path: str, value: Mapping[str, Any]) -> Any:
         body = json.dumps({**value, "model": self._name()}).encode()
         reply = self.request("POST", path, body=body, headers=(("content-type", "application/json"),))
+        _require_answer(reply)
         found = json.loads(reply.read())
         if reply.head.status != _OK:
             raise AnswerError(str(found["error"]["message"])[:500], expected="status 200", got=reply.head.status)
@@ -349,6 +354,13 @@ class _NotSentError(Exception):
     def __init__(self, reason: UnreachableError) -> None:
         super().__init__(str(reason))
         self.reason = reason
+
+
+def _require_answer(reply: Reply) -> None:
+    """An answer that went elsewhere is none to who asked; ``request`` gives the acknowledgement."""
+    if reply.head.status == _ACKNOWLEDGED:
+        reply.read()  # to its end: with its receipt it counts
+        raise AnswerError("output", expected="answers to who asked", got="an acknowledgement, by the owner's policy")
 
 
 def _unreachable(place: _Place, error: Exception) -> UnreachableError:

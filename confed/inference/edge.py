@@ -3,7 +3,8 @@
 - ``POST /confed/v1/evidence``: a nonce of 32 bytes; the manifest, evidence for that nonce, and the epoch's signed key.
 - ``GET  /confed/v1/epoch``: the epoch's signed key alone, for who has verified this instance already.
 - ``POST /confed/v1/exchange``: a sealed request; a sealed answer, streamed. The status tells only whether the request
-  was taken: 422 sealed to a key that is gone, 409 a replay, 413 too large, 503 too many at once, 400 anything else.
+  was taken: 422 sealed to a key that is gone, 409 a replay, 413 too large, 503 too many at once or no lease, 400
+  anything else.
 
 What is refused is told by a stable code; nothing is logged of a request but that code.
 """
@@ -19,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from confed import canonical
-from confed.errors import BusyError, ConfedError, EncodingError, ReplayedError, SizeError, StaleEpochError
-from confed.inference.apis import Door, report_failure
+from confed.errors import BusyError, ConfedError, EncodingError, LeaseError, ReplayedError, SizeError, StaleEpochError
+from confed.inference.apis import report_failure
 from confed.inference.exchange import Answering
 from confed.inference.messages import Request
+from confed.inference.outlet import Outlet
+from confed.inference.outputs import Answers, Directed
 from confed.inference.replica import NONCE_BYTES, Replica
 
 EVIDENCE_PATH, EPOCH_PATH, EXCHANGE_PATH = "/confed/v1/evidence", "/confed/v1/epoch", "/confed/v1/exchange"
@@ -42,11 +45,12 @@ class Edge:
         replica: with its model opened.
         door: what answers opened requests.
         most_at_once: answers on their way; one more is refused, and not run.
+        outlet: where outputs go that are no answers to requesters; needed where the manifest has such.
     """
 
-    def __init__(self, replica: Replica, door: Door, *, most_at_once: int) -> None:
+    def __init__(self, replica: Replica, door: Answers, *, most_at_once: int, outlet: Outlet | None = None) -> None:
         self._replica = replica
-        self._door = door
+        self._door = Directed(door, replica=replica, outlet=outlet)
         self._free = most_at_once
         self._engine = ThreadPoolExecutor(max_workers=most_at_once, thread_name_prefix="answer")
         self._attesting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="attest")
@@ -84,6 +88,7 @@ class Edge:
 
     async def _epoch(self, receive: Receive, send: Send) -> None:
         del receive
+        self._replica.lease.require()
         await send_json(send, 200, {"epoch": self._replica.epochs.current().signed.to_json()})
 
     async def _exchange(self, receive: Receive, send: Send) -> None:
@@ -120,11 +125,16 @@ class Edge:
 
     def _sealed(self, request: Request, answering: Answering) -> Iterator[bytes]:
         """Run the engine and yield its answer, sealed; on an engine's thread."""
-        answer = self._door.answer(request)
-        yield answering.begin(answer.head, padding=self._replica.serving.padding)
-        for piece in answer.body:
-            yield answering.body(piece)
-        yield answering.end(self._replica.receipt(answering))
+        padding = self._replica.serving.padding
+        try:
+            answer = self._door.answer(request)
+            yield answering.begin(answer.head, padding=padding)
+            for piece in answer.body:
+                yield answering.body(piece)
+            yield answering.end(self._replica.receipt(answering, delivered=answer.delivered))
+        except ConfedError as error:
+            report_failure(error)
+            yield answering.refuse(error.code, padding=padding)
 
 
 class Pump:
@@ -198,7 +208,7 @@ class Pump:
 
 def status_of(error: ConfedError) -> int:
     """Return the status of HTTP for an error, beside whose code it goes."""
-    statuses = {StaleEpochError: 422, ReplayedError: 409, BusyError: 503, SizeError: 413}
+    statuses = {StaleEpochError: 422, ReplayedError: 409, BusyError: 503, LeaseError: 503, SizeError: 413}
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 400)
 
 

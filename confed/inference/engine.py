@@ -106,10 +106,11 @@ class InvalidRequestError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer on its way: the head, and the body piece by piece."""
+    """An answer on its way: the head, and the body piece by piece; ``delivered``: digest of what went elsewhere."""
 
     head: AnswerHead
     body: Iterable[bytes | memoryview] = field(repr=False)
+    delivered: str | None = None
 
 
 def json_answer(value: Any, *, status: int = 200) -> Answer:

@@ -135,6 +135,11 @@ class Epochs:
             self._drop()
             return next((epoch for epoch in self._held if epoch.name == name), None)
 
+    def drop_all(self) -> None:
+        """Let every key go: what was sealed to them can be opened by nobody."""
+        with self._lock:
+            self._held.clear()
+
     def _drop(self) -> None:
         now = self._now()
         self._held = [epoch for epoch in self._held if now < epoch.key.not_after]

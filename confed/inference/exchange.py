@@ -7,7 +7,8 @@
    replay. Only then does anything run.
 4. Its answer starts with which wrapped secret it used and a fresh nonce; answer frames go under HKDF(secret, transcript
    ‖ epoch ‖ nonce): head, body, and a receipt as the last one. So two replicas, or two answers, never share a key.
-5. An answer that ends before its last frame is an error, never a short answer.
+5. An answer that ends before its last frame is an error, never a short answer. Where the replica itself must not go on
+   (its lease ended, an output did not get where it must), the last frame is a stable code in the receipt's place.
 
 Not promised: who the requester is; HPKE's base mode does not say. Sizes (as padded), times and the epoch are seen.
 
@@ -22,7 +23,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from confed import canonical, record
-from confed.errors import EncodingError, ExchangeError, ManifestMismatchError, SizeError, StaleEpochError
+from confed.errors import (
+    ConfedError,
+    EncodingError,
+    ExchangeError,
+    ManifestMismatchError,
+    SizeError,
+    StaleEpochError,
+    error_for,
+)
 from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
 from confed.inference.frames import LARGEST_CONTENT_BYTES, Frame, FrameOpener, FrameSealer
 from confed.inference.messages import HEAD_LIMIT_BYTES, AnswerHead, Commitment, Request, RequestHead
@@ -39,7 +48,7 @@ _HEADER_LIMIT_BYTES = 64 * 1024
 _SECRET_BYTES = 32
 _NONCE_BYTES = 32
 _ANSWER_START = len(ANSWER_MAGIC) + 1 + _NONCE_BYTES
-HEAD, BODY, RECEIPT = 1, 2, 3
+HEAD, BODY, RECEIPT, REFUSED = 1, 2, 3, 4
 """Kinds of frames."""
 
 
@@ -139,6 +148,7 @@ class AnswerOpening:
         self._epoch = ""
         self._commitment: Commitment | None = None
         self._answered: Answered | None = None
+        self._refused: ConfedError | None = None
 
     def feed(self, data: bytes) -> list[AnswerHead | bytes]:
         """Return what these further bytes complete: the head first, then pieces of the body.
@@ -162,10 +172,13 @@ class AnswerOpening:
 
         Raises:
             TruncatedError: it ended before its last frame: it is not the whole.
+            ConfedError: the replica ended it, for the reason of its class.
         """
         if self._frames is None:
             raise EncodingError("answer", expected="an answer", got="its end before it began")
         self._frames.close()
+        if self._refused is not None:
+            raise self._refused
         if self._answered is None:
             raise EncodingError("answer", expected="a receipt", got="none")
         return self._answered
@@ -181,9 +194,13 @@ class AnswerOpening:
         return self._frames, rest
 
     def _read(self, frame: Frame, found: list[AnswerHead | bytes]) -> None:
-        expected = (HEAD,) if self._commitment is None else (BODY, RECEIPT)
-        if frame.kind not in expected or frame.final != (frame.kind == RECEIPT):
+        expected = (HEAD,) if self._commitment is None else (BODY, RECEIPT, REFUSED)
+        if frame.kind not in expected or frame.final != (frame.kind in (RECEIPT, REFUSED)):
             raise EncodingError("answer frame", expected="a head, the body and a receipt at the end", got="another")
+        if frame.kind == REFUSED:
+            # Raised by ``close``: what came before it is for the reader to see, and that the request was taken.
+            self._refused = error_for(frame.content.decode("ascii", "replace"), "answer")
+            return
         if self._commitment is None:
             self._commitment = Commitment(self._salt, frame.content)
             found.append(AnswerHead.decode(frame.content))
@@ -342,6 +359,11 @@ class Answering:
     def end(self, receipt: Signed) -> bytes:
         """Return the last frame: the receipt."""
         return self._sealer.seal(RECEIPT, canonical.encode(receipt.to_json()), final=True)
+
+    def refuse(self, code: str, *, padding: PaddingTerms) -> bytes:
+        """Return the last frame of an answer that must not go on: a stable code, for who asked alone."""
+        begun = b"" if hasattr(self, "_sealer") else self.begin(AnswerHead(status=503, headers=()), padding=padding)
+        return begun + self._sealer.seal(REFUSED, code.encode("ascii"), final=True)
 
     @property
     def _salt(self) -> bytes:

@@ -28,6 +28,7 @@ class InferenceLaunch:
         readable: what the TEE may read beside the interpreter and its libraries.
         network: whether it needs the network to reach the broker, or only Unix sockets.
         most_at_once: answers on their way.
+        recorded: whether its host keeps the evidence under which keys are released.
     """
 
     manifest: str
@@ -38,6 +39,7 @@ class InferenceLaunch:
     readable: tuple[str, ...]
     network: bool
     most_at_once: int
+    recorded: bool
 
     def __repr__(self) -> str:
         return f"InferenceLaunch(model={self.model!r}, …)"

@@ -52,6 +52,7 @@ def _metadata(model: Predictor, name: str) -> dict[str, Any]:
 
 def _infer(model: Predictor, name: str, request: Request) -> Answer:
     value, raw = _parts(request)
+    _refuse_output(value)
     tensors = _tensors(model, value, raw)
     outputs = model.predict(tensors)
     wanted = _wanted(value, outputs)
@@ -72,6 +73,15 @@ def _parts(request: Request) -> tuple[dict[str, Any], memoryview]:
     if not isinstance(value, dict):
         raise InvalidRequestError(400, "the body is not a JSON object")
     return value, body[size:]  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse_output(value: Mapping[str, Any]) -> None:
+    """Refuse a caller who asks where answers go: parameters that are not known are passed over otherwise."""
+    parameters = value.get("parameters")
+    for place in (value, parameters if isinstance(parameters, dict) else {}):  # pyright: ignore[reportUnknownVariableType]
+        for name in ("output", "recipients", "confed-output", "confed-recipients"):
+            if name in place:
+                raise InvalidRequestError(403, f"{name}: where answers go is the policy of the model's owner")
 
 
 def _tensors(model: Predictor, value: dict[str, Any], raw: memoryview) -> dict[str, Array]:

@@ -24,7 +24,9 @@ class Receipt:
         instance: the replica.
         evidence: digest of the evidence with which it got the model's key; it is in the owner's ledger.
         epoch: digest of the epoch key that the request was sealed to.
-        request, answer: commitments.
+        request, answer: commitments; an acknowledgement is what ``answer`` stands for where the answer went elsewhere.
+        output: digest of the manifest's output terms: who may read the answer.
+        delivered: digest of the sealed answer that went to recipients; ``None`` where none did.
         time: Unix milliseconds of the enclave's clock, when the answer ended.
     """
 
@@ -36,6 +38,8 @@ class Receipt:
     epoch: str
     request: str
     answer: str
+    output: str
+    delivered: str | None
     time: int
 
 

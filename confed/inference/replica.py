@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -20,16 +21,19 @@ from confed.attestation.evidence import Binding, instance_of
 from confed.errors import ConfedError, ManifestMismatchError, SessionError, ShapeError
 from confed.inference.epochs import Epochs
 from confed.inference.exchange import Answering, Opening
+from confed.inference.lease import HeldLease, since_boot
+from confed.inference.outlet import Leaving, Outlet
 from confed.inference.receipts import Receipt
 from confed.journey import Kind, Purpose, Role, Use
 from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.lease import Lease
 from confed.keybroker.statements import KeyName, ReleaseRequest
 from confed.manifest import Manifest
 from confed.model.weights import Array, layout_of, unpack
 from confed.sealing.container import Container
 from confed.sealing.identities import HpkeIdentity
 from confed.serving import ServingTerms
-from confed.statement import Signed, sign
+from confed.statement import Signed, Statement, sign, unverified
 
 REQUESTER_AUDIENCE = canonical.digest(b"confed/v1/inference-requester")
 """The audience of evidence for requesters: no broker's, so it is worth nothing to one; their nonce makes it fresh."""
@@ -44,12 +48,22 @@ class Replica:
         manifest: of the scenario ``inference``.
         attester: makes this TEE's evidence.
         broker: the model owner's.
+        clock: seconds that only go on, by which a lease ends.
+        evidence_outlet: where each evidence goes under which a key was released; ``None``: nobody keeps it.
 
     Raises:
         ManifestMismatchError: a manifest of another scenario.
     """
 
-    def __init__(self, *, manifest: Manifest, attester: Attester, broker: BrokerClient) -> None:
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        attester: Attester,
+        broker: BrokerClient,
+        clock: Callable[[], float] = since_boot,
+        evidence_outlet: Outlet | None = None,
+    ) -> None:
         if manifest.serving is None:
             raise ManifestMismatchError("scenario", expected="inference", got=manifest.scenario)
         self.manifest = manifest
@@ -61,9 +75,11 @@ class Replica:
         self._signing = Ed25519PrivateKey.generate()
         self._signing_public = self._signing.public_key().public_bytes_raw()
         self.instance = instance_of(self._hpke.public, self._signing_public)
-        self._clock = EnclaveClock()
+        self._clock = EnclaveClock(monotonic=since_boot)
+        self.lease = HeldLease(self.serving.lease, clock=clock)
         self._attesting = threading.Lock()
         self._evidence = ""
+        self._evidence_outlet = evidence_outlet
         self.epochs = Epochs(
             manifest=self.digest, instance=self.instance, signing_key=self._signing, now=self._clock.now
         )
@@ -84,26 +100,63 @@ class Replica:
             raise ShapeError("model", expected="the manifest's tensors", got="others")
         return arrays
 
+    def renew(self) -> None:
+        """Get a new lease from the owner's broker, with fresh evidence.
+
+        Raises:
+            ConfedError: the broker refused or is down; the old lease runs on.
+        """
+        self._released_key()
+
     def attest(self, nonce: bytes) -> bytes:
         """Return this replica's evidence for a requester's nonce (32 bytes), encoded.
 
         Raises:
             SessionError: no model has been opened yet.
+            LeaseError: the lease is over.
             EvidenceFormatError: a nonce of another length.
             AttestationError, EvidenceUnavailableError: the TEE gives none.
         """
         if not self._evidence:
             raise SessionError("replica", expected="a model that was opened", got="none")
+        self.lease.require()
         with self._attesting:
             return self._attested(nonce, audience=REQUESTER_AUDIENCE)
 
     def opening(self) -> Opening:
-        """Return what opens one sealed request."""
+        """Return what opens one sealed request.
+
+        Raises:
+            LeaseError: the lease is over.
+        """
+        self.lease.require()
         largest = self.serving.largest_request_bytes
         return Opening(epochs=self.epochs, manifest=self.digest, largest_bytes=largest)
 
-    def receipt(self, answering: Answering) -> Signed:
-        """Return the signed receipt of an answer that has just ended."""
+    @property
+    def signing_key(self) -> Ed25519PrivateKey:
+        """The key that this TEE's evidence vouches for; it never leaves this process."""
+        return self._signing
+
+    def now(self) -> int:
+        """Return the enclave's time in Unix milliseconds.
+
+        Raises:
+            SessionError: no broker has been heard yet.
+        """
+        return self._clock.now()
+
+    def sign(self, statement: Statement) -> Signed:
+        """Sign a statement as this replica."""
+        return sign(statement, self._signing)
+
+    def receipt(self, answering: Answering, *, delivered: str | None = None) -> Signed:
+        """Return the signed receipt of an answer that has just ended.
+
+        Args:
+            answering: the exchange.
+            delivered: digest of the sealed answer that went to recipients instead; ``None`` where none did.
+        """
         receipt = Receipt(
             manifest=self.digest,
             model=self.manifest.model.start.digest,
@@ -112,13 +165,15 @@ class Replica:
             epoch=answering.epoch,
             request=answering.request_commitment,
             answer=answering.commitment,
+            output=self.serving.output.digest,
+            delivered=delivered,
             time=self._clock.now(),
         )
         return sign(receipt, self._signing)
 
     def _released_key(self) -> bytes:
         """Attest to the model owner's broker and unwrap the one key (rule 1)."""
-        owner = self.manifest.model.owner
+        owner, asked_at = self.manifest.model.owner, self.lease.asked()
         (challenge,) = self._broker.challenge([(owner.broker, self.digest)])
         if isinstance(challenge, ConfedError):
             raise challenge
@@ -128,8 +183,12 @@ class Replica:
         (reply,) = self._broker.release([(request, envelope, b"")])
         if isinstance(reply, ConfedError):
             raise reply
+        lease = None if reply.credential is None else unverified(reply.credential, Lease)  # the client verified it
+        self.lease.take(lease, asked_at=asked_at)
         self._clock.advance(reply.grant.time)
         self._evidence = canonical.digest(envelope)
+        if self._evidence_outlet is not None:
+            self._evidence_outlet.send(Leaving.EVIDENCE, self._evidence, envelope)
         return self._hpke.unwrap(reply.wrapped_keys[0], info=reply.grant.context)
 
     def _request(self, nonce: bytes) -> ReleaseRequest:

@@ -26,7 +26,7 @@ from confed.inference.receipts import Receipt, verify_receipt
 from confed.inference.replica import REQUESTER_AUDIENCE
 from confed.journey import Role
 from confed.manifest import Manifest, TeePolicy, TrustTerms
-from confed.serving import ServingTerms
+from confed.serving import OutputTerms, ServingTerms
 from confed.statement import Signed
 
 _FORMAT = "confed-requester-policy/1"
@@ -39,6 +39,7 @@ class RequesterPolicy:
     Attributes:
         environment: ``production``, or ``simulation`` where a simulated TEE will do.
         manifests: digests of manifests that the requester has read.
+        output: who may read the answers; a manifest that says otherwise is refused.
         tee: which evidence is acceptable.
         trust: trust anchors by evidence profile.
     """
@@ -47,6 +48,7 @@ class RequesterPolicy:
     format: str
     environment: str
     manifests: tuple[str, ...]
+    output: OutputTerms
     tee: TeePolicy
     trust: TrustTerms
 
@@ -60,11 +62,18 @@ class RequesterPolicy:
 
     @classmethod
     def of(cls, manifest: Manifest) -> RequesterPolicy:
-        """Return the policy of who has read a manifest and accepts what its owner does: this one, and no other."""
+        """Return the policy of who has read a manifest and accepts what its owner does: this one, and no other.
+
+        Raises:
+            ManifestMismatchError: a manifest that serves nothing.
+        """
+        if manifest.serving is None:
+            raise ManifestMismatchError("scenario", expected="inference", got=manifest.scenario)
         return cls(
             format=_FORMAT,
             environment=manifest.environment,
             manifests=(manifest.digest,),
+            output=manifest.serving.output,
             tee=manifest.client_tee,
             trust=manifest.trust,
         )
@@ -99,6 +108,21 @@ class Attestation:
             "manifest": base64.b64encode(self.manifest).decode(),
             "nonce": self.nonce.hex(),
         }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Attestation:
+        """Return the attestation of a JSON value.
+
+        Raises:
+            EncodingError, EvidenceFormatError: anything else.
+        """
+        if not isinstance(value, dict) or sorted(value) != ["envelope", "manifest", "nonce"]:  # pyright: ignore[reportUnknownArgumentType]
+            raise EncodingError("attestation", expected="envelope, manifest, nonce", got="other keys")
+        return cls(
+            nonce=_hexadecimal("nonce", value["nonce"]),
+            envelope=from_base64("envelope", value["envelope"]),
+            manifest=from_base64("manifest", value["manifest"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +180,8 @@ def verify_replica(
     manifest = Manifest.decode(attestation.manifest)
     if manifest.serving is None or manifest.environment != policy.environment:
         raise ManifestMismatchError("manifest", expected=f"inference in {policy.environment}", got="another")
+    if manifest.serving.output != policy.output:
+        raise ManifestMismatchError("output", expected=policy.output.told, got=manifest.serving.output.told)
     # 2.
     found = ()
     if endorsements is not None:
@@ -225,9 +251,6 @@ class Proof:
         expected = ["answer_head", "attestation", "receipt", "request_head", "salt", "verified_at"]
         if not isinstance(value, dict) or sorted(value) != expected:  # pyright: ignore[reportUnknownArgumentType]
             raise EncodingError("proof", expected=", ".join(expected), got="other keys")
-        shown: Any = value["attestation"]  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(shown, dict) or sorted(shown) != ["envelope", "manifest", "nonce"]:  # pyright: ignore[reportUnknownArgumentType]
-            raise EncodingError("proof attestation", expected="envelope, manifest, nonce", got="other keys")
         if type(value["verified_at"]) is not int:  # pyright: ignore[reportUnknownArgumentType]
             raise EncodingError("proof verified_at", expected="Unix milliseconds", got="another type")
         return cls(
@@ -235,25 +258,28 @@ class Proof:
             salt=_hexadecimal("salt", value["salt"]),
             request_head=_hexadecimal("request_head", value["request_head"]),
             answer_head=_hexadecimal("answer_head", value["answer_head"]),
-            attestation=Attestation(
-                nonce=_hexadecimal("nonce", shown["nonce"]),
-                envelope=from_base64("envelope", shown["envelope"]),
-                manifest=from_base64("manifest", shown["manifest"]),
-            ),
+            attestation=Attestation.from_json(value["attestation"]),
             verified_at=value["verified_at"],
         )
 
-    def verify(self, *, policy: RequesterPolicy) -> tuple[Receipt, VerifiedReplica]:
+    def verify(
+        self, *, policy: RequesterPolicy, endorsements: EndorsementProvider | None = None
+    ) -> tuple[Receipt, VerifiedReplica]:
         """Return the receipt and the replica that signed it, verified as of when the answer came.
+
+        Args:
+            policy: the requester's own.
+            endorsements: the requester's own provider; without one, those that came along are all there are.
 
         Raises:
             ConfedError: of the class that says what does not hold.
         """
-        replica = verify_replica(self.attestation, policy=policy, now_ms=self.verified_at)
+        replica = verify_replica(self.attestation, policy=policy, now_ms=self.verified_at, endorsements=endorsements)
         expected = {
             "manifest": replica.digest,
             "model": replica.manifest.model.start.digest,
             "instance": replica.instance,
+            "output": replica.serving.output.digest,
         }
         return verify_receipt(self.receipt, signing_public=replica.signing_public, expected=expected), replica
 

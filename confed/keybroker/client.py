@@ -16,6 +16,7 @@ import grpc
 
 from confed.errors import BrokerError, ConfedError, CredentialError, EncodingError, SessionError
 from confed.journey import Role
+from confed.keybroker.lease import verify_lease
 from confed.keybroker.statements import (
     AggregatorCredential,
     Candidate,
@@ -78,7 +79,8 @@ class EnclaveClock:
 class Release:
     """What a broker released: the verified grant, its signed form, the wrapped keys in the request's order.
 
-    ``credential`` comes from a data owner's broker only; its signature and fields have been checked.
+    ``credential`` comes from a data owner's broker only, or is an inference TEE's lease; its signature and fields have
+    been checked.
     """
 
     grant: Grant
@@ -374,11 +376,15 @@ def _read_release(request: Signed, released: pb.ReleaseReplies.Released) -> Rele
     _expect("wrapped keys", len(asked.keys), len(released.wrapped_keys))
     credential = unpack(released.credential) if released.HasField("credential") else None
     if credential is not None:
-        _check_credential(credential, asked, request.signer)
+        _check_credential(credential, asked, request)
     return Release(grant=grant, signed_grant=signed, wrapped_keys=tuple(released.wrapped_keys), credential=credential)
 
 
-def _check_credential(signed: Signed, asked: ReleaseRequest, signing_public: bytes) -> None:
+def _check_credential(signed: Signed, asked: ReleaseRequest, request: Signed) -> None:
+    if asked.role is Role.INFERENCE:
+        verify_lease(signed, asked=asked, request=request)
+        return
+    signing_public = request.signer
     if asked.role is Role.CLIENT:
         own = verify(signed, ClientCredential, signer=asked.broker)
         got = (own.broker, own.identity, own.manifest, own.run, own.instance, own.signing_public)

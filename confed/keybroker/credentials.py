@@ -8,20 +8,31 @@ from __future__ import annotations
 from confed.errors import CredentialError
 from confed.journey import Role
 from confed.keybroker.decision import Decision
+from confed.keybroker.lease import Lease
 from confed.keybroker.sessions import Session
 from confed.keybroker.statements import AggregatorCredential, ClientCredential, ReleaseRequest
 from confed.statement import Signed
 
 
-def credential_for(decision: Decision, request: ReleaseRequest, session: Session) -> Signed | None:
+def credential_for(decision: Decision, request: ReleaseRequest, session: Session, *, signed: Signed) -> Signed | None:
     """Return the credential that goes with a release, from a data owner's broker; ``None`` from any other.
+
+    An inference TEE gets a lease from the model owner's broker, where the manifest has terms of one.
+
+    Args:
+        decision: the broker's.
+        request: what was asked.
+        session: of the instance that asked.
+        signed: the request as it was signed.
 
     Raises:
         CredentialError: a second instance for one step of one identity.
     """
     if request.role is Role.AGGREGATOR:
         return _aggregator_credential(decision, request, session)
-    if request.role is Role.INFERENCE or decision.terms.site is None or request.identity != decision.party.identity:
+    if request.role is Role.INFERENCE:
+        return _lease(decision, request, session, signed)
+    if decision.terms.site is None or request.identity != decision.party.identity:
         return None
     earlier = decision.issued_for("client-credential", request.purpose, request.round, request.attempt)
     if earlier is not None:
@@ -63,6 +74,36 @@ def credential_for(decision: Decision, request: ReleaseRequest, session: Session
         about=request.instance,
         detail=session.signing_public,
     )
+
+
+def _lease(decision: Decision, request: ReleaseRequest, session: Session, asked: Signed) -> Signed | None:
+    serving = decision.terms.manifest.serving
+    if serving is None or serving.lease is None:
+        return None
+    expires_at = decision.now + serving.lease.seconds * 1000
+    signed = decision.sign(
+        Lease(
+            broker=decision.party.broker,
+            manifest=decision.terms.digest,
+            run=decision.terms.run,
+            model=request.base,
+            instance=request.instance,
+            signing_public=session.signing_public,
+            evidence=session.evidence,
+            request=asked.digest,
+            issued_at=decision.now,
+            expires_at=expires_at,
+        )
+    )
+    decision.record(
+        "leased",
+        lease=signed.digest,
+        instance=request.instance,
+        evidence=session.evidence,
+        request=asked.digest,
+        expires_at=expires_at,
+    )
+    return signed
 
 
 def _aggregator_credential(decision: Decision, request: ReleaseRequest, session: Session) -> Signed | None:

@@ -45,8 +45,8 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
     """Refuse a manifest below what a key itself carries.
 
     Raises:
-        FloorError: another environment or kind of run, too small a cohort, or too few organisations that count; in a
-            result of a strategy that selects, too few even if it leaves out those that count.
+        FloorError: another environment or kind of run, a longer lease, too small a cohort, or too few organisations
+            that count; in a result of a strategy that selects, too few even if it leaves out those that count.
     """
     manifest = decision.terms.manifest
     if is_data:
@@ -55,6 +55,9 @@ def require_manifest_floors(decision: Decision, floors: KeyFloors, *, is_data: b
         raise FloorError("key environment", expected=floors.environment, got=manifest.environment)
     if manifest.scenario not in floors.scenarios:
         raise FloorError("key scenario", expected=", ".join(floors.scenarios), got=manifest.scenario)
+    lease = None if manifest.serving is None else manifest.serving.lease
+    if lease is not None and lease.seconds > floors.lease_s:
+        raise FloorError("key lease in seconds", expected=f"at most {floors.lease_s}", got=lease.seconds)
     if manifest.scenario.trains:  # else no result is made of anybody's data
         _require_cohort(manifest, floors, is_data=is_data)
 

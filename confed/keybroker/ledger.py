@@ -23,6 +23,7 @@ EVENTS = frozenset(
         "refused",
         "endorsed",
         "released",
+        "leased",
         "credentialed-aggregator",
         "credentialed-client",
         "ticketed",

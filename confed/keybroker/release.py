@@ -6,9 +6,11 @@
 3. the base is the head, after the commit record that came along has been witnessed;
 4. the identity is one that this broker may serve, and drawn for this round;
 5. every key is a step of the journey that the manifest's scenario permits, and one that it names as this owner's;
+   a version that another run made is one that this broker committed (``origins``);
 6. every key's own floors hold, its budget of rounds, and the run's privacy budget;
 7. the ledger has the entry; only then are keys derived and wrapped;
-8. a data owner's broker adds the credential: one client instance for each step, one aggregator for each attempt.
+8. a data owner's broker adds the credential: one client instance for each step, one aggregator for each attempt;
+   the model owner's a lease, to an inference TEE whose manifest has terms of one.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from confed.keybroker.credentials import credential_for
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import require_key_floors
 from confed.keybroker.heads import HeadVersion, require_base, witness
+from confed.keybroker.origins import require_committed
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence, Session, session_for
 from confed.keybroker.spending import require_budget
@@ -67,6 +70,8 @@ def release(
     # 5.
     for name in request.keys:
         _require_key(decision, request, head, name)
+    if decision.terms.origin is not None:
+        require_committed(decision.tx, decision.terms.origin, digest=decision.terms.manifest.model.start.digest)
     # 6.
     require_key_floors(decision, request, measurement=session.measurement)
     require_budget(decision.terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
@@ -79,7 +84,7 @@ def release(
     recipient = HpkeRecipient(session.hpke_public)
     wrapped = tuple(recipient.wrap(_derived(decision, name), info=grant.context) for name in request.keys)
     # 8.
-    credential = credential_for(decision, request, session)
+    credential = credential_for(decision, request, session, signed=signed)
     return Released(grant=decision.sign(grant), wrapped_keys=wrapped, credential=credential)
 
 

@@ -44,6 +44,7 @@ class KeyFloors:
             other class counts as one that selects a single update. A key from before there was such a list names none.
         statistics_epsilon: what statistics of this data may spend over all runs; 0 permits none, as does a key from
             before there were any.
+        lease_s: longest lease of an inference TEE, in seconds; 0 permits none, as does a key from before there were.
         scenarios: kinds of run that it may serve. A key from before there was such a list serves federated ones.
         privacy: of a data key, what all releases over all manifests may tell together; with it the key serves no
             manifest without privacy. ``None``, and of a key from before there was one: the key asks for none.
@@ -63,6 +64,7 @@ class KeyFloors:
     scenarios: tuple[Scenario, ...] = (Scenario.FEDERATED,)
     privacy: PrivacyFloor | None = None
     statistics_epsilon: float = 0.0
+    lease_s: int = 0
 
     def __post_init__(self) -> None:
         if self.environment not in (PRODUCTION, SIMULATION):
@@ -72,6 +74,8 @@ class KeyFloors:
                 raise ConfigError(f"floors.{name}", expected="at least 1", got=getattr(self, name))
         if not 0 <= self.statistics_epsilon < math.inf:
             raise ConfigError("floors.statistics_epsilon", expected="0 or more", got=self.statistics_epsilon)
+        if self.lease_s < 0:
+            raise ConfigError("floors.lease_s", expected="0 or more", got=self.lease_s)
         for digest in self.strategies:
             if not _DIGEST.fullmatch(digest):
                 raise ConfigError("floors.strategies", expected="digests", got=digest[:64])

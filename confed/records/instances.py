@@ -55,7 +55,11 @@ class Instances:
         self._endorsements: dict[str, bytes] = {}
         self._policies: Mapping[Role, tuple[TeePolicy, str]] = {
             role: (policy, policy_digest(policy))
-            for role, policy in ((Role.CLIENT, manifest.client_tee), (Role.AGGREGATOR, manifest.aggregator_tee))
+            for role, policy in (
+                (Role.CLIENT, manifest.client_tee),
+                (Role.AGGREGATOR, manifest.aggregator_tee),
+                (Role.INFERENCE, manifest.client_tee),
+            )
         }
 
     def released(self, entry: Entry) -> Attested:

@@ -17,6 +17,9 @@
 
 The first broken link is named in the error. Reading only; no clock, no network, no key.
 
+A manifest of the scenario ``inference`` has steps 1 to 3 and 6, and of the ledger what ``serving`` says: nothing is
+made there, so there are no versions, tickets or closing.
+
 Not promised: that what was never signed is true (seconds, the governor's events, logs, the report); that an owner who
 did not countersign the closing cut nothing off the end of its own ledger; anything about the sealed strategy state,
 of which only the digest is in the records.
@@ -47,6 +50,7 @@ from confed.records.entries import Witness, entries_of_run, text
 from confed.records.metrics import line_of, results_of
 from confed.records.places import at
 from confed.records.run_directory import ClosingRecord, RunDirectory
+from confed.records.serving import verify_releases
 from confed.records.statistics import verify_statistics
 from confed.records.trust import Trust
 from confed.records.witnesses import Book, Chain, Committed, cross_check, read_books
@@ -119,6 +123,8 @@ class _Verification:
             self._note("trust", f"{len(_parties(manifest))} owners and their anchors are those trusted")
         # 3.
         approvals = self._approvals()
+        if not manifest.scenario.trains:
+            return self._served(approvals)
         # 4. and 5.
         trained = self._trained()
         evaluated = self._evaluated(trained)
@@ -167,6 +173,41 @@ class _Verification:
             ledger_entries=entries,
             steps=tuple(self._steps),
         )
+
+    def _served(self, approvals: Mapping[bytes, Signed]) -> Verified:
+        manifest = self._manifest
+        if self._directory.versions():
+            with at("version 0"):
+                self._model()
+            self._note("model", f"file digest {manifest.model.start.digest}")
+        witnesses, entries = self._witnesses(None)
+        self._approved_in(witnesses, approvals)
+        (witness,) = witnesses
+        found = verify_releases(witness, manifest=manifest, directory=self._directory, registry=self._registry)
+        self._evidence_files()
+        told = f"{found.evidence} genuine, of {found.instances} replicas, acceptable when it was used"
+        self._note("evidence", told)
+        self._note("leases", f"{found.leases}, each to a replica that had just attested")
+        return Verified(
+            run=manifest.run,
+            manifest=self._digest,
+            environment=manifest.environment,
+            self_consistent_only=self._trust is None,
+            versions=1,
+            rounds=0,
+            evaluations=0,
+            evidence=found.evidence,
+            tickets=0,
+            countersignatures=0,
+            ledger_entries=entries,
+            steps=tuple(self._steps),
+        )
+
+    def _model(self) -> None:
+        """A served model may be any version; its digest is what the owner signed."""
+        container = Container.map(self._directory.version_file(0))
+        equal("file digest", self._manifest.model.start.digest, container.file_digest())
+        equal("kind", Kind.MODEL, container.header.kind)
 
     def _note(self, step: str, what: str) -> None:
         self._steps.append(Checked(step=step, what=what))
@@ -288,11 +329,14 @@ class _Verification:
 
     def _evidence(self, books: Mapping[bytes, Book]) -> int:
         used = {digest for book in books.values() for digest in book.instances.found}
+        self._evidence_files()
+        self._note("evidence", f"{len(used)} genuine, each for its own broker, and acceptable when it was used")
+        return len(used)
+
+    def _evidence_files(self) -> None:
         for digest in self._directory.evidence():
             with at(f"evidence {digest[:16]}"):
                 self._directory.read_evidence(digest)
-        self._note("evidence", f"{len(used)} genuine, each for its own broker, and acceptable when it was used")
-        return len(used)
 
     def _tables(self, trained: list[Committed], evaluated: list[Committed], ending: Ending) -> None:
         looked = {one.candidate.round: one.record for one in evaluated}

@@ -22,6 +22,7 @@ from confed.inference.apis import Door
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Edge
 from confed.inference.listening import Serving, bound_socket
+from confed.inference.outlet import Outlet
 from confed.inference.replica import Replica
 from confed.inference.requester import RequesterPolicy
 from confed.journey import Kind, Purpose
@@ -48,7 +49,7 @@ from confed.scenario import Scenario
 from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
-from confed.serving import Padding, PaddingTerms, ServingTerms
+from confed.serving import OutputTerms, Padding, PaddingTerms, ServingTerms
 from confed.wire.channel import open_channel
 
 OWNER = "model-owner"
@@ -164,6 +165,8 @@ class Deployment:
             settings={},
             serving=ServingTerms(
                 origin=None,
+                output=OutputTerms.to_requester(),
+                lease=None,
                 padding=PaddingTerms(kind=Padding.POWERS, block_bytes=0),
                 largest_request_bytes=2 * 1024 * 1024,
             ),
@@ -190,12 +193,14 @@ class Deployment:
         return Replica(manifest=self.manifest, attester=self.attester(**changes), broker=self.client_of_broker)
 
     @contextmanager
-    def served(self, *, most_at_once: int = 8, replica: Replica | None = None, engine: Any = None) -> Iterator[Served]:
+    def served(
+        self, *, most_at_once: int = 8, replica: Replica | None = None, engine: Any = None, outlet: Outlet | None = None
+    ) -> Iterator[Served]:
         """A replica that opened the model and listens."""
         replica = replica or self.replica()
         arrays = replica.open_model(Container.parse(self.sealed))
         engine = engine(arrays, self.manifest.settings) if engine else Linear(arrays, self.manifest.settings)
-        edge = Edge(replica, Door(engine, name=self.manifest.name), most_at_once=most_at_once)
+        edge = Edge(replica, Door(engine, name=self.manifest.name), most_at_once=most_at_once, outlet=outlet)
         with Serving(edge, bound_socket("127.0.0.1:0", loopback_only=True)) as serving:
             yield Served(url=serving.url, replica=replica, engine=engine)
 

@@ -333,27 +333,64 @@ def test_a_swapped_model_is_refused(deployment: Deployment) -> None:
 # A version that a run made.
 
 
-def test_a_version_of_another_run_is_served_under_the_same_owners_key(make: Callable[..., Deployment]) -> None:
-    origin = Origin(run="training-1", version=3, attempt=1)
-    deployment = make(change=lambda manifest: with_serving(manifest, origin=origin), approves=False)
-    key = version_key(deployment.key, run="training-1", version=3, attempt=1)
-    deployment.sealed = deployment.seal(deployment.arrays, container_id="model-1", data_key=key)
+RUN = Origin(run="training-1", manifest="ee" * 32, version=3, attempt=1)
+
+
+@pytest.fixture(scope="module")
+def trained(quick_disk: Path) -> Iterator[Deployment]:
+    """A model that the run training-1 made as version 3, as its owner's broker committed it."""
+    folder = quick_disk / "trained"
+    folder.mkdir()
+    with Deployment(folder=folder, approves=False) as deployment:
+        key = version_key(deployment.key, run=RUN.run, version=RUN.version, attempt=RUN.attempt)
+        deployment.sealed = deployment.seal(deployment.arrays, container_id="model-1", data_key=key)
+        with deployment.home.store.transaction() as tx:
+            tx.execute("INSERT INTO approvals VALUES (?, ?, ?, ?, ?, ?)", (RUN.manifest, RUN.run, b"", b"", b"", b""))
+            for version, digest, attempt in ((2, "22" * 32, 0), (3, deployment.told.digest, 1), (4, "44" * 32, 0)):
+                tx.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", (RUN.manifest, version, digest, attempt, ""))
+        yield deployment
+
+
+def serve_origin(deployment: Deployment, origin: Origin, *, run: str) -> None:
+    """Approve a manifest that serves this version."""
     start = dataclasses.replace(
         deployment.manifest.model.start, digest=deployment.told.digest, size_bytes=deployment.told.size_bytes
     )
     model = dataclasses.replace(deployment.manifest.model, start=start)
-    deployment.manifest = dataclasses.replace(deployment.manifest, model=model)
+    deployment.manifest = with_serving(dataclasses.replace(deployment.manifest, model=model, run=run), origin=origin)
     deployment.home.approve(deployment.manifest)
-    arrays = deployment.replica().open_model(Container.parse(deployment.sealed))
+
+
+def test_a_version_of_another_run_is_served_under_the_same_owners_key(trained: Deployment) -> None:
+    serve_origin(trained, RUN, run="serving-version")
+    arrays = trained.replica().open_model(Container.parse(trained.sealed))
     assert {name: array.tobytes() for name, array in arrays.items()} == {
-        name: array.tobytes() for name, array in deployment.arrays.items()
+        name: array.tobytes() for name, array in trained.arrays.items()
     }
     for changes, error in (
         ({"version": 2}, PurposeError),
         ({"attempt": 0}, RoundError),
         ({"use": Use.START, "version": 0, "attempt": 0, "container": "model-1"}, PurposeError),
     ):
-        test_a_replica_gets_no_other_key(deployment, changes, error)
+        test_a_replica_gets_no_other_key(trained, changes, error)
+
+
+ORIGINS: dict[str, dict[str, Any]] = {
+    "a run that its owner never approved": {"run": "training-2"},
+    "another manifest of that run": {"manifest": "dd" * 32},
+    "a version that was never committed": {"version": 5},
+    "an attempt that was not committed": {"attempt": 0},
+    "another version, in the name of this model": {"version": 2, "attempt": 0},
+}
+
+
+@pytest.mark.parametrize("changes", ORIGINS.values(), ids=ORIGINS)
+def test_a_version_that_the_owners_broker_never_committed_is_not_served(
+    trained: Deployment, request: pytest.FixtureRequest, changes: dict[str, Any]
+) -> None:
+    serve_origin(trained, dataclasses.replace(RUN, **changes), run=f"never-{abs(hash(request.node.name)):x}")
+    with pytest.raises(LineageError):
+        trained.replica().open_model(Container.parse(trained.sealed))
 
 
 # Keys and time.

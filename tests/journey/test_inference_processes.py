@@ -26,8 +26,11 @@ from typer.testing import CliRunner
 from confed.cli.infer import app as infer_app
 from confed.cli.manifest import app as manifest_app
 from confed.cli.model import app as model_app
+from confed.cli.verify import app as verify_app
 from confed.errors import ConfigError, LineageError
+from confed.inference.client import ConfidentialClient
 from confed.inference.listening import bound_socket
+from confed.inference.requester import RequesterPolicy
 from confed.keybroker.identity import OwnerHome
 
 PROMPT, ANSWER, WEIGHT = "canary-prompt-7f3a", "canary-answer-91bc", 41.1307
@@ -55,6 +58,13 @@ engine = "engine:Echo"
 [model]
 owner = "anna"
 file = "model.safetensors.sealed"
+
+[serving]
+lease_s = 600
+
+[output.clear]
+fields = ["outputs.y.shape", "outputs.y.datatype"]
+sink = "file:monitoring.jsonl"
 """
 
 
@@ -151,7 +161,17 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
     OwnerHome.create("anna", home=home, environment="simulation", now_ms=time.time_ns() // 1_000_000).close()
     sealed = str(serving / "model.safetensors.sealed")
     monkeypatch.setenv("CONFED_HOME", str(home))
-    seal = (str(folder / "model.safetensors"), "--owner", "anna", "--scenario", "inference", "--out", sealed)
+    seal = (
+        str(folder / "model.safetensors"),
+        "--owner",
+        "anna",
+        "--scenario",
+        "inference",
+        "--lease",
+        "600",
+        "--out",
+        sealed,
+    )
     said(model_app, "seal", *seal)
     (folder / "model.safetensors").unlink()
     manifest, config = folder / "manifest.json", str(serving / "serving.toml")
@@ -185,6 +205,8 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
                 str(endpoint),
                 "--listen",
                 "127.0.0.1:0",
+                "--records",
+                str(folder / "records"),
             )
         )
         relays.append(relay := Relay(("127.0.0.1", int(replica["url"].rpartition(":")[2]))))
@@ -231,6 +253,58 @@ def test_curl_gets_the_answer_of_a_confined_tee(road: Road) -> None:
     outputs = {entry["name"]: entry["data"] for entry in json.loads(told)["outputs"]}
     assert outputs["y"] == pytest.approx([2 * WEIGHT])
     assert "/v2/models/echo/infer" in road.replica["paths"]
+
+
+def test_a_monitor_sees_the_listed_fields_and_the_records_verify(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFED_HOME", str(road.home))
+    road.infer("to the monitor")
+    lines = [json.loads(line) for line in (road.folder / "serving" / "monitoring.jsonl").read_bytes().splitlines()]
+    assert lines[-1]["record"]["fields"] == {"outputs.y.shape": [2], "outputs.y.datatype": "FP32"}
+    assert [line["record"]["number"] for line in lines] == list(range(1, len(lines) + 1))
+    records, broker = str(road.folder / "records"), str(road.folder / "broker.json")
+    said(infer_app, "records", records, "--owner", "anna", "--broker", broker)
+    (owner,) = OwnerHome.owners(road.home)
+    trust = road.folder / "trust.json"
+    (root,) = json.loads((road.folder / "manifest.json").read_bytes())["trust"]["anchors"]["simulated/1"]
+    trust.write_text(json.dumps({"owners": {"anna": owner.party.identity.hex()}, "anchors": {"simulated/1": [root]}}))
+    owner.close()
+    verified = json.loads(said(verify_app, records, "--trust", str(trust), "--json"))
+    assert (verified["manifest"], verified["evidence"]) == (road.replica["manifest"], 1)
+
+
+def test_answers_for_a_recipient_are_kept_by_the_host_and_opened_by_nobody_else(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONFED_HOME", str(road.home))
+    folder = road.folder / "ward"
+    shutil.copytree(road.folder / "serving", folder)
+    said(infer_app, "recipient", "ward", "--out", str(folder))
+    told = SERVING.replace("lease_s = 600", "").partition("[output.clear]")[0]
+    (folder / "serving.toml").write_text(f'{told}[output]\nmode = "recipients"\nrecipients = {{ ward = "ward.pub" }}\n')
+    manifest, policy = folder / "manifest.json", folder / "policy.json"
+    manifest.write_bytes(said(infer_app, "manifest", str(folder / "serving.toml")))
+    said(manifest_app, "approve", str(manifest), "--owner", "anna")
+    policy.write_bytes(said(infer_app, "policy", str(manifest)))
+    process = confed(
+        "infer", "serve", str(manifest), "--config", str(folder / "serving.toml"), "--answers", str(folder / "answers"),
+        "--broker", str(road.folder / "broker.json"), "--listen", "127.0.0.1:0", home=road.home, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        url = line_of(process)["url"]
+        body = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [2]}, {"name": "say", "shape": [1], "datatype": "UINT8", "data": [67]}]}'
+        with ConfidentialClient(url, policy=RequesterPolicy.decode(policy.read_bytes())) as client:
+            reply = client.request("POST", "/v2/models/echo/infer", body=body)
+            acknowledged = json.loads(reply.read())
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    (kept,) = (folder / "answers").iterdir()
+    assert kept.name == f"{acknowledged['delivered']}.answer"
+    assert ANSWER.encode() not in kept.read_bytes()
+    opened = said(infer_app, "open", str(kept), "--key", str(folder / "ward.key"), "--policy", str(policy))
+    outputs = {entry["name"]: entry["data"] for entry in json.loads(opened)["outputs"]}
+    assert bytes(outputs["said"]) == f"{ANSWER} C".encode()
+    shutil.rmtree(folder)
 
 
 def test_nobody_but_the_requester_and_the_tee_sees_a_word(road: Road) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from confed import canonical
 from confed.attestation import reference_values
-from confed.attestation.measurement import aggregator_image, client_image
+from confed.attestation.measurement import aggregator_image, client_image, inference_image
 from confed.attestation.policy.nitro import NitroPolicy
 from confed.attestation.policy.sev_snp import SnpPolicy
 from confed.cli import measure
@@ -58,6 +58,14 @@ def test_the_installed_code_is_measured_with_a_lock_file_alone(tmp_path: Path) -
     assert as_json("simulated")["inputs"]["lock"] == canonical.digest(b"")
 
 
+def test_an_inference_tee_is_measured_by_its_serving_file(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text("x = 1\n")
+    (tmp_path / "serving.toml").write_text("")
+    (tmp_path / "constraints.txt").write_text("a==1\n")
+    lock = canonical.digest(b"a==1\n")
+    assert as_json("serving", tmp_path / "serving.toml")["values"] == {"inference": inference_image(tmp_path, lock)}
+
+
 def test_what_is_printed_of_a_simulated_tee_says_what_it_is() -> None:
     text = run("simulated", DIGITS)
     assert "SIMULATED" in text
@@ -69,6 +77,8 @@ def test_the_lines_for_an_experiment_file_are_its_own(built: Path) -> None:
         table = tomllib.loads(as_json("nitro", built, "--role", role)["toml"])["tee"]
         assert TeeTable(**table).profile == "aws-nitro/1"
         assert table[f"{role}_measurements"] == [REGISTERS["PCR0"]]
+    table = tomllib.loads(as_json("nitro", built, "--role", "inference")["toml"])["tee"]
+    assert table["client_measurements"] == [REGISTERS["PCR0"]]
 
 
 def test_the_lines_can_be_copied_from_what_a_person_sees(built: Path) -> None:
