@@ -3,7 +3,8 @@
     ConfedError
     ├── UsageError                  a user's mistake: one clear line, exit code 2
     │   ├── ConfigError             a key of an experiment file is unknown, missing, contradictory or of the wrong type
-    │   │   └── PolicyFormatError   the same in an appraisal policy
+    │   │   ├── PolicyFormatError   the same in an appraisal policy
+    │   │   └── SettingError        a setting of an app that is missing, or has a value that it does not take
     │   ├── MissingFileError        a file that was named is not there
     │   ├── MissingPackageError     a package that an extra brings is not installed
     │   ├── PortInUseError          a server cannot listen where it was told to
@@ -129,6 +130,12 @@ class PolicyFormatError(ConfigError):
     """An appraisal policy with a key that is unknown, missing, empty or of the wrong type."""
 
     code = "policy-format"
+
+
+class SettingError(ConfigError):
+    """A setting of an app that is missing, or has a value that it does not take."""
+
+    code = "setting"
 
 
 class MissingFileError(UsageError):
@@ -970,6 +977,8 @@ def error_for(code: str, field: str) -> ConfedError:
     A code that no class has gives a plain ``RefusedError`` that names it.
     """
     kind = _by_code().get(code)
+    if kind is None and code.startswith(f"{SettingError.code}-"):
+        kind = SettingError  # with the setting's name (``confed.client.settings``)
     if kind is None:
         return RefusedError(f"{field} refused with unknown code {code[:40]!r}")
     meaning = (kind.__doc__ or "").splitlines()[0].rstrip(".")

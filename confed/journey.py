@@ -112,6 +112,7 @@ _REPLICA: frozenset[Step] = frozenset(
 STEPS: Mapping[Scenario, frozenset[Step]] = {
     Scenario.FEDERATED: _CLIENT | _AGGREGATOR,
     Scenario.TRAINING: _CLIENT | _ALONE,
+    Scenario.TUNING: _CLIENT | _ALONE,
     Scenario.INFERENCE: _REPLICA,
 }
 """By scenario. Everything not listed is refused."""

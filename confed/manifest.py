@@ -401,6 +401,7 @@ class Manifest:
             ("privacy", "none: there is no cohort (DP-SGD in the app is another thing)", self.privacy),
         ):
             _require(got in ("FedAvg", None), f"{name} in the scenario {self.scenario}", expected, "another")
+        self.scenario.require_adapter(named=self.adapter is not None)
 
     def _require_asynchronous(self) -> None:
         """A buffer needs everybody in every round, to train and to evaluate: whoever has time is in it."""

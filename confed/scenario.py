@@ -2,6 +2,7 @@
 
 ``federated``: many sites; sealed updates are combined in an aggregator enclave.
 ``training``: one site; one TEE trains and commits each version itself, sealed under the key that opened the first.
+``tuning``: the same, of a low-rank adapter alone: every other tensor of a version is the start's, bit for bit.
 ``inference``: no site; each replica is a TEE that opens the model and answers requests that are sealed to it.
 
 What follows from it is data elsewhere: ``confed.journey`` says which steps a scenario permits, which brokers enforce,
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from confed.errors import ConfigError
+
 
 class Scenario(StrEnum):
     """A kind of run."""
 
     FEDERATED = "federated"
     TRAINING = "training"
+    TUNING = "tuning"
     INFERENCE = "inference"
 
     @property
@@ -31,6 +35,7 @@ class Scenario(StrEnum):
         return {
             "federated": "federated training",
             "training": "confidential training in one TEE",
+            "tuning": "confidential tuning in one TEE",
             "inference": "confidential inference",
         }[self]
 
@@ -38,3 +43,16 @@ class Scenario(StrEnum):
     def trains(self) -> bool:
         """Whether versions are made of data; else a model is only opened and used."""
         return self is not Scenario.INFERENCE
+
+    def require_adapter(self, *, named: bool) -> None:
+        """Check what one TEE trains against the scenario's name: an adapter in ``tuning``, tensors in ``training``.
+
+        So a key whose owner permits tuning is never released to a run that changes the base, nor the other way round.
+
+        Raises:
+            ConfigError: an adapter where none belongs, or none where one does.
+        """
+        if self is Scenario.TUNING and not named:
+            raise ConfigError("adapter", expected="terms in the scenario tuning", got="none")
+        if self is Scenario.TRAINING and named:
+            raise ConfigError("scenario", expected="tuning, where one TEE trains an adapter", got=self)

@@ -1,7 +1,8 @@
 """Tuning of a causal language model where the instructions are: a low-rank adapter, or every tensor of the model.
 
 The manifest says which: with an ``adapter`` its factors alone are trained and travel; without one all floating tensors
-are. Settings (``run_config``): ``local-epochs``, ``learning-rate``, ``batch-size``, ``max-tokens``; and
+are. The site's data are packed texts or a sealed table (``instructions.site_pairs``: ``test-every``, ``prompt-column``,
+``answer-column``). Settings (``run_config``): ``local-epochs``, ``learning-rate``, ``batch-size``, ``max-tokens``; and
 
 - ``quantize = "nf4"``: the frozen base in 4 bits (QLoRA), on CUDA alone;
 - ``noise-multiplier`` with ``clip-norm``, ``sampling-rate``, ``local-steps`` and ``delta``: DP-SGD (``dpsgd``), whose
@@ -20,10 +21,12 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 import confed.client
-from clients.tasks.instructions import Batch, batch_of, batches, sequences, unpack_texts
-from clients.tasks.language import NONE, model_of, require_quantization, tokenizer_of
+from clients.tasks.instructions import Batch, Pair, TableTerms, batch_of, batches, sequences, site_pairs
+from clients.tasks.language import NF4, NONE, model_of, require_quantization, tokenizer_of
 from clients.tasks.lora import adapted_modules, put_on, take_off
 from confed.client.current import SiteAdapter
+from confed.client.settings import Settings as Strict
+from confed.client.settings import refuse
 from confed.errors import LanguageModelError
 from confed.model.adapter import Adapted, is_adapters
 from confed.model.hub import CONFIG, settings_of, weights_of
@@ -31,6 +34,9 @@ from confed.model.weights import FLOATING, layout_of
 
 Arrays = Mapping[str, np.ndarray]
 Settings = Mapping[str, Any]
+
+_LARGEST_DELTA = 0.1
+"""Of DP-SGD: above it the promise says nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,6 +87,7 @@ def open_model(
         device: torch's name; CUDA where there is one, if it is not given.
 
     Raises:
+        SettingError: quantization that is not there, or not on this device.
         LanguageModelError: not a model that can be tuned here.
         AdapterError: an adapter that does not fit the base.
     """
@@ -158,20 +165,14 @@ def train_with_privacy(tuning: Tuning, examples: Sequence[tuple[list[int], int]]
     """Train with DP-SGD, whose unit is one sequence.
 
     Raises:
-        ConfigError: terms that promise nothing.
-        LanguageModelError: no adapter: of a whole model's layers (norms, embeddings) nobody computes such gradients.
+        SettingError: terms that promise nothing; or no adapter: of a whole model's layers (norms, embeddings) nobody
+            computes such gradients.
     """
     from clients.tasks.dpsgd import LocalPrivacy, train_privately  # noqa: PLC0415 (Opacus, which only DP needs)
 
     if tuning.adapter is None:
-        raise LanguageModelError("settings.noise-multiplier", expected="an adapter to train", got="the whole model")
-    terms = LocalPrivacy(
-        clip_norm=float(settings["clip-norm"]),
-        noise_multiplier=float(settings["noise-multiplier"]),
-        sampling_rate=float(settings["sampling-rate"]),
-        steps=int(settings["local-steps"]),
-        delta=float(settings["delta"]),
-    )
+        refuse("noise-multiplier", expected="none, or an adapter to train", got="the whole model")
+    terms = LocalPrivacy(**_privacy(Strict(settings)))
     batch = batch_of(examples, padding=tuning.padding)
     tensors = [tensor.to(tuning.device) for tensor in (batch.tokens, batch.mask, batch.targets)]
     tuning.model.train()
@@ -179,50 +180,104 @@ def train_with_privacy(tuning: Tuning, examples: Sequence[tuple[list[int], int]]
     train_privately(tuning.model, tensors, sequence_losses_of, terms=terms, learning_rate=rate)
 
 
-def make_app(app: ClientApp, data: Callable[[Context], Arrays]) -> ClientApp:
-    """Give a ClientApp its train and evaluate functions on the instructions that ``data`` returns."""
+def _privacy(read: Strict) -> dict[str, Any]:
+    return {
+        "clip_norm": read.number("clip-norm", above=0),
+        "noise_multiplier": read.number("noise-multiplier", above=0),
+        "sampling_rate": read.number("sampling-rate", above=0, most=1),
+        "steps": read.whole("local-steps", least=1),
+        "delta": read.number("delta", above=0, most=_LARGEST_DELTA),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How to tune; every one of these is a setting of the experiment, and so in the manifest.
+
+    ``private``: by DP-SGD, whose steps are counted in place of epochs.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    longest: int
+    quantize: str
+    private: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Terms:
+        """Return the terms that an experiment's settings name.
+
+        Raises:
+            SettingError: one that is missing, or has a value that tuning does not take.
+        """
+        read = Strict(settings)
+        private = "noise-multiplier" in read
+        if private:
+            _privacy(read)
+        return cls(
+            epochs=0 if private else read.whole("local-epochs", least=1),
+            learning_rate=read.number("learning-rate", above=0),
+            batch_size=read.whole("batch-size", least=1),
+            longest=read.whole("max-tokens", least=2),
+            quantize=read.choice("quantize", (NONE, NF4), default=NONE),
+            private=private,
+        )
+
+
+def require_settings(settings: Settings) -> None:
+    """Check an experiment's settings before anything is sealed.
+
+    Raises:
+        SettingError: one that is missing, or has a value that tuning does not take.
+    """
+    Terms.of(settings)
+    if "test-every" in settings:
+        TableTerms.of(Strict(settings))
+
+
+def make_app(app: ClientApp, pairs: Callable[[Context, str], Sequence[Pair]]) -> ClientApp:
+    """Give a ClientApp its train and evaluate functions on what ``pairs`` returns for ``train`` and ``test``."""
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        settings = context.run_config
-        tuning = _opened(context, whole=False)
-        examples = _examples(tuning, data(context), settings, part="train")
+        terms = Terms.of(context.run_config)
+        tuning = _opened(context, terms, whole=False)
+        examples = _examples(tuning, pairs(context, "train"), terms)
         metrics: dict[str, int | float] = {"num-examples": len(examples)}
-        if "noise-multiplier" in settings:
-            train_with_privacy(tuning, examples, settings)
+        if terms.private:
+            train_with_privacy(tuning, examples, context.run_config)
         else:
             metrics["loss"] = train(
                 tuning,
                 examples,
-                epochs=int(settings["local-epochs"]),
-                learning_rate=float(settings["learning-rate"]),
-                batch_size=int(settings["batch-size"]),
+                epochs=terms.epochs,
+                learning_rate=terms.learning_rate,
+                batch_size=terms.batch_size,
             )
         arrays = ArrayRecord({name: Array(array) for name, array in tuning.update().items()})
         return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**metrics})}), reply_to=message)
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        settings = context.run_config
-        tuning = _opened(context, whole=True)
-        examples = _examples(tuning, data(context), settings, part="test")
+        terms = Terms.of(context.run_config)
+        tuning = _opened(context, terms, whole=True)
+        examples = _examples(tuning, pairs(context, "test"), terms)
         metrics: dict[str, int | float] = {"num-examples": len(examples)}
-        if "noise-multiplier" not in settings:
-            metrics["loss"] = evaluate(tuning, examples, batch_size=int(settings["batch-size"]))
+        if not terms.private:
+            metrics["loss"] = evaluate(tuning, examples, batch_size=terms.batch_size)
         return Message(RecordDict({"metrics": MetricRecord({**metrics})}), reply_to=message)
 
     return app
 
 
-def _opened(context: Context, *, whole: bool) -> Tuning:
-    quantize = str(context.run_config.get("quantize", NONE))
+def _opened(context: Context, terms: Terms, *, whole: bool) -> Tuning:
     arrays, adapter = confed.client.opened_model(context), confed.client.site_adapter(context)
-    return open_model(arrays, adapter, whole=whole, quantize=quantize)
+    return open_model(arrays, adapter, whole=whole, quantize=terms.quantize)
 
 
-def _examples(tuning: Tuning, shard: Arrays, settings: Settings, *, part: str) -> list[tuple[list[int], int]]:
-    longest = int(settings["max-tokens"])
-    return sequences(unpack_texts(shard, part=part), tuning.tokenizer, config=tuning.config, longest=longest)
+def _examples(tuning: Tuning, pairs: Sequence[Pair], terms: Terms) -> list[tuple[list[int], int]]:
+    return sequences(pairs, tuning.tokenizer, config=tuning.config, longest=terms.longest)
 
 
 def _forward(tuning: Tuning, batch: Batch) -> Any:
@@ -241,4 +296,4 @@ def _floating(arrays: Arrays) -> list[str]:
     return found
 
 
-client_app = make_app(ClientApp(mods=[confed.client.confidential]), confed.client.site_data)
+client_app = make_app(ClientApp(mods=[confed.client.confidential]), site_pairs)

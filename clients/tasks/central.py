@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 import confed.client
 from clients.tasks import digits
+from confed.client.settings import Settings, refuse
 
 if TYPE_CHECKING:
     from confed.client.keeping import Checkpoints
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 CONSTANT, COSINE, STEP = "constant", "cosine", "step"
 SCHEDULES = (CONSTANT, COSINE, STEP)
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
+PRECISIONS = (FLOAT32, BFLOAT16)
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+DEVICES = (AUTO, CPU, CUDA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class Terms:
             half, and again after three quarters).
         patience: the segment ends after so many epochs in a row without a lower mean loss; 0 is never.
         precision: ``float32``, or ``bfloat16`` for autocast (CUDA, or a CPU that has it).
-        device: ``auto`` takes CUDA where there is one.
+        device: ``cpu``, ``cuda``, or ``auto``, which takes CUDA where there is one.
     """
 
     epochs: int
@@ -49,35 +53,48 @@ class Terms:
     schedule: str = CONSTANT
     patience: int = 0
     precision: str = FLOAT32
-    device: str = "auto"
+    device: str = AUTO
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"lr-schedule: expected one of {', '.join(SCHEDULES)}")
-        if self.precision not in (FLOAT32, BFLOAT16):
-            raise ValueError(f"precision: expected {FLOAT32} or {BFLOAT16}")
+        for name, value, choices in (
+            ("lr-schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("device", self.device, DEVICES),
+        ):
+            if value not in choices:
+                refuse(name, expected=f"one of {', '.join(choices)}", got=value)
 
     @classmethod
     def of(cls, settings: Mapping[str, bool | int | float | str]) -> Terms:
-        """Return the terms that an experiment's settings name."""
+        """Return the terms that an experiment's settings name.
+
+        Raises:
+            SettingError: one that is missing, or has a value that this loop does not take.
+        """
+        read = Settings(settings)
         return cls(
-            epochs=int(settings["epochs"]),
-            segments=int(settings["num-server-rounds"]),
-            batch_size=int(settings["batch-size"]),
-            learning_rate=float(settings["learning-rate"]),
-            momentum=float(settings.get("momentum", 0.9)),
-            schedule=str(settings.get("lr-schedule", CONSTANT)),
-            patience=int(settings.get("patience", 0)),
-            precision=str(settings.get("precision", FLOAT32)),
-            device=str(settings.get("device", "auto")),
+            epochs=read.whole("epochs", least=1),
+            segments=read.whole("num-server-rounds", least=1),
+            batch_size=read.whole("batch-size", least=1),
+            learning_rate=read.number("learning-rate", above=0),
+            momentum=read.number("momentum", least=0, default=0.9),
+            schedule=read.text("lr-schedule", default=CONSTANT),
+            patience=read.whole("patience", least=0, default=0),
+            precision=read.text("precision", default=FLOAT32),
+            device=read.text("device", default=AUTO),
         )
 
     @property
     def place(self) -> torch.device:
-        """Where to train."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        """Where to train.
+
+        Raises:
+            SettingError: CUDA, where there is none.
+        """
+        there = torch.cuda.is_available()
+        if self.device == CUDA and not there:
+            refuse("device", expected="one that is there", got=CUDA)
+        return torch.device(CUDA if there and self.device != CPU else CPU)
 
     def autocast(self, place: torch.device) -> AbstractContextManager[Any]:
         """Return mixed precision, where it is asked for."""
@@ -198,13 +215,22 @@ def _restored(state: Any | None, model: torch.nn.Module, optimizer: torch.optim.
     return Progress(**state["progress"])
 
 
+def require_settings(settings: Mapping[str, bool | int | float | str]) -> None:
+    """Check an experiment's settings before anything is sealed.
+
+    Raises:
+        SettingError: one that is missing, or has a value that this loop does not take.
+    """
+    Terms.of(settings)
+
+
 def make_app(app: ClientApp, data: Callable[[Context], digits.Shard]) -> ClientApp:
     """Give a ClientApp its train and evaluate functions on what ``data`` returns."""
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
         network, shard = digits.network_of(message), data(context)
-        train = torch.from_numpy(shard["train_pixels"]), torch.from_numpy(shard["train_labels"])
+        train = digits.tensors_of(shard, part="train")
         loss = fit(
             network,
             train,

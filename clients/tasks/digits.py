@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,11 +11,15 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import confed.client
+from confed.client.settings import Scalar, Settings
+from confed.model.classes import require_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Shard = Mapping[str, np.ndarray]
+
+CLASSES = 10
 
 
 class Network(torch.nn.Module):
@@ -24,16 +28,27 @@ class Network(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.hidden = torch.nn.Linear(64, 128)
-        self.output = torch.nn.Linear(128, 10)
+        self.output = torch.nn.Linear(128, CLASSES)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits, shape (examples, 10), of pixels in 0..1, shape (examples, 64)."""
         return self.output(torch.relu(self.hidden(pixels)))
 
 
+def tensors_of(shard: Shard, *, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pixels and labels of a shard's half, ``train`` or ``test``.
+
+    Raises:
+        ClassCountError: a label that the network has no class for.
+    """
+    labels = shard[f"{part}_labels"]
+    require_classes(labels, classes=CLASSES, what=f"{part}_labels")
+    return torch.from_numpy(shard[f"{part}_pixels"]), torch.from_numpy(labels)
+
+
 def train(network: Network, shard: Shard, *, epochs: int, learning_rate: float, batch_size: int) -> float:
     """Train on a shard's training half and return the mean loss of the last epoch."""
-    pixels, labels = torch.from_numpy(shard["train_pixels"]), torch.from_numpy(shard["train_labels"])
+    pixels, labels = tensors_of(shard, part="train")
     optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
     network.train()
     mean = 0.0
@@ -51,7 +66,7 @@ def train(network: Network, shard: Shard, *, epochs: int, learning_rate: float, 
 
 def evaluate(network: Network, shard: Shard) -> tuple[float, float]:
     """Return loss and accuracy on a shard's test half."""
-    pixels, labels = torch.from_numpy(shard["test_pixels"]), torch.from_numpy(shard["test_labels"])
+    pixels, labels = tensors_of(shard, part="test")
     network.eval()
     with torch.no_grad():
         logits = network(pixels)
@@ -60,19 +75,31 @@ def evaluate(network: Network, shard: Shard) -> tuple[float, float]:
     return loss, accuracy
 
 
+def _terms(settings: Mapping[str, Scalar]) -> dict[str, Any]:
+    read = Settings(settings)
+    return {
+        "epochs": read.whole("local-epochs", least=1),
+        "learning_rate": read.number("learning-rate", above=0),
+        "batch_size": read.whole("batch-size", least=1),
+    }
+
+
+def require_settings(settings: Mapping[str, Scalar]) -> None:
+    """Check an experiment's settings before anything is sealed.
+
+    Raises:
+        SettingError: one that is missing, or has a value that this loop does not take.
+    """
+    _terms(settings)
+
+
 def make_app(app: ClientApp, data: Callable[[Context], Shard]) -> ClientApp:
     """Give a ClientApp its train and evaluate functions on the shard that ``data`` returns."""
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
         network, shard = network_of(message), data(context)
-        loss = train(
-            network,
-            shard,
-            epochs=int(context.run_config["local-epochs"]),
-            learning_rate=float(context.run_config["learning-rate"]),
-            batch_size=int(context.run_config["batch-size"]),
-        )
+        loss = train(network, shard, **_terms(context.run_config))
         metrics = MetricRecord({"loss": loss, "num-examples": len(shard["train_labels"])})
         return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)
 

@@ -1,4 +1,4 @@
-"""Instructions and their answers: as arrays that a data owner seals, and as sequences that a model is tuned on.
+"""Instructions and their answers: as what a data owner sealed, and as sequences that a model is tuned on.
 
 A sequence is the prompt, the answer and the end-of-sequence token; only the answer and that token count in the loss.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+import confed.client
+from confed.client.settings import Settings
 from confed.errors import EmptyDatasetError, LanguageModelError
 from confed.model.hub import require_context
+
+if TYPE_CHECKING:
+    from flwr.app import Context
 
 Arrays = Mapping[str, np.ndarray]
 Pair = tuple[str, str]
@@ -46,6 +51,54 @@ def pack_texts(pairs: Sequence[Pair], *, part: str) -> dict[str, np.ndarray]:
     texts = [text.encode() for pair in pairs for text in pair]
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     return {f"{part}_bytes": np.frombuffer(b"".join(texts), dtype=np.uint8), f"{part}_ends": ends}
+
+
+def site_pairs(context: Context, part: str) -> list[Pair]:
+    """Return the prompts and answers of this site's sealed data for a part, ``train`` or ``test``.
+
+    They are what ``pack_texts`` made; or two columns of a table, which the settings ``prompt-column`` (``prompt``) and
+    ``answer-column`` (``answer``) name, of which every ``test-every``-th row is kept for evaluation.
+
+    Raises:
+        SettingError: no ``test-every``, or one of the three that does not fit.
+        ColumnError: a column that is not there, is not text, or has missing values.
+        EmptyDatasetError: no row in this part.
+        LanguageModelError: arrays that ``pack_texts`` has not made.
+    """
+    if not confed.client.site_has_table(context):
+        return unpack_texts(confed.client.site_data(context), part=part)
+    from confed.data.texts import pairs_of  # noqa: PLC0415 (the extra ``data``)
+
+    terms = TableTerms.of(Settings(context.run_config))
+    return pairs_of(
+        confed.client.site_table(context),
+        prompt=terms.prompt,
+        answer=terms.answer,
+        part=part,
+        test_every=terms.test_every,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableTerms:
+    """Which columns of a table are prompts and answers, and which rows are kept for evaluation."""
+
+    prompt: str
+    answer: str
+    test_every: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> TableTerms:
+        """Return what an experiment's settings name.
+
+        Raises:
+            SettingError: one that is missing, or does not fit.
+        """
+        return cls(
+            prompt=settings.text("prompt-column", default="prompt"),
+            answer=settings.text("answer-column", default="answer"),
+            test_every=settings.whole("test-every", least=2),
+        )
 
 
 def unpack_texts(arrays: Arrays, *, part: str) -> list[Pair]:

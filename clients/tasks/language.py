@@ -22,6 +22,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 import numpy as np
 import torch
 
+from confed.client.settings import refuse
 from confed.errors import LanguageModelError, MissingFileError
 from confed.model.hub import CONFIG, TOKENIZER, TOKENIZER_CONFIG, settings_of, text_of, weights_of
 
@@ -125,13 +126,13 @@ def require_quantization(asked: str, *, device: torch.device) -> None:
     """Check that the base can be quantized as asked for: 4 bits (QLoRA) are made by bitsandbytes, on CUDA alone.
 
     Raises:
-        LanguageModelError: another word, or no such device or library here.
+        SettingError: another word, or no such device or library here.
 
     Source: Dettmers et al., "QLoRA" (2023), section 3 (NF4).
     """
     if asked not in (NONE, NF4):
-        raise LanguageModelError("settings.quantize", expected=f"{NONE} or {NF4}", got=asked[:20])
+        refuse("quantize", expected=f"{NONE} or {NF4}", got=asked[:20])
     if asked == NF4 and device.type != "cuda":
-        raise LanguageModelError("settings.quantize", expected=f"a CUDA device for {NF4} (QLoRA)", got=device.type)
+        refuse("quantize", expected=f"a CUDA device for {NF4} (QLoRA)", got=device.type)
     if asked == NF4 and importlib.util.find_spec("bitsandbytes") is None:
-        raise LanguageModelError("settings.quantize", expected=f"bitsandbytes for {NF4} (QLoRA)", got="not installed")
+        refuse("quantize", expected=f"bitsandbytes for {NF4} (QLoRA)", got="not installed")

@@ -84,6 +84,22 @@ def serve(
 
 
 @broker.command()
+def create(
+    *,
+    owner: Annotated[str, typer.Option(help="Name of the new owner: letters, digits, dots, dashes.")],
+    environment: Annotated[str, typer.Option(help="Of all its keys, for ever: simulation or production.")],
+    home: Annotated[Path | None, _HOME] = None,
+) -> None:
+    """Make an owner: its identity, its broker's keys, an empty vault and ledger; print its identity key.
+
+    Raises:
+        ConfigError: a name that is taken or is none, or an unknown environment.
+    """
+    with closing(OwnerHome.create(owner, home=home, environment=environment, now_ms=wall_clock())) as made:
+        typer.echo(made.party.identity.hex())
+
+
+@broker.command()
 def budget(
     *,
     owner: Annotated[str, typer.Option(help="Whose keys: a name in the confed home.")],

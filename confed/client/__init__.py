@@ -8,10 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from confed.client.current import checkpoints, opened_model, site_adapter, site_data, site_table
+    from confed.client.current import (
+        checkpoints,
+        opened_model,
+        site_adapter,
+        site_data,
+        site_has_table,
+        site_table,
+    )
     from confed.client.mod import confidential
 
-__all__ = ["checkpoints", "confidential", "opened_model", "site_adapter", "site_data", "site_table"]
+_CURRENT = ("checkpoints", "opened_model", "site_adapter", "site_data", "site_has_table", "site_table")
+__all__ = ["checkpoints", "confidential", "opened_model", "site_adapter", "site_data", "site_has_table", "site_table"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +27,7 @@ def __getattr__(name: str) -> Any:
         from confed.client.mod import confidential  # noqa: PLC0415
 
         return confidential
-    if name in ("checkpoints", "opened_model", "site_adapter", "site_data", "site_table"):
+    if name in _CURRENT:
         from confed.client import current  # noqa: PLC0415
 
         return getattr(current, name)

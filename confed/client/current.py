@@ -89,6 +89,17 @@ def site_table(context: Context) -> pa.Table:
     return session.datasets.table(site)
 
 
+def site_has_table(context: Context) -> bool:
+    """Return whether this site's data are a table (``site_table``), and not arrays (``site_data``).
+
+    Raises:
+        SessionError: called outside a confidential train or evaluate.
+    """
+    del context
+    session, site = _acting("site_has_table")
+    return session.datasets.has_table(site)
+
+
 def _acting(what: str) -> tuple[ClientSession, Site]:
     site = _site.get()
     if _session is None or site is None:

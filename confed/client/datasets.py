@@ -97,6 +97,10 @@ class Datasets:
             raise SessionError("dataset", expected=f"opened for {site.owner.name}", got="none")
         return self._arrays[site.owner.name]
 
+    def has_table(self, site: Site) -> bool:
+        """Return whether a site's data, opened here, are a table."""
+        return site.owner.name in self._tables
+
     def table(self, site: Site) -> pa.Table:
         """Return a site's prepared table.
 

@@ -20,8 +20,16 @@ from flwr.clientapp.typing import ClientAppCallable
 from confed.client.current import acting_for, installed, seed_everything
 from confed.client.frozen import require_base, require_frozen
 from confed.client.session import ClientSession
+from confed.client.settings import code_of
 from confed.client.step import Step, no_seconds
-from confed.errors import ConfedError, DeclarationError, ManifestMismatchError, PurposeError, SessionError
+from confed.errors import (
+    ConfedError,
+    DeclarationError,
+    ManifestMismatchError,
+    PurposeError,
+    SessionError,
+    SettingError,
+)
 from confed.flower.arrays import let_go, numbers_of, record_of
 from confed.journey import Purpose
 from confed.manifest import SIMULATION, Site
@@ -42,6 +50,7 @@ def confidential(message: Message, context: Context, call_next: ClientAppCallabl
     Guarantees: nothing of the model, the data, the metrics or an exception's text is in the reply or the context.
     A failure is a Flower error whose reason is a stable code.
     """
+    session: ClientSession | None = None
     try:
         session = installed() or _session_from_environment()
         return _handle(session, message, context, call_next)
@@ -50,6 +59,11 @@ def confidential(message: Message, context: Context, call_next: ClientAppCallabl
             # An app may put data into an error of any class, its code included.
             _log.error("client app failed: %s at %s", type(error).__name__, _place(error))
             return _failed(message, _APP_FAILED)
+        if isinstance(error, SettingError):
+            # What was read as a setting is the app's word too: of it only a name that the manifest has is told.
+            code = code_of(error, () if session is None else session.manifest.settings)
+            _log.warning("refused (%s) at %s", code, _place(error))
+            return _failed(message, code)
         _log.warning("refused (%s): %s", error.code, error)
         return _failed(message, error.code)
     # The service edge: whatever the app raised may quote data, so only its place in the code is logged.

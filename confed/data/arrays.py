@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from confed.errors import ClassCountError, ColumnError
+from confed.errors import ColumnError
+from confed.model.classes import require_classes
 
 
 def columns_of(table: pa.Table) -> dict[str, NDArray[Any]]:
@@ -52,6 +53,5 @@ def labels_of(arrays: Mapping[str, NDArray[Any]], name: str, *, classes: int) ->
     column = arrays.get(name)
     if column is None or column.dtype.kind not in "iu":
         raise ColumnError(f"column {name}", expected="class numbers", got="none" if column is None else column.dtype)
-    if column.size and (int(column.min()) < 0 or int(column.max()) >= classes):
-        raise ClassCountError(f"column {name}", expected=f"at most {classes} classes", got="more")
+    require_classes(column, classes=classes, what=f"column {name}")
     return column.astype(np.int64)

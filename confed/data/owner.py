@@ -21,16 +21,18 @@ from confed.data.checking import Finding, examine
 from confed.data.column_types import refuse_objects, type_name
 from confed.data.croissant import About, croissant
 from confed.data.dataset import FORMAT, DatasetDetail, FilePlace
+from confed.data.described import description_file, read_description
 from confed.data.description import DatasetDescription, encode
 from confed.data.sources import is_parquet, read_table, source_files
-from confed.errors import ColumnError, ContractError, EmptyDatasetError
+from confed.errors import ColumnError, ConfigError, ContractError, EmptyDatasetError, RecipientError
 from confed.journey import Kind
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import SealedReference
 from confed.preparation.contract import TYPES, Contract
-from confed.sealing.container import Draft, RecipientEntry, seal_to_file
+from confed.sealing.container import Container, Draft, RecipientEntry, seal_to_file
 from confed.sealing.derivation import container_key
+from confed.sealing.recipients import Method
 from confed.statement import sign
 
 _ROW_GROUP = 128 * 1024
@@ -167,6 +169,42 @@ def seal_tables(
         container_id=container_id, digest=sealed.digest, key_id=key_id, size_bytes=sealed.size_bytes
     )
     return SealedTables(reference=reference, description=canonical.digest(data))
+
+
+def taken_up(path: Path, *, home: OwnerHome, contract: Contract, pipeline: str) -> SealedTables:
+    """Return what an owner sealed before, to be used in a run with this contract and pipeline; nothing is opened.
+
+    Its signed description lies beside it; ``pipeline`` is the digest of the run's.
+
+    Raises:
+        MissingFileError: no such file, or no description of it.
+        SignatureError, RecipientError, UnknownKeyError: another owner's.
+        ConfigError: sealed under another contract, or for another pipeline alone.
+        RefusedError: a container or a description that does not hold.
+    """
+    container = Container.map(path)
+    stated = read_description(path, container)
+    container.verify_signer(home.party.identity)
+    for name, sealed_under, run in (
+        ("contract", stated.contract, contract.digest),
+        ("pipeline", stated.pipeline, pipeline),
+    ):
+        if sealed_under not in (None, run):
+            expected = (
+                f"the one that {path} was sealed {'under' if name == 'contract' else 'for'} ({sealed_under[:16]})"
+            )
+            raise ConfigError(f"data.{name}", expected=expected, got=run[:16])
+    entries = [entry for entry in container.header.recipients if entry.method is Method.OWNER_KEY]
+    if len(entries) != 1:
+        raise RecipientError("recipient", expected="one key of its owner", got=len(entries))
+    home.key(entries[0].key_id)
+    reference = SealedReference(
+        container_id=container.header.container_id,
+        digest=container.file_digest(),
+        key_id=entries[0].key_id,
+        size_bytes=container.size_bytes,
+    )
+    return SealedTables(reference=reference, description=canonical.digest(description_file(path).read_bytes()))
 
 
 def _column_types(schema: pa.Schema) -> dict[str, str]:

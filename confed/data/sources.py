@@ -74,6 +74,8 @@ def read_table(path: Path, contract: Contract) -> pa.Table:
         ColumnError: text that is no value of its column's type, or a column that is not there.
         EmptyDatasetError: no rows.
     """
+    if path.is_file() and path.stat().st_size == 0:
+        raise EmptyDatasetError(str(path), expected="at least one row", got="an empty file")
     read = _read_images if path.is_dir() else _READERS[path.suffix.lower()]
     table = _reading(partial(read, path, contract), path)
     if table is None:

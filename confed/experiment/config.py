@@ -61,9 +61,17 @@ class RunTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SitesTable:
-    """How many sites there are; in simulation they are made as ``site-01`` … by themselves."""
+    """How many sites there are, and their owners' names in the confed home; left out, ``site-01`` and so on.
+
+    In simulation owners that are not there are made by themselves.
+    """
 
     count: int
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.names and len(set(self.names)) != self.count:
+            raise ConfigError("sites.names", expected=f"{self.count} of them, each once", got=len(self.names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +92,11 @@ class DataTable:
     ``source = "sealed"``: ``shards`` names a function (sites: list of names, seed, settings) -> {site: arrays}, run
     where the owners are; each site seals its shard. ``source = "app"``: the ClientApp brings its own data.
 
-    ``source = "files"``: each site seals a table. ``files`` is a path with ``{site}`` in it (a file, or a folder of
-    files), or ``shards`` names such a function that returns a ``pyarrow.Table`` for each site. ``contract`` and
-    ``pipeline`` are TOML files (``confed.preparation``), and ``statistics``, if there are any, is another; paths are
-    beside the experiment file. ``description``,
-    ``licence`` and ``derived_from`` are what the made owners say of their data.
+    ``source = "files"``: each site seals a table. ``files`` is a path with ``{site}`` in it (a file, a folder of
+    files, or what ``confed data seal`` made: a name that ends in ``.sealed``), or ``shards`` names a function like
+    that, which returns a ``pyarrow.Table`` for each site. ``contract`` and ``pipeline`` are TOML files
+    (``confed.preparation``), and ``statistics``, if there are any, is another; paths are beside the experiment file.
+    ``description``, ``licence`` and ``derived_from`` are what the made owners say of their data.
     """
 
     source: str
@@ -374,6 +382,7 @@ class Experiment:
                 raise ConfigError(key, expected="module:attribute", got=value)
         self._require_adapter_alone()
         _require_trains(self.scenario)
+        self.scenario.require_adapter(named=self.adapter is not None)
         # The manifest's own rules, before anything is made.
         _ = self.update.terms
         MetricTerms(clear=self.metrics.clear, decimals=self.metrics.decimals)

@@ -79,7 +79,9 @@ class Prepared:
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """Names of the sites that simulation makes."""
+        """Names of the sites' owners."""
+        if self.experiment.sites.names:
+            return self.experiment.sites.names
         digits = max(2, len(str(self.experiment.sites.count)))
         return tuple(f"site-{number:0{digits}d}" for number in range(1, self.experiment.sites.count + 1))
 
@@ -124,12 +126,9 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
     """
     directory = (config_file.parent / experiment.app.directory).resolve()
     with _importing(directory):
-        server_app = entry_point("app.server", experiment.app.server)
         entry_point("app.client", experiment.app.client)
-        context = Context(
-            run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config=dict(experiment.run_config)
-        )
-        start = catch_start(lambda: server_app(grid=NoGrid(_too_early), context=context))
+        _require_settings(experiment)
+        start = _caught(experiment)
     _require_strategy(start.name, experiment.app.strategy)
     if start.rounds != experiment.run.rounds:
         raise ConfigError(
@@ -148,6 +147,24 @@ def prepare(experiment: Experiment, *, config_file: Path) -> Prepared:
         lock=lock_digest(config_file),
         strategy_source=StrategySource.read(directory, start.name) if experiment.app.strategy else None,
     )
+
+
+def _caught(experiment: Experiment) -> Start:
+    server_app = entry_point("app.server", experiment.app.server)
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config=dict(experiment.run_config))
+    return catch_start(lambda: server_app(grid=NoGrid(_too_early), context=context))
+
+
+def updates_of_round(experiment: Experiment, *, config_file: Path) -> int:
+    """Return how many sites' updates a round takes: the part of them that the ServerApp's strategy asks for.
+
+    Raises:
+        ConfigError: an entry point that is not there, or a ServerApp that starts no strategy.
+    """
+    directory = (config_file.parent / experiment.app.directory).resolve()
+    with _importing(directory):
+        start = _caught(experiment)
+    return _cohort(experiment, start).taken(experiment.sites.count, purpose="train")
 
 
 def call_shards(prepared: Prepared) -> dict[str, Any]:
@@ -267,6 +284,14 @@ def entry_point(key: str, value: str) -> Callable[..., Any]:
     if found is None:
         raise ConfigError(key, expected=f"an attribute of {module}", got=attribute)
     return found
+
+
+def _require_settings(experiment: Experiment) -> None:
+    """Let the ClientApp's module check the settings, where it has a function for it (``confed.client.settings``)."""
+    module = importlib.import_module(experiment.app.client.partition(":")[0])
+    check = getattr(module, "require_settings", None)
+    if check is not None:
+        check(experiment.run_config)
 
 
 def _require_strategy(name: str, own: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from confed.data.croissant import About
-from confed.data.owner import Tables, check_tables, read_tables, seal_tables, tables_of
+from confed.data.described import description_file
+from confed.data.owner import Tables, check_tables, read_tables, seal_tables, tables_of, taken_up
 from confed.errors import ConfigError
 from confed.experiment.resolution import Prepared, call_shards
 from confed.keybroker.identity import OwnerHome
@@ -21,14 +22,19 @@ from confed.preparation.documents import read_contract, read_pipeline, read_stat
 from confed.preparation.statistics import StatisticsTerms
 from confed.preparation.terms import PreparationTerms
 
+SEALED_SUFFIX = ".sealed"
+
 
 def seal_tables_of(
     prepared: Prepared, sites: Sequence[OwnerHome], *, floors: KeyFloors, folder: Path, files: dict[str, Path]
 ) -> tuple[dict[str, SealedReference], PreparationTerms]:
-    """Seal every site's table; return the references and the manifest's terms, and add what was written to ``files``.
+    """Seal every site's table; return the references and the manifest's terms, and add what is sealed to ``files``.
+
+    What its owner sealed before (``confed data seal``) is taken as it is, under the key and the floors that it has.
 
     Raises:
         DatasetError: a table that cannot be read or breaks the contract.
+        MissingFileError, RefusedError: a sealed file that is not there, or is not this owner's.
         ConfigError: contract, pipeline and tables that do not fit each other.
     """
     table = prepared.experiment.data
@@ -51,6 +57,12 @@ def seal_tables_of(
     made = call_shards(prepared) if table.shards else {}
     for home in sites:
         name = home.party.name
+        if table.files.endswith(SEALED_SUFFIX):
+            path = _file_of(prepared, name)
+            sealed = taken_up(path, home=home, contract=contract, pipeline=pipeline.digest)
+            references[name], descriptions[name] = sealed.reference, sealed.description
+            files |= {sealed.reference.digest: path, sealed.description: description_file(path)}
+            continue
         data = _made(made[name], name) if made else _read(prepared, name)
         check_tables(data, contract, what=f"dataset of {name}")
         sealed_path, description_path = folder / f"{name}.sealed", folder / f"{name}.dataset.json"
@@ -89,7 +101,11 @@ def permitting(floors: KeyFloors, statistics: StatisticsTerms) -> KeyFloors:
 def _read(prepared: Prepared, name: str) -> Tables:
     data = prepared.experiment.data
     contract = read_contract(prepared.config_directory / data.contract)
-    return read_tables(prepared.config_directory / data.files.replace("{site}", name), contract)
+    return read_tables(_file_of(prepared, name), contract)
+
+
+def _file_of(prepared: Prepared, name: str) -> Path:
+    return prepared.config_directory / prepared.experiment.data.files.replace("{site}", name)
 
 
 def _made(table: Any, name: str) -> Tables:

@@ -36,6 +36,7 @@ from confed.errors import (
 )
 from confed.governor.courier import Courier
 from confed.governor.expiry import Expiry, Terms
+from confed.journey import Purpose
 from confed.keybroker.statements import CheckpointNote, NewestCheckpoint
 from confed.keybroker.topics import checkpoint_topic
 from confed.sealing.container import Container
@@ -138,6 +139,21 @@ def test_what_is_carried_over_is_sealed_with_the_version_and_survives_the_tee(ro
     assert step_of(restored(second)) == 7
     saved(second, state(8))
     assert step_of(restored(started_again(road, number=2))) == 8
+
+
+def test_workers_that_take_turns_carry_on(road: Road) -> None:
+    """As Ray has it: no worker hosts a site, and whichever is free takes the next step."""
+    first, second = road.session(), road.session()
+    held = road.hold(SITE, session=first)
+    kept_of(held).carry(state(7))
+    road.seal(held)
+    road.seal(road.hold(SITE, 1, purpose=Purpose.EVALUATE, session=second), metrics={"loss": 0.25})
+    held = road.hold(SITE, 2, session=second)
+    assert step_of(restored(held)) == 7
+    road.seal(held)
+    road.seal(road.hold(SITE, 2, purpose=Purpose.EVALUATE, session=first), metrics={"loss": 0.25})
+    made = {road.candidate(number).instance for number in (1, 2)}
+    assert made == {first.instance, second.instance}
 
 
 def test_a_state_that_was_swapped_is_not_carried_over(road: Road) -> None:

@@ -99,9 +99,12 @@ def table_of(site: str) -> pa.Table:
 
 @dataclasses.dataclass(kw_only=True)
 class TableLand(Land):
-    """A land whose sites sealed tables; ``sealed_by`` says whose keys seal a site's table."""
+    """A land whose sites sealed tables: what ``table`` returns for each."""
 
     pipeline_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    table: Callable[[str], pa.Table] = table_of
+    contract: Contract = CONTRACT
+    pipeline: Pipeline = PIPELINE
     statistics: StatisticsTerms | None = None
 
     def _sealed(self, homes: Mapping[str, OwnerHome], name: str, kind: Kind, arrays: Any) -> SealedReference:
@@ -109,10 +112,10 @@ class TableLand(Land):
             return super()._sealed(homes, name, kind, arrays)
         # An owner's own check would have refused what west seals here.
         sealed = seal_tables(
-            tables_of(table_of(name), what=name),
+            tables_of(self.table(name), what=name),
             home=homes[name],
-            contract=CONTRACT,
-            pipeline=self.pipeline_of.get(name, PIPELINE.digest),
+            contract=self.contract,
+            pipeline=self.pipeline_of.get(name, self.pipeline.digest),
             about=About(name=name, description="a", licence="b", derived_from=("c",), published="2026-01-01"),
             floors=self._floors_of(homes, name),
             path=self.folder / f"{name}.sealed",
@@ -128,7 +131,10 @@ class TableLand(Land):
         self._data = {
             "data_source": FILES,
             "preparation": PreparationTerms(
-                contract=CONTRACT, pipeline=PIPELINE, statistics=self.statistics, descriptions=self.descriptions
+                contract=self.contract,
+                pipeline=self.pipeline,
+                statistics=self.statistics,
+                descriptions=self.descriptions,
             ),
         }
         return super()._manifest(homes, references)

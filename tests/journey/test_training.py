@@ -152,6 +152,7 @@ def test_an_evaluation_gives_no_key_of_a_version_that_follows(road: Road) -> Non
 FLOORS: dict[str, tuple[str, dict[str, Any]]] = {
     "a model key that serves federations alone": (OWNER, {"scenarios": (Scenario.FEDERATED,)}),
     "a data key that serves federations alone": (SITE, {"scenarios": (Scenario.FEDERATED,)}),
+    "a model key that serves tuning alone": (OWNER, {"scenarios": (Scenario.TUNING,)}),
     "a data key that discloses nothing to the model owner": (SITE, {"discloses_to_model_owner": False}),
     "a data key that wants company": (SITE, {"least_cohort": 2}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import test_no_plaintext as seen
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from road import Aggregator, Land, Road
 from runs import ROOT, confed, final_weights, run
-from test_training import TERMS as ONE_TEE
 
 from confed.adapter import AdapterTerms, module_of
+from confed.cli.data import seal
 from confed.client import confidential, current, opened_model, site_adapter
 from confed.client.current import SiteAdapter
 from confed.client.mod import RECORD
-from confed.manifest import Manifest, MetricTerms, UpdateTerms
+from confed.data.texts import pairs_of
+from confed.keybroker.identity import OwnerHome
+from confed.manifest import SIMULATION, Manifest, MetricTerms, UpdateTerms
 from confed.model.adapter import with_adapter
 
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "clients"))
@@ -30,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "clients"))
 import language_world
 
 from clients.tasks.causal_lm import client_app, evaluate, open_model
-from clients.tasks.instructions import pack_texts, sequences, unpack_texts
+from clients.tasks.instructions import pack_texts, sequences
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
@@ -40,6 +44,11 @@ MakeRoad = Callable[..., Road]
 Arrays = dict[str, np.ndarray]
 
 SITES = ("east", "north")
+DEPARTMENTS = ("accounts", "laboratory")
+DATA = """source = "files"
+files = "{site}.jsonl.sealed"
+contract = "contract.toml"
+pipeline = "pipeline.toml\""""
 PROMPT, ANSWER = "canary-prompt-0815: the door?", " canary-answer-4711, push it"
 SETTINGS = {"local-epochs": 2, "learning-rate": 0.05, "batch-size": 4, "max-tokens": 96}
 
@@ -188,18 +197,6 @@ def test_an_app_that(what: str, make_road: MakeRoad, place: Path, monkeypatch: p
         assert reply.error.reason == code
 
 
-def test_one_tee_tunes_for_two_owners(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    land = land_of(place, language_world.terms("single"), **ONE_TEE)
-    seen.be_a_server_app_process(monkeypatch)
-    with Road(land, place / "road") as road:
-        monkeypatch.setattr(current, "_session", road.session("east"))
-        reply = client_app(seen.told("train", 1), context_of("east", ("east",)))
-        assert not reply.has_error(), reply.error
-        version = road.open_version(1)
-        for name, array in land.model.items():
-            assert (version[name].tobytes() != array.tobytes()) == (module_of(name) is not None), name
-
-
 def test_with_privacy_nothing_but_the_count_of_examples_is_declared(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,9 +226,11 @@ def test_with_privacy_nothing_but_the_count_of_examples_is_declared(
         assert any(version[name].tobytes() != array.tobytes() for name, array in land.model.items())
 
 
-def test_the_help_desk_is_tuned_from_one_command(tmp_path: Path) -> None:
+def test_the_help_desk_is_tuned_on_what_departments_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shortened(tmp_path / "help-desk")
     home = tmp_path / "home"
+    monkeypatch.setenv("CONFED_HOME", str(home))
+    sealed_by_departments(config.parent, home)
     summary = run(config, home=home, runs=tmp_path / "runs")
     arrays, manifest = final_weights(summary, home=home)
     assert set(manifest.model.trained) < set(arrays)
@@ -251,11 +250,13 @@ def loss_of(arrays: Arrays, manifest: Manifest) -> float:
     found: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "experiments" / "help-desk")
-        shards = importlib.import_module("data").shards(["site-01", "site-02"], manifest.seed, manifest.settings)
+        tables = importlib.import_module("data").tables(DEPARTMENTS, manifest.seed, manifest.settings)
         for name in ("data", "texts"):
             del sys.modules[name]
-    for shard in shards.values():
-        examples = sequences(unpack_texts(shard, part="test"), tuning.tokenizer, config=tuning.config, longest=128)
+    for table in tables.values():
+        once = pl.DataFrame(table).unique(keep="first", maintain_order=True).to_arrow()
+        pairs = pairs_of(once, prompt="prompt", answer="answer", part="test", test_every=5)
+        examples = sequences(pairs, tuning.tokenizer, config=tuning.config, longest=128)
         found.append(evaluate(tuning, examples, batch_size=16))
     return float(np.mean(found))
 
@@ -267,9 +268,35 @@ def shortened(folder: Path) -> Path:
     for file in source.glob("*.py"):
         (folder / file.name).write_text(file.read_text())
     text = (source / "config.toml").read_text()
-    for key, value in {"rounds": 2, "count": 2, "sites": 2, "base-steps": 20, "examples": 40}.items():
+    names = f"2\nnames = {json.dumps(DEPARTMENTS)}"
+    for key, value in {"rounds": 2, "count": names, "sites": 2, "base-steps": 20, "examples": 40}.items():
         head = f"\n{key} = "
         before, _, after = text.partition(head)
         text = before + head + str(value) + "\n" + after.partition("\n")[2]
+    for file in ("contract.toml", "pipeline.toml"):
+        (folder / file).write_text((source / file).read_text())
+    for before, after in (
+        ('source = "sealed"\nshards = "data:shards"', DATA),
+        ("max-tokens = 128", "max-tokens = 128\ntest-every = 5"),
+    ):
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
     (folder / "config.toml").write_text(text)
     return folder / "config.toml"
+
+
+def sealed_by_departments(folder: Path, home: Path) -> None:
+    """Let each owner seal its department's conversations as JSON lines, before there is any run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        data = importlib.import_module("data")
+        tables = data.tables(DEPARTMENTS, 7, {"examples": 40})
+        for name in ("data", "texts"):
+            del sys.modules[name]
+    for name, table in tables.items():
+        file = folder / f"{name}.jsonl"
+        rows = table.to_pylist()
+        file.write_text(data.lines_of([(row["prompt"], row["answer"]) for row in rows]))
+        OwnerHome.create(name, home=home, environment=SIMULATION, now_ms=1).close()
+        seal(file, name, folder / "contract.toml", description="tickets", licence="none", derived_from=["templates"])
+        file.unlink()

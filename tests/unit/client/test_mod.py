@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.serverapp.strategy import FedProx
 
 from confed.client import mod
+from confed.client.settings import Settings
 from confed.client.step import no_seconds
 from confed.errors import ConfedError, ShapeError
 from confed.flower.messages import use_local_task_identity
@@ -30,6 +31,14 @@ def fail(*_):
 
 def misuse(*_):
     raise ShapeError("patient 4711")
+
+
+def choose(*_):
+    Settings({"lr-schedule": "patient 4711"}).choice("lr-schedule", ("cosine",))
+
+
+def choose_another(*_):
+    Settings({}).choice("patient-4711", ("cosine",))
 
 
 def refuse(*_):
@@ -71,11 +80,14 @@ def test_a_client_is_told_fedproxs_mu_as_flower_tells_it(name, parameters, purpo
         ("a code that the app made up does not leave", leak, "client-app-failed"),
         ("nor does one of confed's that the app raised", misuse, "client-app-failed"),
         ("what confed refuses leaves as its code", refuse, "purpose"),
+        ("a setting that does not fit leaves as its name", choose, "setting-lr-schedule"),
+        ("but for a name that the manifest does not have", choose_another, "setting"),
     ],
 )
 def test_an_error_leaves_as_a_stable_code(sentence, raising, reason, monkeypatch, caplog):
     use_local_task_identity(run_id=1, node_id=1)
-    monkeypatch.setattr(mod, "installed", object)
+    settings = {"lr-schedule": "warm"}
+    monkeypatch.setattr(mod, "installed", lambda: SimpleNamespace(manifest=SimpleNamespace(settings=settings)))
     monkeypatch.setattr(mod, "_handle", raising)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     message = Message(RecordDict(), dst_node_id=1, message_type="train")

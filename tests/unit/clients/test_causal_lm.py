@@ -28,7 +28,7 @@ from clients.tasks.language import model_of, tokenizer_of
 from clients.tasks.lora import take_off
 from confed.adapter import STACK, factor_name, stack_name
 from confed.client.current import SiteAdapter
-from confed.errors import AdapterError, ConfigError, LanguageModelError, SequenceLengthError
+from confed.errors import AdapterError, ConfigError, LanguageModelError, SequenceLengthError, SettingError
 from confed.model.adapter import with_adapter
 from confed.model.hub import read_directory
 from confed.model.weights import pack, unpack
@@ -191,7 +191,7 @@ def test_an_adapter_is_trained_with_privacy(tuning: Tuning) -> None:
 
 def test_a_whole_model_is_not_trained_with_privacy(tmp_path: Path) -> None:
     made = open_model(opened(read_directory(hub_directory(tmp_path / "model"))), None)
-    with pytest.raises(LanguageModelError):
+    with pytest.raises(SettingError, match="noise-multiplier"):
         train_with_privacy(made, examples_of(made), PRIVATE)
 
 
@@ -249,9 +249,9 @@ def test_what_is_no_model_is_refused(what: str, tmp_path: Path) -> None:
 def test_four_bits_without_the_device_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arrays, adapter = adapted(tmp_path / "model")
-    with pytest.raises(LanguageModelError, match="CUDA"):
+    with pytest.raises(SettingError, match="CUDA"):
         open_model(arrays, adapter, quantize="nf4")
-    with pytest.raises(LanguageModelError, match="nf4"):
+    with pytest.raises(SettingError, match="nf4"):
         open_model(arrays, adapter, quantize="int3")
 
 

@@ -12,6 +12,7 @@ import torch
 import confed.client
 from clients.tasks.central import Progress, Terms, fit
 from confed.client.keeping import MemoryCheckpoints
+from confed.errors import SettingError
 
 EXAMPLES, BATCH = 40, 8
 
@@ -135,7 +136,7 @@ def test_the_learning_rate_follows_its_schedule_over_all_segments():
     )
     assert {terms(schedule="constant").factor(epoch) for epoch in range(6)} == {1.0}
     for changes in ({"schedule": "warm"}, {"precision": "float8"}):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(SettingError, match="expected one of"):
             terms(**changes)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from confed.errors import ConfedError, ConfigError
 from confed.experiment.config import load_experiment
 from confed.experiment.owners import load_owners, seal_everything
 from confed.experiment.resolution import SealedParts, prepare
+from confed.keybroker.identity import OwnerHome
+from confed.manifest import SIMULATION
 from confed.preparation.contract import Contract
 
 TABULAR = Path(__file__).resolve().parents[3] / "experiments" / "tabular"
@@ -100,3 +104,96 @@ def test_a_pipeline_that_does_not_fit_the_contract_is_refused_before_anything_is
     with pytest.raises(ConfigError, match=r"steps\[0\].column"):
         seal(config, tmp_path)
     assert not list((tmp_path / "sealed").glob("site-*"))
+
+
+# What an owner sealed before.
+
+
+SEALED = ('files = "shards/{site}.csv"', 'files = "shards/{site}.csv.sealed"')
+NAMED = ("count = 3", 'count = 3\nnames = ["north", "west", "east"]')
+OWNERS = ("north", "west", "east")
+
+
+def sealed_by(folder: Path, config: Path, **under: str) -> None:
+    """Seal each owner's file, as ``confed data seal`` does; ``under`` names another contract than the run's."""
+    from confed.cli.data import seal as seal_file  # noqa: PLC0415 (reads CONFED_HOME when it is called)
+
+    contract = config.parent / "sealed-under.toml"
+    contract.write_text(under.get("contract", CONTRACT))
+    pipeline = None
+    if "pipeline" in under:
+        pipeline = config.parent / "sealed-for.toml"
+        pipeline.write_text(under["pipeline"])
+    for name in OWNERS:
+        file = config.parent / "shards" / f"{name}.csv"
+        file.write_text(GOOD)
+        OwnerHome.create(name, home=folder / "home", environment=SIMULATION, now_ms=1).close()
+        seal_file(file, name, contract, pipeline=pipeline, description=name, licence="l", derived_from=["d"])
+        file.unlink()
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONFED_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_what_owners_sealed_before_is_taken_as_it_is(at_home):
+    config = written(at_home / "experiment", SEALED, NAMED)
+    sealed_by(at_home, config)
+    parts, files = seal(config, at_home)
+    assert set(parts.datasets) == set(OWNERS)
+    assert parts.preparation is not None
+    for name in OWNERS:
+        file = config.parent / "shards" / f"{name}.csv.sealed"
+        assert parts.datasets[name].size_bytes == file.stat().st_size
+        assert files[parts.datasets[name].digest] == file
+        described = files[parts.preparation.descriptions[name]]
+        assert described.name == f"{name}.csv.sealed.dataset.json"
+        with closing(OwnerHome.load(name, home=at_home / "home")) as owner:
+            owner.key(parts.datasets[name].key_id)
+    assert not list((at_home / "sealed").glob("north*"))
+
+
+def swap(folder: Path) -> None:
+    """Give north what west sealed, with its description."""
+    for ending in ("", ".dataset.json"):
+        shutil.copy(folder / f"west.csv.sealed{ending}", folder / f"north.csv.sealed{ending}")
+
+
+def swap_description(folder: Path) -> None:
+    shutil.copy(folder / "west.csv.sealed.dataset.json", folder / "north.csv.sealed.dataset.json")
+
+
+def flip(folder: Path) -> None:
+    file = folder / "north.csv.sealed"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+
+
+OTHERS = CONTRACT.replace("120.0", "130.0")
+BEFORE: dict[str, tuple[Callable[[Path], None], dict[str, str], str, str]] = {
+    "another owner's": (swap, {}, "signature", "signer"),
+    "another's description": (swap_description, {}, "signature", "sign"),
+    "no description": (lambda folder: (folder / "north.csv.sealed.dataset.json").unlink(), {}, "missing-file", "description"),
+    "no file": (lambda folder: (folder / "north.csv.sealed").unlink(), {}, "missing-file", "north"),
+    "other bytes than were described": (flip, {}, "manifest-mismatch", "dataset"),
+    "another contract": (lambda _: None, {"contract": OTHERS}, "config", "data.contract"),
+    "for another pipeline alone": (lambda _: None, {"pipeline": 'name = "other"\n'}, "config", "data.pipeline"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BEFORE)
+def test_what_does_not_belong_to_the_run_is_refused(what, at_home):
+    turn, under, code, named = BEFORE[what]
+    config = written(at_home / "experiment", SEALED, NAMED)
+    sealed_by(at_home, config, **under)
+    turn(config.parent / "shards")
+    with pytest.raises(ConfedError, match=named) as refused:
+        seal(config, at_home)
+    assert refused.value.code == code
+
+
+def test_names_of_sites_are_as_many_as_sites(tmp_path):
+    for names in ('["north"]', '["a", "b", "a"]'):
+        with pytest.raises(ConfigError, match=r"sites\.names"):
+            load_experiment(written(tmp_path / names[2:3], ("count = 3", f"count = 3\nnames = {names}")))

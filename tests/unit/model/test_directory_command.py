@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from confed.adapter import module_of
 from confed.cli.model import open_model, seal_model
 from confed.errors import ConfigError, MissingFileError, UsageError
 from confed.keybroker.identity import OwnerHome
@@ -68,8 +69,22 @@ def seal(folder: Path, owner: str, adapter: Path | None) -> Path:
     return target
 
 
+SERVER = """
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from confed.governor.strategy import ConfidentialStrategy
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    strategy = ConfidentialStrategy(FedAvg(fraction_train=0.7))
+    strategy.start(grid=grid, initial_arrays=lambda: ArrayRecord(), num_rounds=2)
+"""
+
+
 def config(folder: Path, text: str) -> Path:
     (folder / "config.toml").write_text(text)
+    (folder / "server_app.py").write_text(SERVER)
     return folder / "config.toml"
 
 
@@ -84,7 +99,8 @@ def test_a_directory_comes_back_as_its_libraries_load_it(tmp_path: Path, owner: 
         assert torch.equal(before(tokens).logits, after(tokens).logits)
         with_adapter = peft.PeftModel.from_pretrained(after, tmp_path / "tuned" / "adapter")
         torch.testing.assert_close(with_adapter(tokens).logits, before(tokens).logits)
-    assert with_adapter.peft_config["default"].r == 2 * 3 * 2
+    # Room for each round's updates: two of the three sites, as the ServerApp's strategy says.
+    assert with_adapter.peft_config["default"].r == 2 * 2 * 2
     text = "plötzlich"
     assert AutoTokenizer.from_pretrained(tmp_path / "tuned").encode(text) == language_world.byte_tokenizer().encode(
         text
@@ -144,3 +160,25 @@ def test_a_directory_is_never_written_over(tmp_path: Path, owner: str) -> None:
     with pytest.raises(UsageError):
         open_model(sealed, owner=owner, target=tmp_path / "tuned", force=True, directory=True)
     assert not list((tmp_path / "tuned").iterdir())
+
+
+def test_an_adapter_that_lies_beside_the_model_goes_on(tmp_path: Path, owner: str) -> None:
+    from confed.cli.model_directory import write_directory  # noqa: PLC0415
+
+    arrays = language_world.start(tmp_path / "model", language_world.terms("product", rank=2, alpha=4.0))
+    learnt = {name: np.full_like(array, 0.25) for name, array in arrays.items() if module_of(name) is not None}
+    write_directory(arrays | learnt, tmp_path / "tuned")
+    product = ADAPTER.replace("stack", "product")
+    sealed = seal(tmp_path / "tuned", owner, config(tmp_path, EXPERIMENT + product))
+    open_model(sealed, owner=owner, target=tmp_path / "again.safetensors", force=False)
+    again = unpack(bytearray((tmp_path / "again.safetensors").read_bytes()))
+    assert {name: array.tobytes() for name, array in again.items()} == {
+        name: array.tobytes() for name, array in (arrays | learnt).items()
+    }
+    sealed.unlink()
+    for other in (ADAPTER, product.replace("rank = 2", "rank = 4"), product.replace("alpha = 4", "alpha = 8")):
+        with pytest.raises(UsageError, match="begin anew"):
+            seal(tmp_path / "tuned", owner, config(tmp_path, EXPERIMENT + other))
+    (tmp_path / "tuned" / "adapter" / "adapter_model.safetensors").write_bytes(b"none")
+    with pytest.raises(UsageError, match="as PEFT writes it"):
+        seal(tmp_path / "tuned", owner, config(tmp_path, EXPERIMENT + product))
