@@ -1,4 +1,4 @@
-# Two commands do everything: `make run` and `make test`.
+# Two commands do everything: `make run` and `make test`. `make chat` is one confidential chat.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 # The constraints pin everything that is installed, build tools included.
@@ -9,10 +9,13 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run test lint install proto clean
+.PHONY: run chat test lint install proto clean
 
 run: $(VENV)/.installed
 	$(VENV)/bin/confed run experiments/digits/config.toml
+
+chat: $(VENV)/.installed
+	$(PYTHON) experiments/chat/chat.py
 
 test: $(VENV)/.installed
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile

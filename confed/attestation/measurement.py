@@ -64,11 +64,16 @@ def client_image(app_directory: Path | None, lock: str) -> str:
 def inference_image(app_directory: Path, lock: str) -> str:
     """Return the measurement of an inference TEE: ``confed``, ``clients``, its engine's folder, the lock.
 
+    A folder without code adds nothing: the engine is then one of ``clients``.
+
     Raises:
         ConfigError: a relative path, which would mean something else in another process.
         MissingFileError, MeasurementError: see ``measure``.
     """
-    return measure(_of_clients(app_directory), extra={"lock": lock, "role": "inference", **_interpreter()})
+    paths = _of_clients(app_directory)
+    if next(_code_under(app_directory), None) is None:
+        del paths["app"]
+    return measure(paths, extra={"lock": lock, "role": "inference", **_interpreter()})
 
 
 def aggregator_image(lock: str) -> str:

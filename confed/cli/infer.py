@@ -16,12 +16,14 @@ import typer
 
 from confed import canonical, record
 from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
+from confed.cli.infer_stream import stream
 from confed.errors import ConfigError, EncodingError, MissingFileError
 from confed.files import PUBLIC, write_whole
 from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
 
 app = typer.Typer(help="Serve a model confidentially, and talk to one that is.", no_args_is_help=True)
+app.command()(stream)
 
 _HOME = typer.Option(help="Where owners' keys are (default: $CONFED_HOME or ~/.confed).")
 _RUN = typer.Option(metavar="RUN_DIR", help="Records of the run that made the model: it must be a version of it.")

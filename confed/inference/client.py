@@ -13,9 +13,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -37,20 +37,24 @@ from confed.errors import (
     UnreachableError,
     error_for,
 )
+from confed.inference.duplex import BROKEN, Duplex
 from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCHANGE_TYPE
 from confed.inference.epochs import EPOCH_MS, EpochKey
 from confed.inference.exchange import Sealing
+from confed.inference.live import Exchange, WindowStream
 from confed.inference.messages import AnswerHead, Headers, Request, RequestHead
-from confed.inference.receipts import Receipt, verify_receipt
+from confed.inference.receipts import Receipt
 from confed.inference.replica import NONCE_BYTES
 from confed.inference.requester import Attestation, Proof, RequesterPolicy, VerifiedReplica, verify_replica
-from confed.inference.tensors import Array, read_tensors, write_tensors
+from confed.inference.tensors import Array, read_tensors, require_answer, write_tensors
+from confed.inference.windows import STREAM_HEAD, STREAM_PATH
 from confed.statement import Signed
 
 _LARGEST_REPLY_BYTES = 8 * 1024 * 1024
 _OK = 200
-_ACKNOWLEDGED = 202
-_WAITS = httpx.Timeout(10.0, read=600.0)
+_WAITS_S = 600.0
+_WAITS = httpx.Timeout(10.0, read=_WAITS_S)
+_Begun = TypeVar("_Begun")
 CARRIED = frozenset({"accept", "content-type", "inference-header-content-length", "confed-output", "confed-recipients"})
 """Headers of a caller that go into the sealed request; no other means anything to a replica."""
 
@@ -122,17 +126,12 @@ class Reply:
         finally:
             self._response.close()
         answered = opening.close()
-        expected = {
-            "manifest": self._replica.digest,
-            "model": self._replica.manifest.model.start.digest,
-            "instance": self._replica.instance,
-            "epoch": answered.epoch,
-            "request": self._sealing.committed,
-            "answer": answered.commitment,
-            "output": self._replica.serving.output.digest,
-        }
-        signing = self._replica.signing_public
-        self.receipt = verify_receipt(answered.receipt, signing_public=signing, expected=expected)
+        self.receipt = self._replica.receipt(
+            answered.receipt,
+            epoch=answered.epoch,
+            request=self._sealing.committed,
+            answer=answered.commitment,
+        )
         self.proof = Proof(
             receipt=answered.receipt,
             salt=self._sealing.salt,
@@ -214,13 +213,30 @@ class ConfidentialClient:
             UnreachableError: no replica could be reached, or one was lost after it may have begun: not sent again.
             RefusedError: a replica that the policy does not accept, or a request that it refused.
         """
-        failure: RefusedError | None = None
-        for place in self._places:
-            try:
-                return self._send(place, request)
-            except (_NotSentError, BusyError, LeaseError) as error:
-                failure = error.reason if isinstance(error, _NotSentError) else error
-        raise failure or UnreachableError("replicas", expected="one that answers", got="none")
+        return self._anywhere(
+            lambda place, sealing, replica: Reply(
+                self._post(place, sealing, request), request=request, sealing=sealing, replica=replica
+            )
+        )
+
+    def stream(self) -> WindowStream:
+        """Return a stream of windows (live data, say): each sealed, answered, and sent once, over one exchange.
+
+        Raises:
+            RefusedError: see ``verify``.
+        """
+        place: _Place | None = None
+
+        def begun(at: _Place, sealing: Sealing, replica: VerifiedReplica) -> Exchange:
+            nonlocal place
+            place = at
+            return self._streamed(at, sealing, replica)
+
+        return WindowStream(
+            lambda: self._anywhere(begun),
+            is_current=lambda exchange: self._is_current(place, exchange),
+            model=self._name(),
+        )
 
     def request(self, method: str, path: str, *, body: bytes = b"", headers: Headers = ()) -> Reply:
         """Send a request of the given parts; headers that mean nothing to a replica are left out.
@@ -241,8 +257,9 @@ class ConfidentialClient:
         """
         body, headers = write_tensors(tensors)
         reply = self.request("POST", f"/v2/models/{self._name()}/infer", body=body, headers=headers)
-        _require_answer(reply)
-        return read_tensors(reply.head, reply.read())
+        answer = reply.read()
+        require_answer(reply.head)
+        return read_tensors(reply.head, answer)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row for each text.
@@ -272,8 +289,9 @@ class ConfidentialClient:
     def _asked(self, path: str, value: Mapping[str, Any]) -> Any:
         body = json.dumps({**value, "model": self._name()}).encode()
         reply = self.request("POST", path, body=body, headers=(("content-type", "application/json"),))
-        _require_answer(reply)
-        found = json.loads(reply.read())
+        answer = reply.read()
+        require_answer(reply.head)
+        found = json.loads(answer)
         if reply.head.status != _OK:
             raise AnswerError(str(found["error"]["message"])[:500], expected="status 200", got=reply.head.status)
         return found
@@ -282,17 +300,25 @@ class ConfidentialClient:
         known = self._places[0].replica or self.verify()
         return known.manifest.name
 
-    def _send(self, place: _Place, request: Request) -> Reply:
+    def _anywhere(self, begin: Callable[[_Place, Sealing, VerifiedReplica], _Begun]) -> _Begun:
+        """Begin an exchange with the first replica that takes it (rule 2)."""
+        failure: RefusedError | None = None
+        for place in self._places:
+            try:
+                return self._at(place, begin)
+            except (_NotSentError, BusyError, LeaseError) as error:
+                failure = error.reason if isinstance(error, _NotSentError) else error
+        raise failure or UnreachableError("replicas", expected="one that answers", got="none")
+
+    def _at(self, place: _Place, begin: Callable[[_Place, Sealing, VerifiedReplica], _Begun]) -> _Begun:
         for last in (False, True):
             replica, epoch = self._ready(place)
-            padding = replica.serving.padding
-            sealing = Sealing(manifest=replica.digest, replicas=[epoch], padding=padding)
-            response = self._post(place, sealing, request)
-            if response.status_code == _OK:
-                return Reply(response, request=request, sealing=sealing, replica=replica)
-            refused = _refusal(response)
-            if last or not isinstance(refused, StaleEpochError):
-                raise refused
+            sealing = Sealing(manifest=replica.digest, replicas=[epoch], padding=replica.serving.padding)
+            try:
+                return begin(place, sealing, replica)
+            except StaleEpochError:
+                if last:
+                    raise
             with place.lock:  # its key is gone, and perhaps the instance: verify again, and send once more
                 place.replica = place.epoch = None
         raise AssertionError  # the second turn returns or raises
@@ -302,11 +328,42 @@ class ConfidentialClient:
             "POST", place.url + EXCHANGE_PATH, content=sealing.request(request), headers={"content-type": EXCHANGE_TYPE}
         )
         try:
-            return self._http.send(outer, stream=True)
+            response = self._http.send(outer, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _NotSentError(_unreachable(place, error)) from error
         except httpx.HTTPError as error:
             raise _unreachable(place, error) from error
+        if response.status_code != _OK:
+            raise _refusal(response)
+        return response
+
+    def _streamed(self, place: _Place, sealing: Sealing, replica: VerifiedReplica) -> Exchange:
+        """Open a stream; nothing runs by that, so wherever it fails the next replica may be asked."""
+        (epoch,) = sealing.epochs
+        try:
+            connection = Duplex(place.url, STREAM_PATH, content_type=EXCHANGE_TYPE, wait_s=_WAITS_S)
+        except BROKEN as error:
+            raise _NotSentError(_unreachable(place, error)) from error
+        try:
+            connection.send(b"".join(sealing.request(Request(head=STREAM_HEAD, body=b""))))
+            if connection.status() != _OK:
+                raise _refused(_limited(iter(connection.read, b"")))
+            return Exchange(connection, sealing=sealing, replica=replica, epoch=epoch)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, (*BROKEN, TruncatedError)):
+                raise _NotSentError(_unreachable(place, error)) from error
+            raise
+
+    def _is_current(self, place: _Place | None, exchange: Exchange) -> bool:
+        """Whether a replica's evidence and key are still those that an exchange with it was begun under."""
+        if place is None:
+            return False
+        try:
+            replica, (epoch, _) = self._ready(place)
+        except _NotSentError as error:
+            raise error.reason from error
+        return replica is exchange.replica and epoch == exchange.epoch
 
     def _ready(self, place: _Place) -> tuple[VerifiedReplica, tuple[str, EpochKey]]:
         """Return the replica and a key of it whose time is now, verified as far as need be."""
@@ -343,7 +400,7 @@ class ConfidentialClient:
             with self._http.stream(method, place.url + path, content=body) as response:
                 if response.status_code != _OK:
                     raise _refusal(response)
-                return canonical.decode(_limited(response), limit_bytes=_LARGEST_REPLY_BYTES)
+                return canonical.decode(_limited(response.iter_raw()), limit_bytes=_LARGEST_REPLY_BYTES)
         except httpx.HTTPError as error:
             raise _unreachable(place, error) from error
 
@@ -356,30 +413,29 @@ class _NotSentError(Exception):
         self.reason = reason
 
 
-def _require_answer(reply: Reply) -> None:
-    """An answer that went elsewhere is none to who asked; ``request`` gives the acknowledgement."""
-    if reply.head.status == _ACKNOWLEDGED:
-        reply.read()  # to its end: with its receipt it counts
-        raise AnswerError("output", expected="answers to who asked", got="an acknowledgement, by the owner's policy")
-
-
 def _unreachable(place: _Place, error: Exception) -> UnreachableError:
     return UnreachableError(f"replica at {place.url}", expected="an answer", got=type(error).__name__)
 
 
 def _refusal(response: httpx.Response) -> RefusedError:
-    code = ""
-    with suppress(RefusedError, httpx.HTTPError):
-        value = canonical.decode(_limited(response))
-        code = str(_field(value, "code"))
+    data = b""
+    with suppress(SizeError, httpx.HTTPError):
+        data = _limited(response.iter_raw())
     response.close()
+    return _refused(data)
+
+
+def _refused(data: bytes) -> RefusedError:
+    code = ""
+    with suppress(RefusedError):
+        code = str(_field(canonical.decode(data), "code"))
     found = error_for(code, "exchange")
     return found if isinstance(found, RefusedError) else RefusedError(str(found))
 
 
-def _limited(response: httpx.Response) -> bytes:
+def _limited(pieces: Iterable[bytes]) -> bytes:
     data = bytearray()
-    for piece in response.iter_raw():
+    for piece in pieces:
         data += piece
         if len(data) > _LARGEST_REPLY_BYTES:
             raise SizeError("reply size in bytes", expected=f"at most {_LARGEST_REPLY_BYTES}", got="more")

@@ -1,7 +1,8 @@
-"""The edge of a replica: three paths over HTTP, an ASGI application; the network sees nothing else.
+"""The edge of a replica: four paths over HTTP, an ASGI application; the network sees nothing else.
 
 - ``POST /confed/v1/evidence``: a nonce of 32 bytes; the manifest, evidence for that nonce, and the epoch's signed key.
 - ``GET  /confed/v1/epoch``: the epoch's signed key alone, for who has verified this instance already.
+- ``POST /confed/v1/stream``: an exchange whose windows and answers alternate (``confed.inference.windows``).
 - ``POST /confed/v1/exchange``: a sealed request; a sealed answer, streamed. The status tells only whether the request
   was taken: 422 sealed to a key that is gone, 409 a replay, 413 too large, 503 too many at once or no lease, 400
   anything else.
@@ -15,8 +16,9 @@ import asyncio
 import base64
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from confed import canonical
@@ -27,6 +29,8 @@ from confed.inference.messages import Request
 from confed.inference.outlet import Outlet
 from confed.inference.outputs import Answers, Directed
 from confed.inference.replica import NONCE_BYTES, Replica
+from confed.inference.streaming import IDLE_S, Stream
+from confed.inference.windows import STREAM_PATH, Windows
 
 EVIDENCE_PATH, EPOCH_PATH, EXCHANGE_PATH = "/confed/v1/evidence", "/confed/v1/epoch", "/confed/v1/exchange"
 EXCHANGE_TYPE = "application/vnd.confed.exchange"
@@ -46,12 +50,22 @@ class Edge:
         door: what answers opened requests.
         most_at_once: answers on their way; one more is refused, and not run.
         outlet: where outputs go that are no answers to requesters; needed where the manifest has such.
+        idle_s: how long a stream may bring no window.
     """
 
-    def __init__(self, replica: Replica, door: Answers, *, most_at_once: int, outlet: Outlet | None = None) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        door: Answers,
+        *,
+        most_at_once: int,
+        outlet: Outlet | None = None,
+        idle_s: float = IDLE_S,
+    ) -> None:
         self._replica = replica
         self._door = Directed(door, replica=replica, outlet=outlet)
         self._free = most_at_once
+        self._idle_s = idle_s
         self._engine = ThreadPoolExecutor(max_workers=most_at_once, thread_name_prefix="answer")
         self._attesting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="attest")
 
@@ -63,6 +77,7 @@ class Edge:
             ("POST", EVIDENCE_PATH): self._evidence,
             ("GET", EPOCH_PATH): self._epoch,
             ("POST", EXCHANGE_PATH): self._exchange,
+            ("POST", STREAM_PATH): self._stream,
         }
         route = routes.get((scope["method"], scope["path"]))
         if route is None:
@@ -92,15 +107,50 @@ class Edge:
         await send_json(send, 200, {"epoch": self._replica.epochs.current().signed.to_json()})
 
     async def _exchange(self, receive: Receive, send: Send) -> None:
-        if self._free <= 0:
-            raise BusyError("answers at once", expected="fewer", got="as many as there may be")
-        self._free -= 1
-        try:
+        with self._place():
             opening = self._replica.opening()
             async for piece in body_of(receive, None):
                 opening.feed(piece)
             request, answering = opening.finish()
             await self._answer(request, answering, receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        with self._place():
+            opening = self._replica.opening()
+            async for piece in body_of(receive, None):
+                opening.feed(piece)
+                if opening.has_ended:
+                    break
+            request, answering = opening.finish()
+            largest = self._replica.serving.largest_request_bytes
+            windows = Windows(answering, request, largest_bytes=largest)
+            await send_start(send)
+            if await self._windows_answered(windows, receive, send):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _windows_answered(self, windows: Windows, receive: Receive, send: Send) -> bool:
+        """Answer windows; return whether the stream ended with its last frame."""
+        padding = self._replica.serving.padding
+        stream = Stream(replica=self._replica, door=self._door, engine=self._engine, idle_s=self._idle_s)
+        try:
+            await send_piece(send, windows.begin(padding=padding))
+            await stream.run(windows, receive, lambda data: send_piece(send, data))
+        except ConfedError as error:
+            report_failure(error)
+            await send_piece(send, windows.refuse(error.code, padding=padding))
+        except Exception as error:  # noqa: BLE001 (the service's edge: the requester sees a stream without its end)
+            report_failure(error)
+            return False
+        return True
+
+    @contextmanager
+    def _place(self) -> Generator[None]:
+        """Hold one of the places for answers at once."""
+        if self._free <= 0:
+            raise BusyError("answers at once", expected="fewer", got="as many as there may be")
+        self._free -= 1
+        try:
+            yield
         finally:
             self._free += 1
 
@@ -113,10 +163,9 @@ class Edge:
             started = False
             async for data in pump.pieces():
                 if not started:
-                    headers = [(b"content-type", EXCHANGE_TYPE.encode()), (b"cache-control", b"no-store")]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send_start(send)
                     started = True
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send_piece(send, data)
             if pump.whole:  # else the connection ends without its end, and the answer without its last frame
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
@@ -210,6 +259,17 @@ def status_of(error: ConfedError) -> int:
     """Return the status of HTTP for an error, beside whose code it goes."""
     statuses = {StaleEpochError: 422, ReplayedError: 409, BusyError: 503, LeaseError: 503, SizeError: 413}
     return next((status for kind, status in statuses.items() if isinstance(error, kind)), 400)
+
+
+async def send_start(send: Send) -> None:
+    """Begin a sealed answer."""
+    headers = [(b"content-type", EXCHANGE_TYPE.encode()), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def send_piece(send: Send, data: bytes) -> None:
+    """Send a piece of an answer that goes on."""
+    await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def send_json(send: Send, status: int, value: Any) -> None:

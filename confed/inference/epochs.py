@@ -140,6 +140,11 @@ class Epochs:
         with self._lock:
             self._held.clear()
 
+    def left_ms(self, name: str) -> int:
+        """Return how long an epoch's key is still held: 0 if it is not."""
+        epoch = self.named(name)
+        return 0 if epoch is None else epoch.key.not_after - self._now()
+
     def _drop(self) -> None:
         now = self._now()
         self._held = [epoch for epoch in self._held if now < epoch.key.not_after]

@@ -35,7 +35,12 @@ from confed.errors import (
 from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
 from confed.inference.frames import LARGEST_CONTENT_BYTES, Frame, FrameOpener, FrameSealer
 from confed.inference.messages import HEAD_LIMIT_BYTES, AnswerHead, Commitment, Request, RequestHead
-from confed.sealing.derivation import exchange_answer_key, exchange_request_key, receipt_salt
+from confed.sealing.derivation import (
+    exchange_answer_key,
+    exchange_request_key,
+    exchange_window_key,
+    receipt_salt,
+)
 from confed.sealing.recipients import WRAPPED_KEY_BYTES, HpkeRecipient
 from confed.serving import PaddingTerms
 from confed.statement import Signed
@@ -92,7 +97,7 @@ class Sealing:
 
     def __init__(self, *, manifest: str, replicas: Sequence[tuple[str, EpochKey]], padding: PaddingTerms) -> None:
         request_id, self._secret = os.urandom(16), os.urandom(_SECRET_BYTES)
-        self._epochs = [name for name, _ in replicas]
+        self.epochs = tuple(name for name, _ in replicas)
         wrapped = [
             HpkeRecipient(key.hpke_public).wrap(self._secret, info=_info(manifest, request_id, name))
             for name, key in replicas
@@ -101,7 +106,7 @@ class Sealing:
             manifest=manifest,
             request_id=request_id,
             replicas=tuple(
-                Wrapped(epoch=name, wrapped=secret) for name, secret in zip(self._epochs, wrapped, strict=True)
+                Wrapped(epoch=name, wrapped=secret) for name, secret in zip(self.epochs, wrapped, strict=True)
             ),
         )
         self._header = canonical.encode(record.to_json(header))
@@ -123,7 +128,7 @@ class Sealing:
 
     def answer(self) -> AnswerOpening:
         """Return what opens the answer."""
-        return AnswerOpening(secret=self._secret, transcript=self.transcript, epochs=self._epochs, salt=self.salt)
+        return AnswerOpening(secret=self._secret, transcript=self.transcript, epochs=self.epochs, salt=self.salt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +151,7 @@ class AnswerOpening:
         self._start = bytearray()
         self._frames: FrameOpener | None = None
         self._epoch = ""
+        self._nonce = b""
         self._commitment: Commitment | None = None
         self._answered: Answered | None = None
         self._refused: ConfedError | None = None
@@ -166,6 +172,18 @@ class AnswerOpening:
         for frame in frames.feed(data):
             self._read(frame, found)
         return found
+
+    @property
+    def window_key(self) -> bytes:
+        """The key of what the requester goes on to say, once the answer has begun (``confed.inference.windows``)."""
+        return exchange_window_key(self._secret, transcript=self._transcript, epoch=self._epoch, nonce=self._nonce)
+
+    @property
+    def commitment(self) -> str:
+        """The commitment of the answer so far, once it has begun."""
+        if self._commitment is None:
+            raise EncodingError("answer", expected="a head", got="none")
+        return self._commitment.digest
 
     def close(self) -> Answered:
         """Return how the answer ended.
@@ -188,8 +206,8 @@ class AnswerOpening:
         if not self._start.startswith(ANSWER_MAGIC) or self._start[at] >= len(self._epochs):
             raise EncodingError("answer", expected="an answer of one of the replicas", got="something else")
         self._epoch = self._epochs[self._start[at]]
-        nonce, rest = bytes(self._start[at + 1 : _ANSWER_START]), bytes(self._start[_ANSWER_START:])
-        key = exchange_answer_key(self._secret, transcript=self._transcript, epoch=self._epoch, nonce=nonce)
+        self._nonce, rest = bytes(self._start[at + 1 : _ANSWER_START]), bytes(self._start[_ANSWER_START:])
+        key = exchange_answer_key(self._secret, transcript=self._transcript, epoch=self._epoch, nonce=self._nonce)
         self._frames = FrameOpener(key, what="answer", largest_bytes=None)
         return self._frames, rest
 
@@ -249,6 +267,11 @@ class Opening:
             frames, data = begun
         for frame in frames.feed(data):
             self._read(frame)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the request's last frame has come."""
+        return self._frames is not None and self._frames.ended
 
     def finish(self) -> tuple[Request, Answering]:
         """Return the whole request, taken as used, and what seals its answer.
@@ -324,7 +347,7 @@ class Answering:
     @property
     def request_commitment(self) -> str:
         """The commitment of the request (``messages.Commitment``)."""
-        commitment = Commitment(self._salt, self.request.head.encoded)
+        commitment = Commitment(self.salt, self.request.head.encoded)
         commitment.add(self.request.body)
         return commitment.digest
 
@@ -340,16 +363,21 @@ class Answering:
         encoded = head.encoded
         if len(encoded) > HEAD_LIMIT_BYTES:
             raise SizeError("answer head in bytes", expected=f"at most {HEAD_LIMIT_BYTES}", got=len(encoded))
-        nonce = os.urandom(_NONCE_BYTES)
+        nonce = self._nonce = os.urandom(_NONCE_BYTES)
         key = exchange_answer_key(self.secret, transcript=self.transcript, epoch=self.epoch, nonce=nonce)
         self._sealer = FrameSealer(key, padding=padding)
-        self._commitment = Commitment(self._salt, encoded)
+        self._commitment = Commitment(self.salt, encoded)
         return ANSWER_MAGIC + bytes([self.index]) + nonce + self._sealer.seal(HEAD, encoded, final=False)
 
     def body(self, piece: bytes | memoryview) -> bytes:
         """Return a piece of the body, sealed; of any length."""
         self._commitment.add(piece)
         return b"".join(_body_frames(self._sealer, piece, last=False))
+
+    @property
+    def window_key(self) -> bytes:
+        """The key of what the requester goes on to say, once the answer has begun (``confed.inference.windows``)."""
+        return exchange_window_key(self.secret, transcript=self.transcript, epoch=self.epoch, nonce=self._nonce)
 
     @property
     def commitment(self) -> str:
@@ -366,7 +394,8 @@ class Answering:
         return begun + self._sealer.seal(REFUSED, code.encode("ascii"), final=True)
 
     @property
-    def _salt(self) -> bytes:
+    def salt(self) -> bytes:
+        """What hides request and answer in their commitments."""
         return receipt_salt(self.secret, transcript=self.transcript)
 
 

@@ -50,19 +50,19 @@ class Proxy:
             raise EncodingError("connection", expected="http", got=str(scope["type"])[:40])
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
         told = dict(headers)
+        path = "?".join(part.decode("latin-1") for part in (scope["raw_path"], scope["query_string"]) if part)
         if told.get("host", "").rpartition(":")[0] not in _LOCAL or "origin" in told:
-            await _error(send, 403, "forbidden", "this proxy is for programs on this machine")
+            await _error(send, path, 403, "forbidden", "this proxy is for programs on this machine")
             return
         loop = asyncio.get_running_loop()
         try:
             body = b"".join([piece async for piece in body_of(receive, self._largest)])
-            path = "?".join(part.decode("latin-1") for part in (scope["raw_path"], scope["query_string"]) if part)
             reply = await loop.run_in_executor(
                 self._workers,
                 lambda: self._client.request(scope["method"], path, body=body, headers=headers),
             )
         except ConfedError as error:
-            await _error(send, _status_of(error), error.code, str(error))
+            await _error(send, path, _status_of(error), error.code, str(error), again=isinstance(error, BusyError))
             return
         await self._carry(reply, receive, send)
 
@@ -95,9 +95,16 @@ def _status_of(error: ConfedError) -> int:
     return 503 if isinstance(error, BusyError) else 502
 
 
-async def _error(send: Send, status: int, code: str, message: str) -> None:
+async def _error(send: Send, path: str, status: int, code: str, message: str, *, again: bool = False) -> None:
+    """Send an error in the form of the interface that a path belongs to."""
     value: dict[str, Any] = {"error": {"message": message, "type": "confed", "param": None, "code": code}}
+    if path.startswith("/v2"):
+        value = {"error": f"{message} ({code})"}
     body = json.dumps(value).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-should-retry", b"true" if again else b"false"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

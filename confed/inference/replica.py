@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -20,7 +21,7 @@ from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
 from confed.errors import ConfedError, ManifestMismatchError, SessionError, ShapeError
 from confed.inference.epochs import Epochs
-from confed.inference.exchange import Answering, Opening
+from confed.inference.exchange import Opening
 from confed.inference.lease import HeldLease, since_boot
 from confed.inference.outlet import Leaving, Outlet
 from confed.inference.receipts import Receipt
@@ -39,6 +40,25 @@ REQUESTER_AUDIENCE = canonical.digest(b"confed/v1/inference-requester")
 """The audience of evidence for requesters: no broker's, so it is worth nothing to one; their nonce makes it fresh."""
 NONCE_BYTES = 32
 _THREADS = 2
+
+
+class Answered(Protocol):
+    """What a receipt is for: both directions of an exchange so far, by their commitments."""
+
+    @property
+    def epoch(self) -> str:
+        """The epoch key that the request was sealed to."""
+        ...
+
+    @property
+    def request_commitment(self) -> str:
+        """Of the request."""
+        ...
+
+    @property
+    def commitment(self) -> str:
+        """Of the answer."""
+        ...
 
 
 class Replica:
@@ -150,8 +170,8 @@ class Replica:
         """Sign a statement as this replica."""
         return sign(statement, self._signing)
 
-    def receipt(self, answering: Answering, *, delivered: str | None = None) -> Signed:
-        """Return the signed receipt of an answer that has just ended.
+    def receipt(self, answering: Answered, *, delivered: str | None = None) -> Signed:
+        """Return the signed receipt of what was asked and answered so far.
 
         Args:
             answering: the exchange.

@@ -152,6 +152,24 @@ class VerifiedReplica:
         )
         return signed.digest, key
 
+    def receipt(self, signed: Signed, *, epoch: str, request: str, answer: str) -> Receipt:
+        """Return a receipt of this replica for one exchange, by the commitments of both directions.
+
+        Raises:
+            SignatureError, EncodingError: signed by another, or no receipt.
+            LineageError: it is for something else.
+        """
+        expected = {
+            "manifest": self.digest,
+            "model": self.manifest.model.start.digest,
+            "instance": self.instance,
+            "epoch": epoch,
+            "request": request,
+            "answer": answer,
+            "output": self.serving.output.digest,
+        }
+        return verify_receipt(signed, signing_public=self.signing_public, expected=expected)
+
 
 def verify_replica(
     attestation: Attestation,

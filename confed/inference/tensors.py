@@ -13,6 +13,7 @@ from confed.errors import AnswerError, EncodingError
 from confed.inference.messages import AnswerHead, Headers
 
 Array = NDArray[Any]
+_ACKNOWLEDGED = 202
 LENGTH_HEADER = "inference-header-content-length"
 TYPES = {
     "BOOL": "bool",
@@ -58,6 +59,16 @@ def write_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, Headers]:
     front = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     headers = (("content-type", "application/octet-stream"), (LENGTH_HEADER, str(len(front))))
     return b"".join([front, *pieces]), headers
+
+
+def require_answer(head: AnswerHead) -> None:
+    """Check that an answer came, and not an acknowledgement of one that went elsewhere.
+
+    Raises:
+        AnswerError: it did.
+    """
+    if head.status == _ACKNOWLEDGED:
+        raise AnswerError("output", expected="answers to who asked", got="an acknowledgement, by the owner's policy")
 
 
 def read_tensors(head: AnswerHead, body: bytes) -> dict[str, Array]:

@@ -115,6 +115,15 @@ def exchange_answer_key(secret: bytes, *, transcript: bytes, epoch: str, nonce: 
     return _derive(secret, salt=transcript, info=b"confed/v1/exchange-answer\x00" + bytes.fromhex(epoch) + nonce)
 
 
+def exchange_window_key(secret: bytes, *, transcript: bytes, epoch: str, nonce: bytes) -> bytes:
+    """Return the key of what a requester says once an answer has begun: windows, to the replica that drew the nonce.
+
+    Raises:
+        SizeError: a secret that is not 32 bytes.
+    """
+    return _derive(secret, salt=transcript, info=b"confed/v1/exchange-windows\x00" + bytes.fromhex(epoch) + nonce)
+
+
 def receipt_salt(secret: bytes, *, transcript: bytes) -> bytes:
     """Return what hides a request and its answer in the digests of their receipt (32 bytes).
 

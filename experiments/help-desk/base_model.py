@@ -39,11 +39,14 @@ def tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=_END, pad_token=_END)
 
 
-def base_model(*, seed: int, steps: int) -> dict[str, np.ndarray]:
-    """Return the model's tensors and documents, as ``confed model seal DIR`` would read them from a directory."""
+def base_model(*, seed: int, steps: int, lines: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the model's tensors and documents, as ``confed model seal DIR`` would read them from a directory.
+
+    ``lines`` are what it reads; without them it reads an office's plain sentences.
+    """
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    lines = office(count=_LINES, seed=seed)
+    lines = lines or office(count=_LINES, seed=seed)
     words = tokenizer(lines)
     config = LlamaConfig(
         vocab_size=len(words),

@@ -22,7 +22,6 @@ from confed.inference.apis import Door
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Edge
 from confed.inference.listening import Serving, bound_socket
-from confed.inference.outlet import Outlet
 from confed.inference.replica import Replica
 from confed.inference.requester import RequesterPolicy
 from confed.journey import Kind, Purpose
@@ -194,15 +193,15 @@ class Deployment:
 
     @contextmanager
     def served(
-        self, *, most_at_once: int = 8, replica: Replica | None = None, engine: Any = None, outlet: Outlet | None = None
+        self, *, most_at_once: int = 8, replica: Replica | None = None, engine: Any = None, **edge: Any
     ) -> Iterator[Served]:
         """A replica that opened the model and listens."""
         replica = replica or self.replica()
         arrays = replica.open_model(Container.parse(self.sealed))
         engine = engine(arrays, self.manifest.settings) if engine else Linear(arrays, self.manifest.settings)
-        edge = Edge(replica, Door(engine, name=self.manifest.name), most_at_once=most_at_once, outlet=outlet)
-        with Serving(edge, bound_socket("127.0.0.1:0", loopback_only=True)) as serving:
-            yield Served(url=serving.url, replica=replica, engine=engine)
+        app = Edge(replica, Door(engine, name=self.manifest.name), most_at_once=most_at_once, **edge)
+        with Serving(app, bound_socket("127.0.0.1:0", loopback_only=True)) as serving:
+            yield Served(url=serving.url, replica=replica, engine=engine, edge=app)
 
     def client(self, *urls: str, **changes: Any) -> ConfidentialClient:
         return ConfidentialClient(urls, **{"policy": self.policy, **changes})
@@ -225,6 +224,7 @@ class Served:
     url: str
     replica: Replica
     engine: Any
+    edge: Edge
 
 
 def with_serving(manifest: Manifest, **changes: Any) -> Manifest:

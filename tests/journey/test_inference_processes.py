@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import openai
+import psutil
 import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -33,13 +35,33 @@ from confed.inference.listening import bound_socket
 from confed.inference.requester import RequesterPolicy
 from confed.keybroker.identity import OwnerHome
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "chat"))
+from relay import Relay
+
 PROMPT, ANSWER, WEIGHT = "canary-prompt-7f3a", "canary-answer-91bc", 41.1307
 ENGINE = f"""
+import hashlib
+import sys
+import time
+
 import numpy as np
+
+from confed.inference.engine import Piece
 
 class Echo:
     def __init__(self, arrays, settings):
         self._scale = arrays["scale"]
+
+    def chat_prompt(self, messages):
+        return messages[-1]["content"]
+
+    def generate(self, prompt, options):
+        sys.stderr.write("ran " + hashlib.sha256(prompt.encode()).hexdigest() + chr(10))
+        sys.stderr.flush()
+        for number in range(options.max_tokens):
+            yield Piece(text="{ANSWER} " + prompt + ";", finish=None, prompt_tokens=1, tokens=number + 1)
+            time.sleep(0.02)
+        yield Piece(text="", finish="length", prompt_tokens=1, tokens=options.max_tokens)
 
     def inputs(self):
         return {{"x": ("float32", (-1,)), "say": ("uint8", (-1,))}}
@@ -84,63 +106,31 @@ def said(app: Any, *words: str) -> bytes:
 
 
 @dataclass
-class Relay:
-    """Stands between proxy and replica and keeps everything that passes."""
-
-    target: tuple[str, int]
-    seen: bytearray = field(default_factory=bytearray)
-
-    def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self._accept, daemon=True)
-        self.thread.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError), self.listener:
-            while True:
-                caller, _ = self.listener.accept()
-                threading.Thread(target=self._join, args=(caller,), daemon=True).start()
-
-    def _join(self, caller: socket.socket) -> None:
-        with caller, socket.create_connection(self.target) as replica:
-            back = threading.Thread(target=self._carry, args=(replica, caller))
-            back.start()
-            self._carry(caller, replica)
-            back.join()
-
-    def _carry(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                self.seen += data
-                other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.thread.join()
-
-
-@dataclass
 class Road:
     folder: Path
     home: Path
     replica: dict[str, Any]
     proxy: str
     relay: Relay
-    processes: list[subprocess.Popen[bytes]]
+    start: Callable[..., subprocess.Popen[bytes]]
 
-    def infer(self, say: str) -> httpx.Response:
+    def saying(self, say: str) -> dict[str, Any]:
         data = list(say.encode())
-        body = {
+        return {
             "inputs": [
                 {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.0, 2.0]},
                 {"name": "say", "shape": [len(data)], "datatype": "UINT8", "data": data},
             ]
         }
-        return httpx.post(f"{self.proxy}/v2/models/echo/infer", json=body, timeout=60)
+
+    def infer(self, say: str) -> httpx.Response:
+        return httpx.post(f"{self.proxy}/v2/models/echo/infer", json=self.saying(say), timeout=60)
+
+    def serve(self, name: str) -> subprocess.Popen[bytes]:
+        """Start another replica."""
+        manifest, config = str(self.folder / "manifest.json"), str(self.folder / "serving" / "serving.toml")
+        broker = ("--broker", str(self.folder / "broker.json"), "--listen", "127.0.0.1:0")
+        return self.start(name, "infer", "serve", manifest, "--config", config, *broker)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +169,7 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
     said(manifest_app, "approve", str(manifest), "--owner", "anna")
     (folder / "policy.json").write_bytes(said(infer_app, "policy", str(manifest)))
     processes: list[subprocess.Popen[bytes]] = []
-    relays: list[Relay] = []
+    relays = ExitStack()
 
     def start(name: str, *words: str) -> subprocess.Popen[bytes]:
         log = (folder / f"{name}.log").open("wb")
@@ -209,7 +199,7 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
                 str(folder / "records"),
             )
         )
-        relays.append(relay := Relay(("127.0.0.1", int(replica["url"].rpartition(":")[2]))))
+        relay = relays.enter_context(Relay.before(replica["url"]))
         proxy = line_of(
             start(
                 "proxy",
@@ -224,7 +214,7 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
                 str(folder / "receipts"),
             )
         )
-        yield Road(folder=folder, home=home, replica=replica, proxy=proxy["url"], relay=relay, processes=processes)
+        yield Road(folder=folder, home=home, replica=replica, proxy=proxy["url"], relay=relay, start=start)
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
@@ -232,8 +222,7 @@ def started(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]
             process.wait(20)
             assert process.stdout is not None
             process.stdout.close()
-        if relays:
-            relays[0].close()
+        relays.close()
 
 
 def line_of(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -313,11 +302,22 @@ def test_nobody_but_the_requester_and_the_tee_sees_a_word(road: Road) -> None:
     assert said_back == f"{ANSWER} {PROMPT}".encode()
     failed = road.infer(f"fail {PROMPT}")
     assert (failed.status_code, failed.json()) == (500, {"error": "the engine failed"})
+    with openai.OpenAI(base_url=f"{road.proxy}/v1", api_key="none", max_retries=0) as asked:
+        chat = asked.chat.completions.create(
+            model="echo", messages=[{"role": "user", "content": PROMPT}], max_tokens=3, stream=True
+        )
+        assert "".join(event.choices[0].delta.content or "" for event in chat) == f"{ANSWER} {PROMPT};" * 3
+    policy = RequesterPolicy.decode((road.folder / "policy.json").read_bytes())
+    with ConfidentialClient(road.relay.url, policy=policy) as client, client.stream() as stream:
+        for say in (PROMPT, f"fail {PROMPT}"):
+            found = stream.ask("POST", "/v2/models/echo/infer", body=json.dumps(road.saying(say)).encode())
+        assert found.body == b'{"error":"the engine failed"}'
     assert len(road.relay.seen) > 4000
+    assert not any(road.relay.saw(word) for word in (PROMPT, ANSWER, "infer", "models"))
     files = [path for path in road.folder.rglob("*") if path.is_file() and path.name != "engine.py"]
     assert {"replica.log", "proxy.log", "broker.log"} <= {path.name for path in files}
     haystacks = {str(path): path.read_bytes() for path in files}
-    haystacks["the wire"] = bytes(road.relay.seen)
+    haystacks["the wire"] = road.relay.seen
     weights = np.array([WEIGHT], dtype=np.float32).tobytes()
     words = (PROMPT, ANSWER, "infer", "Echo", "datatype", str(list(PROMPT.encode()))[1:-1])
     for name, data in haystacks.items():
@@ -381,3 +381,43 @@ def test_a_replica_whose_code_was_changed_does_not_start(road: Road) -> None:
     assert process.returncode == 3
     assert b"code: expected" in told
     shutil.rmtree(target)
+
+
+# A replica that is killed in mid-stream.
+
+
+def ran(road: Road, *prompts: str) -> list[int]:
+    """How often each prompt ran, by what the engines of all replicas said."""
+    said = b"".join(log.read_bytes() for log in road.folder.glob("*.log")).decode()
+    return [said.count(f"ran {hashlib.sha256(prompt.encode()).hexdigest()}") for prompt in prompts]
+
+
+def test_a_replica_that_is_killed_in_mid_stream_loses_its_streams_and_nothing_runs_twice_unasked(road: Road) -> None:
+    first, second = (road.serve(name) for name in ("first", "second"))
+    urls = [line_of(process)["url"] for process in (first, second)]
+    accepted = ("--policy", str(road.folder / "policy.json"), "--listen", "127.0.0.1:0")
+    proxy = line_of(road.start("proxy-of-two", "infer", "proxy", *urls, *accepted))["url"]
+    prompts = [f"prompt {number}" for number in range(6)]
+
+    def asked(prompt: str, *, tokens: int) -> int:
+        """Ask with a client that repeats by itself whatever it may; return how many pieces came."""
+        with openai.OpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=2) as client:
+            stream = client.completions.create(model="echo", prompt=prompt, max_tokens=tokens, stream=True)
+            pieces = 0
+            for event in stream:
+                pieces += bool(event.choices[0].text)
+            return pieces
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        waiting = [pool.submit(asked, prompt, tokens=100_000) for prompt in prompts]
+        wait_for(lambda: ran(road, *prompts) == [1] * len(prompts))
+        (tee,) = psutil.Process(first.pid).children()
+        tee.kill()
+        for found in waiting:
+            assert isinstance(found.exception(), httpx.HTTPError | openai.APIError), found
+    # A stream that was cut off is an error, and is not asked again by anybody but its caller.
+    assert ran(road, *prompts) == [1] * len(prompts)
+    # Who asks again gets the other replica.
+    assert [asked(prompt, tokens=2) for prompt in prompts] == [2] * len(prompts)
+    assert ran(road, *prompts) == [2] * len(prompts)
+    assert first.wait(20) != 0

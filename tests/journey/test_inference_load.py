@@ -1,0 +1,145 @@
+"""A hundred streams at once through the proxy, by the openai package: no error, and nothing that is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from inference_road import Deployment, Served
+
+from confed.inference.engine import GenerationOptions, InvalidRequestError, Piece
+from confed.inference.listening import Serving, bound_socket
+from confed.inference.proxy import Proxy
+
+STREAMS, TOKENS = 100, 3
+
+
+class Words:
+    """A model without weights: it says what it was asked, word by word."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.together: threading.Barrier | None = None
+        self.asked: list[str] = []
+        self.ended = threading.Event()
+        self.pause_s = 0.01
+        self._lock = threading.Lock()
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return messages[-1]["content"]
+
+    def generate(self, prompt: str, options: GenerationOptions) -> Iterator[Piece]:
+        if len(prompt) > 1000:
+            raise InvalidRequestError(400, "the prompt does not fit")
+        with self._lock:
+            self.running += 1
+            self.asked.append(prompt)
+        try:
+            for number in range(options.max_tokens or TOKENS):
+                yield Piece(text=f"{prompt}/{number} ", finish=None, prompt_tokens=1, tokens=number + 1)
+                if number == 0 and self.together is not None:
+                    self.together.wait(100)
+                time.sleep(self.pause_s)  # what a model takes for a token
+            yield Piece(text="", finish="length", prompt_tokens=1, tokens=options.max_tokens or TOKENS)
+        finally:
+            with self._lock:
+                self.running -= 1
+            self.ended.set()
+
+
+@dataclass(kw_only=True)
+class World:
+    served: Served
+    words: Words
+    proxy: Proxy
+    url: str
+    asked: openai.OpenAI
+
+    def streamed(self, prompt: str, *, tokens: int = TOKENS) -> str:
+        stream = self.asked.chat.completions.create(
+            model="linear", messages=[{"role": "user", "content": prompt}], max_tokens=tokens, stream=True
+        )
+        return "".join(event.choices[0].delta.content or "" for event in stream)
+
+
+@pytest.fixture(scope="module")
+def world(quick_disk: Path) -> Iterator[World]:
+    folder, words = quick_disk / "load", Words()
+    folder.mkdir()
+    with (
+        Deployment(folder=folder) as deployment,
+        deployment.served(engine=lambda _arrays, _settings: words, most_at_once=128) as served,
+        deployment.client(served.url) as client,
+        Serving(proxy := Proxy(client), bound_socket("127.0.0.1:0", loopback_only=True)) as serving,
+        openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as asked,
+    ):
+        yield World(served=served, words=words, proxy=proxy, url=serving.url, asked=asked)
+
+
+def wait_for(found: Any) -> None:
+    pause = threading.Event()
+    for _ in range(3000):
+        if found():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def expected(prompt: str, tokens: int = TOKENS) -> str:
+    return "".join(f"{prompt}/{number} " for number in range(tokens))
+
+
+def left(world: World) -> dict[str, int]:
+    """What may be left behind by streams, once all of them have ended."""
+    wait_for(lambda: world.served.edge._free == 128)
+    named = [thread.name.partition("_")[0] for thread in threading.enumerate()]
+    pools = {"answer", "proxy", "caller"}  # these grow to their bound, and no further
+    assert max(named.count("answer"), named.count("proxy")) <= 128
+    return {"threads": sum(name not in pools for name in named), "files": psutil.Process().num_fds()}
+
+
+def test_a_hundred_streams_end_whole_and_leave_nothing(world: World) -> None:
+    epochs = world.served.replica.epochs
+    world.words.together = threading.Barrier(STREAMS)  # none goes on before all have begun
+    with ThreadPoolExecutor(STREAMS, thread_name_prefix="caller") as pool:
+        found: list[dict[str, int]] = []
+        for turn in range(3):
+            prompts = [f"stream {turn} {number}" for number in range(STREAMS)]
+            before = len(epochs.current()._taken)
+            assert list(pool.map(world.streamed, prompts)) == [expected(prompt) for prompt in prompts]
+            assert sorted(world.words.asked[-STREAMS:]) == sorted(prompts)
+            assert len(epochs.current()._taken) - before == STREAMS
+            found.append(left(world))
+    world.words.together = None
+    assert world.words.running == 0
+    assert len(epochs._held) == 1
+    # Connections that are kept come and go.
+    assert found[2]["threads"] == found[0]["threads"]
+    assert found[2]["files"] <= found[1]["files"] + 10
+
+
+def test_who_goes_away_in_mid_stream_frees_everything_through_the_proxy(world: World) -> None:
+    world.words.ended.clear()
+    stream = world.asked.completions.create(model="linear", prompt="long", max_tokens=1_000_000, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert world.words.ended.wait(20)
+    wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
+    assert world.streamed("after") == expected("after")
+
+
+def test_a_busy_replica_is_told_as_such_and_openais_client_asks_again(world: World) -> None:
+    world.served.edge._free = 0
+    with pytest.raises(openai.InternalServerError) as refused:
+        world.streamed("too many")
+    assert (refused.value.status_code, refused.value.response.headers["x-should-retry"]) == (503, "true")
+    world.served.edge._free = 128
+    assert "too many" not in world.words.asked
