@@ -28,10 +28,11 @@ def encode(value: Any) -> bytes:
         EncodingError: a value that JSON, or RFC 8785's number range, cannot hold.
     Source: RFC 8785.
     """
-    for form in (value, _with_whole(value)):
-        plain = _encoded_plain(form)
-        if plain is not None:
-            return plain
+    plain = _encoded_plain(value)
+    if plain is None:
+        plain = _encoded_plain(_with_whole(value))
+    if plain is not None:
+        return plain
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:

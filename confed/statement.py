@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -121,9 +122,9 @@ def unverified(signed: Signed, kind: type[T]) -> T:
 
 
 def _parsed(payload: bytes, kind: type[T]) -> T:
-    value = canonical.decode(payload)
+    value = dict(_decoded(payload))
     expected: str = kind.TYPE  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-    found = value.pop("type", None) if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    found = value.pop("type", None)
     if found != expected:
         raise EncodingError("statement type", expected=expected, got=str(found)[:60])  # pyright: ignore[reportUnknownArgumentType]
     return record.from_json(kind, value, at=kind.__name__)
@@ -134,17 +135,25 @@ def _parsed_once(payload: bytes, kind: type[object]) -> object:
     return _parsed(payload, kind)
 
 
-def type_of(signed: Signed) -> str:
-    """Return what kind of statement this claims to be, WITHOUT checking anything else of it.
+def word_of(signed: Signed, name: str) -> str:
+    """Return a word that this claims to say, its type for one, WITHOUT checking anything else of it.
 
     Raises:
-        EncodingError: bytes that are not canonical, or that name no type.
+        EncodingError: bytes that are not canonical, or that say no such word.
     """
-    value = canonical.decode(signed.payload)
-    found = value.get("type") if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    found = _decoded(signed.payload).get(name)
     if not isinstance(found, str):
-        raise EncodingError("statement type", expected="text", got="none")
+        raise EncodingError(f"statement {name}", expected="text", got="none")
     return found
+
+
+@lru_cache(maxsize=4)
+def _decoded(payload: bytes) -> Mapping[str, Any]:
+    """Whom a statement is for, of which kind it is and what it says are asked for one after the other."""
+    value = canonical.decode(payload)
+    if not isinstance(value, dict):
+        raise EncodingError("statement", expected="an object", got=type(value).__name__)
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 class _Known:

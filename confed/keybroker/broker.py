@@ -50,7 +50,7 @@ from confed.keybroker.succession import commit, countersign
 from confed.keybroker.tickets import ticket as issue_ticket
 from confed.keybroker.vault import Vault
 from confed.manifest import Party
-from confed.statement import Signed, sign, type_of, unverified, verify
+from confed.statement import Signed, sign, unverified, verify, word_of
 from confed.wire.v1 import confed_pb2 as pb
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class Broker:
         Raises:
             ConfedError: the class of the rule that refuses.
         """
-        if type_of(request) == StatisticsRequest.TYPE:
+        if word_of(request, "type") == StatisticsRequest.TYPE:
             return self._permit_statistics(request)
         asked = unverified(request, TicketRequest)
         self._require_addressed(asked.broker)

@@ -81,8 +81,10 @@ def release(
         )
     # 7.
     grant = _grant(decision, request, signed.digest, session)
-    recipient = HpkeRecipient(session.hpke_public)
-    wrapped = tuple(recipient.wrap(_derived(decision, name), info=grant.context) for name in request.keys)
+    wrapped: tuple[bytes, ...] = ()
+    if request.keys:  # who has its data open asks for a credential alone
+        recipient = HpkeRecipient(session.hpke_public)
+        wrapped = tuple(recipient.wrap(_derived(decision, name), info=grant.context) for name in request.keys)
     # 8.
     credential = credential_for(decision, request, session, signed=signed)
     return Released(grant=decision.sign(grant), wrapped_keys=wrapped, credential=credential)

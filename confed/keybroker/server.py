@@ -6,7 +6,6 @@ the exception's type and nothing of its text.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import grpc
 from confed.errors import BrokerError, ConfedError, EncodingError
 from confed.keybroker.broker import Broker
 from confed.keybroker.store import written_together
-from confed.statement import Signed
+from confed.statement import Signed, word_of
 from confed.wire.channel import RunningServer, TlsIdentity, pack, refusal, serve, unpack
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerServicer, add_KeyBrokerServicer_to_server
@@ -199,8 +198,8 @@ def serve_brokers(brokers: Mapping[bytes, Broker], *, listen: str, tls: TlsIdent
 def _addressee(request: Signed) -> bytes:
     """The broker that a request names: only to find it, since the broker itself parses and checks the request."""
     try:
-        return bytes.fromhex(json.loads(request.payload)["broker"])
-    except (TypeError, KeyError, ValueError, RecursionError) as error:
+        return bytes.fromhex(word_of(request, "broker"))
+    except ValueError as error:
         raise EncodingError("request", expected="one that names its broker", got="another") from error
 
 

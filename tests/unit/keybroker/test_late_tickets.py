@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from broker_world import MODEL_OWNER, SITES, Enclave, World
 
-from confed.errors import TicketError
+from confed.errors import CohortError, TicketError
+from confed.journey import Purpose
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import Candidate, CommitRecord
 from confed.manifest import CohortTerms, Manifest, StrategyTerms
@@ -18,9 +19,9 @@ from confed.statement import Signed
 Make = Callable[..., World]
 
 
-def buffered(late: int) -> Callable[[Manifest], Manifest]:
+def buffered(late: int, *, evaluated: float = 0.0) -> Callable[[Manifest], Manifest]:
     terms = StrategyTerms(name="FedBuff", parameters={"buffer_size": 2, "max_staleness": late})
-    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=0.0, extra=0)
+    cohort = CohortTerms(least=2, fraction_train=1.0, fraction_evaluate=evaluated, extra=0)
     return lambda manifest: dataclasses.replace(manifest, strategy=terms, cohort=cohort)
 
 
@@ -100,3 +101,18 @@ def test_without_a_buffer_no_ticket_is_late(make_world: Make) -> None:
     tickets = {**opened(world, aggregator, 2, ("north",)), "west": first["west"]}
     with pytest.raises(TicketError):
         world.countersign(aggregator, proposed(world, aggregator, 2, tickets), list(tickets.values()))
+
+
+def test_an_evaluation_by_who_has_time_has_no_late_ticket_and_no_second_cohort_that_differs_by_one(
+    make_world: Make,
+) -> None:
+    world = make_world(change=buffered(2, evaluated=1.0))
+    aggregator, late = begun(world)
+    tickets = world.tickets(aggregator, round_number=1, purpose=Purpose.EVALUATE)
+    trained = {"north": tickets["north"], "west": late["west"]}
+    with pytest.raises(TicketError):
+        world.countersign(aggregator, world.candidate(aggregator, trained), list(trained.values()))
+    world.countersign(aggregator, world.candidate(aggregator, tickets), list(tickets.values()))
+    again = world.tickets(aggregator, ("north", "south"), round_number=1, purpose=Purpose.EVALUATE, attempt=1)
+    with pytest.raises(CohortError):
+        world.countersign(aggregator, world.candidate(aggregator, again), list(again.values()))
