@@ -53,11 +53,14 @@ def main(arguments: list[str]) -> int:
 def _confine(data: bytes) -> tuple[str, ...]:
     """Confine this process by what the document says of paths and network; strict parsing comes after."""
     from confed.attestation.tee.confinement import confine, default_readable  # noqa: PLC0415
+    from confed.wire.addresses import handed_folder  # noqa: PLC0415
 
     terms = json.loads(data)
     writable = [Path(terms["endpoint_file"]).parent]
     if terms["listen"].startswith("unix:"):
         writable.append(Path(terms["listen"].removeprefix("unix:")).parent)
+    if terms.get("courier_directory"):
+        writable.append(handed_folder(Path(terms["courier_directory"])))
     readable = [*default_readable(), Path(__file__).resolve().parent, *(Path(entry) for entry in terms["readable"])]
     if terms.get("base_records_dir"):
         readable.append(Path(terms["base_records_dir"]))

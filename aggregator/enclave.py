@@ -1,6 +1,6 @@
 """The enclave towards key brokers: its two keys, its evidence, and what each broker granted it.
 
-1. Each broker is asked for a nonce, in one batch a server.
+1. Each broker is asked for a nonce, in one batch a server, unless one came with an earlier answer.
 2. Under that nonce, and for that broker as audience, the TEE makes evidence that binds the enclave's public keys.
 3. A signed request goes with it: keys of the model from its owner's broker, a credential from a site's.
 4. Every reply is checked against the broker key in the manifest; keys are unwrapped with the grant as context.
@@ -20,6 +20,7 @@ from confed import canonical
 from confed.attestation.evidence import Binding, instance_of
 from confed.errors import (
     BindingMismatchError,
+    ChallengeError,
     ConfedError,
     CredentialError,
     InstanceError,
@@ -27,8 +28,10 @@ from confed.errors import (
     UnreachableError,
 )
 from confed.journey import Purpose, Role, Use
-from confed.keybroker.client import EnclaveClock, Release, ReleaseItem
+from confed.keybroker.client import Release, ReleaseItem
+from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.committing import Committer, CommittingBrokers, Letters, each_server
+from confed.keybroker.next_challenges import NextChallenges
 from confed.keybroker.statements import AggregatorCredential, Challenge, KeyName, ReleaseRequest
 from confed.sealing.identities import HpkeIdentity
 from confed.statement import Signed, public_bytes, sign, verify
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from confed.manifest import Manifest, Site
 
 T = TypeVar("T")
+_NONE_KEPT = ChallengeError("nonce", expected="one of an earlier answer", got="none")
 
 
 class Brokers(CommittingBrokers, Protocol):
@@ -122,6 +126,7 @@ class Enclave:
         self._brokers = brokers
         self._letters = letters
         self._clocks = {broker: EnclaveClock() for broker in brokers}
+        self._challenges = NextChallenges(self.now)
         self._evidence: dict[bytes, _Evidence] = {}
         self._credentials: dict[str, _Credentialed] = {}
 
@@ -204,24 +209,13 @@ class Enclave:
         """Take steps 1 to 4 with these brokers and the keys asked of each."""
 
         def call(server: Brokers, brokers: list[bytes]) -> list[tuple[_Sent, Release] | ConfedError]:
-            results: dict[bytes, tuple[_Sent, Release] | ConfedError] = {}
-            sent: dict[bytes, _Sent] = {}
             # 1.
-            challenges = server.challenge([(broker, self.manifest_digest) for broker in brokers])
-            for broker, challenge in zip(brokers, challenges, strict=True):
-                if isinstance(challenge, ConfedError):
-                    results[broker] = challenge
-                else:
-                    # 2. and 3.
-                    sent[broker] = self._request(challenge, asks[broker], asked, evidence=evidence)
-            items = [(entry.request, entry.envelope, asked.base_record) for entry in sent.values()]
-            replies = server.release(items) if items else []
-            # 4.
-            for (broker, entry), reply in zip(sent.items(), replies, strict=True):
-                try:
-                    results[broker] = reply if isinstance(reply, ConfedError) else self._checked(entry, reply, asked)
-                except ConfedError as error:
-                    results[broker] = error
+            kept = {broker: found for broker in brokers if (found := self._challenges.take(broker)) is not None}
+            results = self._released(server, kept, asks, asked, evidence=evidence)
+            late = [broker for broker in brokers if isinstance(results.get(broker, _NONE_KEPT), ChallengeError)]
+            if late:
+                fresh = server.challenge([(broker, self.manifest_digest) for broker in late])
+                results |= self._released(server, dict(zip(late, fresh, strict=True)), asks, asked, evidence=evidence)
             return [results[broker] for broker in brokers]
 
         results = self.each_server(list(asks), call)
@@ -229,6 +223,34 @@ class Enclave:
             if not isinstance(result, ConfedError) and result[0].envelope:
                 # The evidence stays readable, so that the run can be verified offline from its records.
                 self._letters.post(evidence_topic(self.manifest.run, result[0].envelope), result[0].envelope)
+        return results
+
+    def _released(
+        self,
+        server: Brokers,
+        challenges: Mapping[bytes, Challenge | ConfedError],
+        asks: Mapping[bytes, tuple[KeyName, ...]],
+        asked: Asked,
+        *,
+        evidence: bool,
+    ) -> dict[bytes, tuple[_Sent, Release] | ConfedError]:
+        """Take steps 2 to 4 with the brokers of one server, under these nonces."""
+        results: dict[bytes, tuple[_Sent, Release] | ConfedError] = {}
+        sent: dict[bytes, _Sent] = {}
+        for broker, challenge in challenges.items():
+            if isinstance(challenge, ConfedError):
+                results[broker] = challenge
+            else:
+                # 2. and 3.
+                sent[broker] = self._request(challenge, asks[broker], asked, evidence=evidence)
+        items = [(entry.request, entry.envelope, asked.base_record) for entry in sent.values()]
+        replies = server.release(items) if items else []
+        # 4.
+        for (broker, entry), reply in zip(sent.items(), replies, strict=True):
+            try:
+                results[broker] = reply if isinstance(reply, ConfedError) else self._checked(entry, reply, asked)
+            except ConfedError as error:
+                results[broker] = error
         return results
 
     def _request(self, challenge: Challenge, keys: tuple[KeyName, ...], asked: Asked, *, evidence: bool) -> _Sent:
@@ -276,6 +298,7 @@ class Enclave:
             if expected != got:
                 raise BindingMismatchError(f"grant {name}", expected=expected[:16], got=got[:16])
         self._clocks[broker].advance(grant.time)
+        self._challenges.keep(released)
         if sent.binding:
             self._evidence[broker] = _Evidence(asked.round, grant.time, binding)
         return sent, released

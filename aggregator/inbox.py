@@ -55,6 +55,10 @@ class Store(Protocol):
         """Store an object and return its digest."""
         ...
 
+    def hand_over(self, digest: str) -> None:
+        """Have a file that lies with the courier taken over."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Parcel:

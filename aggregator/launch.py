@@ -26,10 +26,10 @@ class AggregatorLaunch:
         manifest: canonical bytes of the manifest, in base64.
         attester: how this TEE makes its evidence; holds the secret of a simulated one.
         listen: ``unix:PATH``, or ``127.0.0.1:0`` with ``tls``.
-        endpoint_file: where to say that the service listens; its folder is the only one that is written to.
+        endpoint_file: where to say that the service listens; its folder is written to, and no other but the next.
         strategy: files of a strategy class of one's own, path -> text; run only if their digest is the manifest's.
-        courier_directory: the courier's own, where it is on this machine: updates are read there and not fetched; or
-            empty.
+        courier_directory: the courier's own, where it is on this machine: updates are read there and not fetched, and
+            versions written to its folder ``handed`` and not sent; or empty.
         base_records_dir: folder with commit records of an earlier instance, beside those in the courier; or empty.
     """
 

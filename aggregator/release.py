@@ -2,10 +2,11 @@
 
 1. The strategy's state and the next version are sealed under the keys that the model owner's broker released. The
    model owner can derive these keys, so the ciphertext stays in the enclave; where it is too large for memory, its
-   chunks lie in the folder without the header, whose salt every chunk's key is derived from.
+   chunks lie in a folder without the header, whose salt every chunk's key is derived from.
 2. The candidate names both, the cohort, its tickets and the digest of the metrics; the enclave signs it.
 3. Every site's broker is asked to countersign it; more than half must. From here on they remember this cohort.
-4. The ciphertext goes to the courier, so that a committed version is never lost.
+4. The ciphertext goes to the courier, so that a committed version is never lost: where the courier has a folder for it
+   on this machine, the chunks were written there, and get their header and their name now.
 5. The model owner's broker commits it.
 6. The record is verified as any client would, and posted. Before that, no metric and no digest is told to the
    governor.
@@ -55,20 +56,30 @@ class SealedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withheld:
-    """A sealed container that has not left: the whole of it, or its front, which the file lacks."""
+    """A sealed container that has not left: the whole of it, or its front, which the file lacks.
+
+    ``handed``: the file lies where the courier takes files over.
+    """
 
     digest: str
     front: bytes = field(repr=False)
     path: Path | None
+    handed: bool = False
 
     def send(self, store: Store) -> None:
-        """Store the container."""
+        """Store the container; done again, it changes nothing."""
         if self.path is None:
             store.put(self.front, digest=self.digest)
             return
-        with self.path.open("r+b") as file:
-            file.write(self.front)
-        store.put(self.path, digest=self.digest)
+        if not self.handed or self.path.exists():
+            with self.path.open("r+b") as file:
+                file.write(self.front)
+        if not self.handed:
+            store.put(self.path, digest=self.digest)
+            return
+        if self.path.exists():
+            self.path.rename(self.path.with_name(self.digest))
+        store.hand_over(self.digest)
 
 
 class _WithoutFront:
@@ -119,12 +130,17 @@ class Releaser:
     Args:
         folder: where large ciphertext is written before it is sent.
         threads: how many seal.
+        handing: the courier's folder for files to be taken over, where it is on this machine: large ones are written
+            there and not sent.
     """
 
-    def __init__(self, enclave: Enclave, store: Store, *, folder: Path, threads: int = 1) -> None:
+    def __init__(
+        self, enclave: Enclave, store: Store, *, folder: Path, threads: int = 1, handing: Path | None = None
+    ) -> None:
         self._enclave = enclave
         self._store = store
-        self._folder = folder
+        self._folder = folder if handing is None else handing
+        self._handed = handing is not None
         self._threads = threads
 
     def seal_version(
@@ -234,17 +250,18 @@ class Releaser:
         )
 
     def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes) -> Withheld:
-        """Seal to memory if small, else to a file in the folder that lacks its front.
+        """Seal to memory if small, else to a file that lacks its front.
 
-        The last version's file, which is published, is written over: its pages are there already.
+        A file of the last version, which is published, or of one that never was, is written over: its pages are there.
         """
         signing_key = self._enclave.signing_key
         if sum(len(part) for part in parts) <= SMALL_BYTES:
             data, sealed = seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
             return Withheld(digest=sealed.digest, front=data, path=None)
-        path = self._folder / f"{draft.kind}.sealed"
+        own = f"{self._enclave.instance[:16]}." if self._handed else ""
+        path = self._folder / f"{own}{draft.kind}.sealed"
         with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
             sink = _WithoutFront(file)
             sealed = seal(parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads)
             file.truncate(sealed.size_bytes)
-        return Withheld(digest=sealed.digest, front=sink.front, path=path)
+        return Withheld(digest=sealed.digest, front=sink.front, path=path, handed=self._handed)

@@ -47,6 +47,7 @@ from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
 from confed.sealing.container import Container, OpenContainer
 from confed.statement import unverified
+from confed.wire.addresses import handed_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -120,7 +121,7 @@ class Run:
     Args:
         folder: the enclave's own folder, for ciphertext only.
         threads: how many open, fold and seal.
-        courier_directory: the courier's own, where this enclave may read it.
+        courier_directory: the courier's own, where this enclave may read it, and write to its ``handed``.
         records: a folder with commit records of an earlier instance, beside those in the courier.
         strategy: files of a strategy class of somebody's own; run only if they are the manifest's.
     """
@@ -145,7 +146,10 @@ class Run:
         self._optimizer = strategy_of(self._manifest, strategy or {})
         self._account = Account(self._manifest)
         self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
-        self._releaser = Releaser(enclave, courier, folder=folder, threads=threads)
+        handing = handed_folder(courier_directory) if courier_directory is not None else None
+        self._releaser = Releaser(
+            enclave, courier, folder=folder, threads=threads, handing=handing if handing and handing.is_dir() else None
+        )
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
         self._lock = threading.RLock()
         self._room = KeptRoom(blocks=2)  # a base and its successor, which change places

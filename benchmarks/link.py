@@ -5,6 +5,7 @@ It stands in for ``tc netem``, which needs a kernel module and rights that most 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import struct
@@ -84,6 +85,8 @@ class Link:
             ends, self._open = self._open, set()
         for end in ends:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RD)  # Whoever waits for its bytes holds it open until then.
             end.close()
 
     def _accept(self) -> None:

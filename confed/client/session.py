@@ -3,10 +3,12 @@
 A step (one round, attempt and purpose) is prepared once for all identities that this TEE hosts:
 
 1. the base version is known by the manifest (version 0) or by a countersigned commit record, never by the governor;
-2. every broker is attested to under its own nonce and asked for keys and a credential, in one batch a server;
+2. every broker is attested to under its own nonce and asked for keys and a credential, in one batch a server, all
+   servers side by side (``releases``);
 3. the aggregator's credential (from the site's own broker) and its evidence are verified here;
 4. a ticket is bought for each identity;
-5. the base is fetched and opened once, each site's dataset once.
+5. the base is fetched and opened once, each site's dataset once; the base from the moment that its key is there, beside
+   what is left of 2 to 4. Nothing is trained on and nothing sealed before all of them are done.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
 from confed.attestation.attester import Attester
-from confed.attestation.evidence import Binding, instance_of
+from confed.attestation.evidence import instance_of
 from confed.client.alone import Alone
 from confed.client.counterpart import AggregatorCheck
 from confed.client.datasets import Datasets
 from confed.client.feedback import Feedback
 from confed.client.frozen import frozen_digest
 from confed.client.outbox import LARGEST_RESULT_BYTES, Outbox
+from confed.client.releases import Ask, Asked, Born, Opened, Releases, Terms, by_server
 from confed.client.result import seal_result
 from confed.client.statistics import Statistics
 from confed.client.step import Arrays, Grants, Itself, Step, no_seconds, timed, timed_apart
@@ -40,8 +44,9 @@ from confed.errors import (
     ShapeError,
     UnreachableError,
 )
-from confed.journey import Kind, Purpose, Role, Use, base_version
-from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.journey import Kind, Purpose, Use, base_version
+from confed.keybroker.client import BrokerClient
+from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.lineage import verify_commit_record
 from confed.keybroker.statements import (
     AggregatorCredential,
@@ -49,7 +54,6 @@ from confed.keybroker.statements import (
     ClientCredential,
     CommitRecord,
     KeyName,
-    ReleaseRequest,
     Ticket,
     TicketRequest,
 )
@@ -59,11 +63,11 @@ from confed.model.weights import layout_of, unpack
 from confed.sealing.arrival import open_arriving
 from confed.sealing.container import Container
 from confed.sealing.identities import HpkeIdentity
-from confed.statement import Signed, sign, verify
-from confed.wire.addresses import evidence_topic
+from confed.statement import Signed, public_bytes, sign, verify
 from confed.wire.courier_client import CourierClient
 
 _LARGE_BYTES = 1024**3
+_SIDE_BY_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,19 +90,27 @@ class ClientSession:
     def __init__(self, *, manifest: Manifest, attester: Attester, services: Services, sites: Sequence[str]) -> None:
         self.manifest = manifest
         self._digest = manifest.digest
-        self._attester = attester
         self._services = services
         self._hosted = tuple(sites)
         self._hosts = frozenset(sites)
         self._cohort: tuple[tuple[Purpose, int], Mapping[str, Site]] | None = None
         self._hpke = HpkeIdentity.generate()
         self._signing = Ed25519PrivateKey.generate()
-        self._signing_public = self._signing.public_key().public_bytes_raw()
-        self.instance = instance_of(self._hpke.public, self._signing_public)
+        self.instance = instance_of(self._hpke.public, public_bytes(self._signing))
         self._clock = EnclaveClock()
         self._lock = threading.RLock()
         self._steps: dict[tuple[int, int, Purpose, str], Step] = {}
-        self._attested: dict[bytes, tuple[int, int]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE, thread_name_prefix="confed-session")
+        self._releases = Releases(
+            manifest,
+            digest=self._digest,
+            attester=attester,
+            born=Born(hpke=self._hpke, signing=self._signing),
+            clock=self._clock,
+            brokers=services.brokers,
+            courier=services.courier,
+            pool=self._pool,
+        )
         self._datasets = Datasets(manifest, courier=services.courier, signing_key=self._signing)
         self._statistics = Statistics(
             manifest, datasets=self._datasets, courier=services.courier, signing_key=self._signing
@@ -150,7 +162,7 @@ class ClientSession:
         ``aggregator`` is the instance that the governor says the round is of: see ``counterpart``.
 
         Raises:
-            ConfedError: any refusal, of the class that says why; nothing was opened then.
+            ConfedError: any refusal, of the class that says why; nothing that was opened is kept then.
         """
         if site.owner.name not in self._drawn(purpose, round_number):
             raise SessionError("site", expected="one drawn for this round", got=site.owner.name)
@@ -199,39 +211,19 @@ class ClientSession:
         if makes is not None:
             broker, identity, names = asks[0]
             asks[0] = (broker, identity, (*names, *makes.asked(version=version, attempt=attempt, base_record=record)))
-        terms = _Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
-        replies = self._release(asks, terms, seconds)
-        model_key = replies[0]
-        if isinstance(model_key, ConfedError):
-            raise model_key
-        grants: dict[str, Grants | ConfedError] = {}
-        waiting: list[tuple[Site, Signed, AggregatorCredential | Itself]] = []
-        for site, reply in zip(group, replies[1:], strict=True):
-            try:
-                if isinstance(reply, ConfedError):
-                    raise reply
-                if not self._datasets.has(site):
-                    self._datasets.open(site, reply.keys[0], seconds)
-                with timed(seconds, "attest"):
-                    counterpart = self._counterpart_of(site, round_number, aggregator)
-                if reply.credential is None:
-                    raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
-                waiting.append((site, reply.credential, counterpart))
-            except ConfedError as error:
-                grants[site.owner.name] = error
-        with timed(seconds, "release"):
-            grants.update(self._tickets(waiting, terms))
-            self._statistics.release(
-                {site.owner.name: site for site in group},
-                grants,
-                round_number=round_number,
-                attempt=attempt,
-                purpose=purpose,
-                broker_of=lambda broker: self._services.brokers[broker],
-            )
-        if base not in self._bases:
-            opened = self._open_base(base, model_key.keys[0], seconds)
+        terms = Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
+        asked = self._releases.begin(asks, terms)
+        opening = None if base in self._bases else self._pool.submit(self._opened_base, base, asked)
+        try:
+            model_key, grants = self._granted(group, asked, terms, seconds, named=aggregator)
+        finally:
+            if opening is not None:
+                wait((opening,))
+        if opening is not None:
+            opened, self._frozen, spent = opening.result()
             self._bases = {base: opened}
+            for stage, value in spent.items():
+                seconds[stage] += value
         return Step(
             round_number=round_number,
             attempt=attempt,
@@ -244,6 +236,48 @@ class ClientSession:
             seconds=seconds,
             frozen=self._frozen,
         )
+
+    def _granted(
+        self, group: Sequence[Site], asked: Asked, terms: Terms, seconds: dict[str, float], *, named: str
+    ) -> tuple[Opened, dict[str, Grants | ConfedError]]:
+        """Return the model owner's answer, and what each site was granted (steps 2 to 4)."""
+        model_key, *replies = asked.all(seconds)
+        if isinstance(model_key, ConfedError):
+            raise model_key
+        grants: dict[str, Grants | ConfedError] = {}
+        waiting: list[tuple[Site, Signed, AggregatorCredential | Itself]] = []
+        for site, reply in zip(group, replies, strict=True):
+            try:
+                if isinstance(reply, ConfedError):
+                    raise reply
+                if not self._datasets.has(site):
+                    self._datasets.open(site, reply.keys[0], seconds)
+                with timed(seconds, "attest"):
+                    counterpart = self._counterpart_of(site, terms.round_number, named)
+                if reply.credential is None:
+                    raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
+                waiting.append((site, reply.credential, counterpart))
+            except ConfedError as error:
+                grants[site.owner.name] = error
+        with timed(seconds, "release"):
+            grants.update(self._tickets(waiting, terms))
+            self._statistics.release(
+                {site.owner.name: site for site in group},
+                grants,
+                round_number=terms.round_number,
+                attempt=terms.attempt,
+                purpose=terms.purpose,
+                broker_of=lambda broker: self._services.brokers[broker],
+            )
+        return model_key, grants
+
+    def _opened_base(self, base: str, asked: Asked) -> tuple[Arrays, str, dict[str, float]]:
+        """Open the base once its key is there; return it, the digest of what stays frozen, and seconds (step 5)."""
+        model_key, seconds = asked.first(), no_seconds()
+        if isinstance(model_key, ConfedError):
+            raise model_key
+        arrays, frozen = self._open_base(base, model_key.keys[0], seconds)
+        return arrays, frozen, seconds
 
     def _as_the_one(self) -> Alone:
         """Return what makes versions where no aggregator does."""
@@ -287,9 +321,7 @@ class ClientSession:
         self._base(version)
         return self._records[version][1].tickets
 
-    def _asks(
-        self, group: Sequence[Site], *, version: int, base_attempt: int
-    ) -> list[tuple[bytes, bytes, tuple[KeyName, ...]]]:
+    def _asks(self, group: Sequence[Site], *, version: int, base_attempt: int) -> list[Ask]:
         """Return (broker, identity, keys) of every broker to ask: the model owner's first."""
         start = self.manifest.model.start
         model_key = KeyName(
@@ -299,9 +331,7 @@ class ClientSession:
             version=version,
             attempt=base_attempt,
         )
-        asks: list[tuple[bytes, bytes, tuple[KeyName, ...]]] = [
-            (self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))
-        ]
+        asks: list[Ask] = [(self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))]
         for site in group:
             keys: tuple[KeyName, ...] = ()
             if site.dataset is not None and not self._datasets.has(site):
@@ -317,107 +347,7 @@ class ClientSession:
             asks.append((site.owner.broker, site.owner.identity, keys))
         return asks
 
-    def _release(
-        self, asks: Sequence[tuple[bytes, bytes, tuple[KeyName, ...]]], terms: _Terms, seconds: dict[str, float]
-    ) -> list[Opened | ConfedError]:
-        """Attest to every broker and unwrap what it released (step 2); who is down stands for itself alone."""
-        results: dict[int, Opened | ConfedError] = {}
-        for client, positions in self._by_server([broker for broker, _, _ in asks]):
-            try:
-                results |= self._release_at(client, positions, asks, terms, seconds)
-            except UnreachableError as error:
-                results |= dict.fromkeys(positions, error)
-        return [results[at] for at in range(len(asks))]
-
-    def _release_at(
-        self,
-        client: BrokerClient,
-        positions: Sequence[int],
-        asks: Sequence[tuple[bytes, bytes, tuple[KeyName, ...]]],
-        terms: _Terms,
-        seconds: dict[str, float],
-    ) -> dict[int, Opened | ConfedError]:
-        """Ask the brokers of one server."""
-        results: dict[int, Opened | ConfedError] = {}
-        with timed(seconds, "release"):
-            challenges = client.challenge([(asks[at][0], self._digest) for at in positions])
-        items: dict[int, tuple[Signed, bytes, bytes]] = {}
-        with timed(seconds, "attest"):
-            for at, challenge in zip(positions, challenges, strict=True):
-                if isinstance(challenge, ConfedError):
-                    results[at] = challenge
-                    continue
-                self._clock.advance(challenge.issued_at)
-                items[at] = self._request(asks[at], terms, nonce=challenge.nonce)
-        with timed(seconds, "release"):
-            replies = client.release(list(items.values()))
-        for (at, item), reply in zip(items.items(), replies, strict=True):
-            if isinstance(reply, ConfedError):
-                results[at] = reply
-                continue
-            self._clock.advance(reply.grant.time)
-            if item[1]:
-                self._attested[asks[at][0]] = (terms.round_number, reply.grant.time)
-            keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
-            results[at] = Opened(keys=keys, credential=reply.credential)
-        return results
-
-    def _request(
-        self, ask: tuple[bytes, bytes, tuple[KeyName, ...]], terms: _Terms, *, nonce: bytes
-    ) -> tuple[Signed, bytes, bytes]:
-        broker, identity, keys = ask
-        request = ReleaseRequest(
-            request_id=os.urandom(16),
-            broker=broker,
-            nonce=nonce,
-            manifest=self._digest,
-            run=self.manifest.run,
-            instance=self.instance,
-            role=Role.CLIENT,
-            purpose=terms.purpose,
-            identity=identity,
-            round=terms.round_number,
-            attempt=terms.attempt,
-            base=terms.base,
-            keys=keys,
-        )
-        envelope = b""
-        if self._needs_evidence(broker, terms.round_number):
-            binding = Binding(
-                profile=self._attester.profile,
-                nonce=nonce,
-                audience=canonical.digest(broker),
-                manifest=self._digest,
-                role=Role.CLIENT,
-                run=self.manifest.run,
-                hpke_public=self._hpke.public,
-                signing_public=self._signing_public,
-                issued_at=self._clock.now(),
-            )
-            envelope = self._attester.attest(binding).encode()
-            # The evidence stays readable, so that the run can be verified offline from its records.
-            self._services.courier.post(evidence_topic(self.manifest.run, envelope), envelope)
-        return sign(request, self._signing), envelope, terms.record
-
-    def _needs_evidence(self, broker: bytes, round_number: int) -> bool:
-        attested = self._attested.get(broker)
-        if attested is None:
-            return True
-        policy = self.manifest.client_tee
-        # Half of the time that it serves, so that it does not end, and the ticket with it, while the round runs.
-        aged = self._clock.now() - attested[1] >= policy.reattest_s * 1000 // 2
-        return aged or round_number - attested[0] >= policy.reattest_rounds
-
-    def _by_server(self, brokers: Sequence[bytes]) -> list[tuple[BrokerClient, list[int]]]:
-        groups: dict[int, tuple[BrokerClient, list[int]]] = {}
-        for at, broker in enumerate(brokers):
-            client = self._services.brokers.get(broker)
-            if client is None:
-                raise SessionError("broker endpoint", expected="one for every broker of the manifest", got="none")
-            groups.setdefault(id(client), (client, []))[1].append(at)
-        return list(groups.values())
-
-    def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> Arrays:
+    def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> tuple[Arrays, str]:
         def key_of(container: Container) -> bytes:
             # The digest of the whole file is the manifest's or a countersigned commit's, so the signer is covered.
             if container.header.kind is not Kind.MODEL:
@@ -429,16 +359,16 @@ class ClientSession:
             arrays = unpack(plaintext)
         if layout_of(arrays).digest != self.manifest.model.layout:
             raise ShapeError("base version", expected="the manifest's tensors", got="others")
-        if self.manifest.adapter is not None:
-            self._frozen = frozen_digest(arrays, trained=self.manifest.model.trained)
-        return arrays
+        if self.manifest.adapter is None:
+            return arrays, ""
+        return arrays, frozen_digest(arrays, trained=self.manifest.model.trained)
 
     def _tickets(
-        self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential | Itself]], terms: _Terms
+        self, waiting: Sequence[tuple[Site, Signed, AggregatorCredential | Itself]], terms: Terms
     ) -> dict[str, Grants | ConfedError]:
         """Buy a ticket for each identity and show it, with its credential, to the aggregator (step 4)."""
         results: dict[str, Grants | ConfedError] = {}
-        for client, positions in self._by_server([site.owner.broker for site, _, _ in waiting]):
+        for client, positions in by_server(self._services.brokers, [site.owner.broker for site, _, _ in waiting]):
             items: list[Signed] = []
             for at in positions:
                 site, credential, aggregator = waiting[at]
@@ -460,7 +390,7 @@ class ClientSession:
         return results
 
     def _ticket_request(
-        self, site: Site, credential: Signed, aggregator: AggregatorCredential | Itself, terms: _Terms
+        self, site: Site, credential: Signed, aggregator: AggregatorCredential | Itself, terms: Terms
     ) -> TicketRequest:
         return TicketRequest(
             request_id=os.urandom(16),
@@ -476,7 +406,7 @@ class ClientSession:
             credential=credential.digest,
         )
 
-    def _shown(self, site: Site, grants: Grants, terms: _Terms) -> Grants:
+    def _shown(self, site: Site, grants: Grants, terms: Terms) -> Grants:
         ticket = verify(grants.ticket, Ticket, signer=site.owner.broker)
         if (ticket.base, ticket.aggregator) != (terms.base, grants.aggregator.instance):
             raise RefusedError("ticket", expected="for this base and aggregator", got="for another")
@@ -553,23 +483,3 @@ class ClientSession:
         with self._lock:
             self._steps = {key: kept for key, kept in self._steps.items() if kept is not step}
             self._bases.pop(step.base, None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """What a broker released, unwrapped."""
-
-    keys: tuple[bytes, ...]
-    credential: Signed | None
-
-    def __repr__(self) -> str:
-        return "Opened(…)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Terms:
-    round_number: int
-    attempt: int
-    purpose: Purpose
-    base: str
-    record: bytes

@@ -31,7 +31,7 @@ from confed.keybroker.client import BrokerServer
 from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.simulation.workers import WorkerPool, workers_for
-from confed.wire.addresses import GOVERNOR_BOX
+from confed.wire.addresses import GOVERNOR_BOX, handed_folder
 from confed.wire.channel import Endpoint, TlsIdentity
 
 _POLL_S = 0.01
@@ -295,6 +295,8 @@ def _start_aggregator(services: Services, *, apart: bool) -> None:
         # A new instance: nothing of the one before is of use to it, least of all its ciphertext.
         for left in folder.glob("sealed-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for left in handed_folder(services.courier_directory).glob("*.sealed"):
+            left.unlink(missing_ok=True)
         return arguments, document(services.aggregator.target)
 
     arguments = [sys.executable, "-m", "aggregator", "--launch-fd", "{fd}"]

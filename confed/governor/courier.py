@@ -91,6 +91,16 @@ class Courier:
         """
         return _on_disk(lambda: self.objects.put(data))
 
+    def take(self, digest: str) -> int:
+        """Take over the file of this name in ``handed``; return its size.
+
+        Raises:
+            EncodingError, MissingObjectError, TamperedError: see ``ObjectStore.take``.
+            SizeError: larger than an object or the whole store may be.
+            StorageError: the disk is full or fails.
+        """
+        return _on_disk(lambda: self.objects.take(digest))
+
     def path(self, digest: str) -> Path:
         """Return where a complete object lies; its bytes are not verified again.
 
@@ -193,6 +203,14 @@ class _CourierService(services.CourierServicer):
         except ConfedError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.code)
         return pb.ProgressReply(stored_bytes=found.stored_bytes, complete=found.complete)
+
+    def HandOver(self, request: pb.HandOverCall, context: grpc.ServicerContext) -> pb.PutReply:
+        """Take over a file that lies here already."""
+        del context
+        try:
+            return pb.PutReply(stored_bytes=_at_edge(lambda: self._courier.take(request.digest)))
+        except ConfedError as error:
+            return pb.PutReply(refusal=refusal(error))
 
     def Get(self, request: pb.GetCall, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Stream an object from an offset on."""

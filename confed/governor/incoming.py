@@ -10,10 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from confed.errors import EncodingError, SizeError, TamperedError
+from confed.governor.private_files import begin_writing
 from confed.wire.addresses import PART_BYTES
 
 IDLE_S = 1.0
 """An upload that has had no part for so long may be taken over by whoever goes on with the same bytes."""
+
+_AHEAD_BYTES = 8 * 1024 * 1024
+"""After how many bytes the disk is given what came: fsync then waits for the last of them only (measured: 4 to 12 ms
+for a file of 200 MB that came at 250 MB/s, in place of 80 to 180)."""
 
 
 class TakenOverError(Exception):
@@ -24,10 +29,15 @@ class Upload:
     """One upload in progress; its connection may be gone long before anybody knows.
 
     Guarantees: once it is taken over, nothing that its old connection still brings is written.
+
+    ``durable`` says that it will be waited for until it is on the disk, where it is brought to as it arrives then.
     """
 
-    def __init__(self, path: Path, file: io.FileIO, *, digest: str, size_bytes: int, stored_bytes: int) -> None:
+    def __init__(
+        self, path: Path, file: io.FileIO, *, digest: str, size_bytes: int, stored_bytes: int, durable: bool
+    ) -> None:
         self.path, self.file, self.digest, self.size_bytes = path, file, digest, size_bytes
+        self._durable, self._begun = durable, 0
         self.written = 0
         self.worthless = False
         self.taken_over = False
@@ -61,6 +71,9 @@ class Upload:
             while view:
                 view = view[self.file.write(view) :]
             self._count(data)
+            if self._durable and self.written - self._begun >= _AHEAD_BYTES:
+                begin_writing(self.file, offset=self._begun, size_bytes=self.written - self._begun)
+                self._begun = self.written
 
     def successor(self, path: Path, *, size_bytes: int, offset: int) -> Upload | None:
         """Hand file and hash to an upload that goes on at ``offset``; nothing if this one moves or is elsewhere."""
@@ -70,8 +83,10 @@ class Upload:
             self.taken_over = True
             self.file.truncate(self.written)
             self.path.rename(path)
-            found = Upload(path, self.file, digest=self.digest, size_bytes=size_bytes, stored_bytes=0)
-            found.written, found._hash = self.written, self._hash
+            found = Upload(
+                path, self.file, digest=self.digest, size_bytes=size_bytes, stored_bytes=0, durable=self._durable
+            )
+            found.written, found._hash, found._begun = self.written, self._hash, self._begun
             return found
 
     def check_digest_of_bytes(self) -> None:

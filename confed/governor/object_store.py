@@ -7,6 +7,8 @@ writing, by renaming it: two uploads of one digest never share a file.
 
 A large upload writes over a spare file if there is one (``partial/<digest>.<token>.over``, of which a crash leaves
 nothing): the page cache has its pages already, and new ones cost up to 2 s a gigabyte on a virtual machine.
+
+``handed/<digest>`` is a file that somebody else on this machine has made here, to be taken over without a copy.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confed.errors import MissingObjectError, SizeError
+from confed.errors import MissingObjectError, SizeError, TamperedError
 from confed.files import sync_folder
 from confed.governor.incoming import Running, Upload
+from confed.governor.private_files import begin_writing, open_private, open_to_read, size_of, take_over
 from confed.governor.quota import Quota
-from confed.wire.addresses import PART_BYTES, check_digest
+from confed.wire.addresses import PART_BYTES, check_digest, handed_folder
 from confed.wire.upload import Buffer, BufferSource, FileSource
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NAME_DIGITS = 64
-_OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 _OVER = ".over"
 _SPARE_BYTES, _MOST_SPARES = 16 * 1024 * 1024, 4
 """A removed file of so many bytes may be written over, and how many wait for that."""
@@ -55,11 +57,11 @@ class ObjectStore:
 
     def __init__(self, directory: Path, *, object_bytes: int, quota: Quota, durable: bool) -> None:
         self._objects, self._partial = directory / "objects", directory / "partial"
-        self._spare = directory / "spare"
+        self._spare, self._handed = directory / "spare", handed_folder(directory)
         self._object_bytes, self._quota, self._durable = object_bytes, quota, durable
         self._lock = threading.Lock()
         self._running = Running()
-        for folder in (self._objects, self._partial, self._spare):
+        for folder in (self._objects, self._partial, self._spare, self._handed):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._keep_what_a_crash_left()
         quota.count(sum(size_of(path) for path in self._objects.glob("*/*")))
@@ -135,6 +137,26 @@ class ObjectStore:
             self.receive(digest, size_bytes=size, offset=0, parts=parts)
         return digest
 
+    def take(self, digest: str) -> int:
+        """Make the file of this name in ``handed`` an object, hashed and not copied; return its size.
+
+        Guarantees: the file stays until the object is there, so that after a crash this may be done again.
+
+        Raises:
+            EncodingError: not a digest.
+            MissingObjectError: no such file, and no such object.
+            SizeError: larger than an object or the whole store may be.
+            TamperedError: the bytes have another digest; the file is deleted.
+            OSError: the disk fails.
+        """
+        stored, handed = self.progress(digest), self._handed / digest
+        if not stored.complete:
+            with self._taking(digest, handed) as upload:
+                self._publish(upload)
+                stored = Progress(stored_bytes=upload.written, complete=True)
+        handed.unlink(missing_ok=True)
+        return stored.stored_bytes
+
     def path(self, digest: str) -> Path:
         """Return where a complete object lies, for those on the same machine; its bytes are not verified again.
 
@@ -157,7 +179,7 @@ class ObjectStore:
             SizeError: an offset beyond the end.
         """
         try:
-            file = io.FileIO(self.path(digest), opener=_open_to_read)
+            file = io.FileIO(self.path(digest), opener=open_to_read)
         except FileNotFoundError as error:
             raise MissingObjectError("object", expected="one that is stored", got=digest) from error
         with file:
@@ -215,18 +237,52 @@ class ObjectStore:
             self._settle(upload)
             self._running.remove(upload)
 
+    @contextmanager
+    def _taking(self, digest: str, handed: Path) -> Generator[Upload, None, None]:
+        """Open a handed file as an upload that has come to its end; one of another digest is deleted."""
+        size_bytes, path = size_of(handed), self._partial / f"{digest}.{secrets.token_hex(8)}"
+        if not handed.is_file() or handed.is_symlink():
+            raise MissingObjectError("handed file", expected="one that is there", got=digest)
+        if size_bytes > self._object_bytes:
+            raise SizeError("object size in bytes", expected=f"at most {self._object_bytes}", got=size_bytes)
+        self._make_room(size_bytes, sparing="")
+        try:
+            os.link(handed, path)
+            file = io.FileIO(path, opener=open_to_read)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if self._durable:
+                begin_writing(file, offset=0, size_bytes=size_bytes)  # while it is hashed
+            upload = self._opened(path, file, digest, size_bytes=size_bytes, stored_bytes=size_bytes)
+        except BaseException:
+            self._quota.count(-size_bytes)
+            raise
+        self._running.add(upload)
+        try:
+            yield upload
+        except TamperedError:
+            handed.unlink(missing_ok=True)
+            raise
+        finally:
+            self._settle(upload)
+            self._running.remove(upload)
+
     def _begin(self, digest: str, *, size_bytes: int, offset: int) -> Upload | None:
         path = self._partial / f"{digest}.{secrets.token_hex(8)}"
         if not offset:
             path, file = self._begin_over(path, size_bytes) if size_bytes >= _SPARE_BYTES else (path, None)
-            file = file or io.FileIO(path, "x+", opener=_open_private)
+            file = file or io.FileIO(path, "x+", opener=open_private)
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
             with self._lock:
-                file = _take_over(self._partial / digest, path, size_bytes=offset)
+                file = take_over(self._partial / digest, path, size_bytes=offset)
             if file is None:
                 return self._going_on(digest, path, size_bytes=size_bytes, offset=offset)
-        return Upload(path, file, digest=digest, size_bytes=size_bytes, stored_bytes=offset)
+        return self._opened(path, file, digest, size_bytes=size_bytes, stored_bytes=offset)
+
+    def _opened(self, path: Path, file: io.FileIO, digest: str, *, size_bytes: int, stored_bytes: int) -> Upload:
+        return Upload(
+            path, file, digest=digest, size_bytes=size_bytes, stored_bytes=stored_bytes, durable=self._durable
+        )
 
     def _begin_over(self, path: Path, size_bytes: int) -> tuple[Path, io.FileIO | None]:
         """Take a spare file to write over, the largest, if there is one; its bytes are no longer counted."""
@@ -237,7 +293,7 @@ class ObjectStore:
             over = path.with_name(path.name + _OVER)
             spares[-1].rename(over)
         self._quota.count(-size_of(over))
-        file = io.FileIO(over, "r+", opener=_open_private)
+        file = io.FileIO(over, "r+", opener=open_private)
         file.truncate(min(size_bytes, size_of(over)))
         return over, file
 
@@ -314,7 +370,7 @@ class ObjectStore:
             digest, dot, _ = path.name.partition(".")
             if not dot:
                 continue
-            with io.FileIO(path, opener=_open_to_read) as file:
+            with io.FileIO(path, opener=open_to_read) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -334,38 +390,3 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             path.unlink()
             self._quota.count(-size)
-
-
-def _take_over(kept: Path, path: Path, *, size_bytes: int) -> io.FileIO | None:
-    """Rename and lock what a cut upload left, if it is there, of that size and nobody else's."""
-    try:
-        file = io.FileIO(kept, "r+", opener=_open_private)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found, named = os.fstat(file.fileno()), kept.stat()
-    except (BlockingIOError, FileNotFoundError):
-        file.close()
-        return None
-    if found.st_size != size_bytes or found.st_ino != named.st_ino:
-        file.close()
-        return None
-    kept.rename(path)
-    return file
-
-
-def size_of(path: Path) -> int:
-    """Return the size of a file in bytes, 0 where there is none."""
-    try:
-        return path.stat(follow_symlinks=False).st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | _OPEN_FLAGS, 0o600)
-
-
-def _open_to_read(path: str, flags: int) -> int:
-    return os.open(path, flags | _OPEN_FLAGS)

@@ -152,9 +152,10 @@ class Rounds:
                 return self._opened()
             except EnclaveLostError as lost:
                 error = lost
-            except LineageError:
+            except (LineageError, RoundError) as refused:
                 # It was not lost, the way to it was: it has committed the round before it answered here.
-                if self._published is not None or self._survivor.published(self._round, purpose) is None:
+                known = refused is error or self._published is not None
+                if known or self._survivor.published(self._round, purpose) is None:
                     raise
         raise error
 

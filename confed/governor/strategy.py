@@ -85,7 +85,7 @@ class ConfidentialStrategy(Strategy):
             CourierClient(launch.courier) as courier,
             Boxes(launch.courier, own=GOVERNOR_BOX) as boxes,
         ):
-            prompt = _prompt(grid, boxes)
+            prompt = _prompt(grid, boxes, patience_s=launch.round_timeout_s)
             self._rounds = Rounds(
                 manifest,
                 EnclaveClient(launch.aggregator)
@@ -218,14 +218,14 @@ def _made(initial_arrays: Callable[[], ArrayRecord]) -> ArrayRecord:
     return initial_arrays() if resolving() else ArrayRecord()
 
 
-def _prompt(grid: Grid, boxes: Boxes) -> Grid:
+def _prompt(grid: Grid, boxes: Boxes, *, patience_s: float) -> Grid:
     """Return a Grid that calls sites at their boxes, and looks for replies often where Flower's own would sleep."""
     if type(grid).__module__ != "flwr.superlink.grid.http_grid":
         return grid
     from confed.flower.grid import PromptGrid  # noqa: PLC0415 (a second to import, and only a deployment needs it)
     from confed.governor.calling import CallingGrid  # noqa: PLC0415 (as the one above)
 
-    return CallingGrid(PromptGrid(grid), boxes, record=RECORD)
+    return CallingGrid(PromptGrid(grid), boxes, record=RECORD, patience_s=patience_s)
 
 
 def _reference(digest: str) -> ArrayRecord:

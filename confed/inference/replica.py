@@ -26,7 +26,8 @@ from confed.inference.lease import HeldLease, since_boot
 from confed.inference.outlet import Leaving, Outlet
 from confed.inference.receipts import Receipt
 from confed.journey import Kind, Purpose, Role, Use
-from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.client import BrokerClient
+from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.lease import Lease
 from confed.keybroker.statements import KeyName, ReleaseRequest
 from confed.manifest import Manifest

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -123,21 +124,34 @@ class Broker:
             NotApprovedError: the owner did not approve it.
             ChallengeError: too many are outstanding.
         """
-        nonce = os.urandom(NONCE_BYTES)
         # Losing a fresh nonce in a power failure only means that it is refused, so the disk is not waited for.
         with self._store.transaction(durable=False) as tx:
-            now = self._now(tx)
             self._terms_of(tx, manifest)
-            tx.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
-            row = tx.one("SELECT COUNT(*) FROM nonces WHERE used = 0")
-            if row is not None and row[0] >= MOST_NONCES:
-                raise ChallengeError("outstanding nonces", expected=f"below {MOST_NONCES}", got=row[0])
-            expires_at = now + NONCE_LIFE_MS
-            tx.execute(
-                "INSERT INTO nonces (nonce, manifest, expires_at) VALUES (?, ?, ?)", (nonce, manifest, expires_at)
-            )
-        challenge = Challenge(broker=self.public, nonce=nonce, manifest=manifest, issued_at=now, expires_at=expires_at)
+            challenge = self._challenge(tx, manifest, now=self._now(tx), most=MOST_NONCES)
         return sign(challenge, self._key)
+
+    def _challenge(self, tx: Transaction, manifest: str, *, now: int, most: int) -> Challenge:
+        """Put a fresh nonce among those that are outstanding.
+
+        Raises:
+            ChallengeError: as many as ``most`` are.
+        """
+        tx.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
+        row = tx.one("SELECT COUNT(*) FROM nonces WHERE used = 0")
+        if row is not None and row[0] >= most:
+            raise ChallengeError("outstanding nonces", expected=f"below {most}", got=row[0])
+        nonce, expires_at = os.urandom(NONCE_BYTES), now + NONCE_LIFE_MS
+        tx.execute("INSERT INTO nonces (nonce, manifest, expires_at) VALUES (?, ?, ?)", (nonce, manifest, expires_at))
+        return Challenge(broker=self.public, nonce=nonce, manifest=manifest, issued_at=now, expires_at=expires_at)
+
+    def _next_challenge(self, decision: Decision) -> Signed | None:
+        """Return a nonce for a later request; none where so many are outstanding that whoever asks for one needs it."""
+        try:
+            return decision.sign(
+                self._challenge(decision.tx, decision.terms.digest, now=decision.now, most=MOST_NONCES // 2)
+            )
+        except ChallengeError:
+            return None
 
     def release(self, request: Signed, *, envelope: bytes = b"", base_record: bytes = b"") -> Released:
         """Decide about a ``ReleaseRequest``: burn its nonce, then grant with wrapped keys, or refuse.
@@ -164,6 +178,7 @@ class Broker:
             if known is not None:
                 raise RequestReplayError("request id", expected="a new one", got="one used for something else")
             released = release(decision, asked, request, fresh=fresh, base_record=base_record, registry=self._registry)
+            released = replace(released, next_challenge=self._next_challenge(decision))
             sealed = self._vault.seal(released.to_wire().SerializeToString(), kind="reply", name=asked.request_id.hex())
             decision.tx.execute(
                 "INSERT INTO replies VALUES (?, ?, ?, ?)", (asked.request_id, request.digest, request.signer, sealed)

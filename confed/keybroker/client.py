@@ -6,15 +6,13 @@ batch: every item gives its value or the error that the broker's refusal names.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 
-from confed.errors import BrokerError, ConfedError, CredentialError, EncodingError, SessionError
+from confed.errors import BrokerError, ConfedError, CredentialError, EncodingError
 from confed.journey import Role
 from confed.keybroker.lease import verify_lease
 from confed.keybroker.statements import (
@@ -47,46 +45,19 @@ ReleaseItem = tuple[Signed, bytes, bytes]
 """A signed ``ReleaseRequest``, the evidence envelope (or nothing) and the base's commit record (or nothing)."""
 
 
-class EnclaveClock:
-    """Time inside an enclave: the last broker-signed time plus the enclave's own monotonic clock.
-
-    Guarantees: never goes back, so an old statement that is played again cannot revive what has expired.
-    """
-
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._offset_ms: float | None = None
-
-    def advance(self, time_ms: int) -> None:
-        """Take over a time that a broker has signed, unless the clock is already past it."""
-        offset = time_ms - self._monotonic() * 1000
-        with self._lock:
-            self._offset_ms = offset if self._offset_ms is None else max(self._offset_ms, offset)
-
-    def now(self) -> int:
-        """Return Unix milliseconds.
-
-        Raises:
-            SessionError: no broker has been heard yet: unknown means refuse.
-        """
-        if self._offset_ms is None:
-            raise SessionError("enclave clock", expected="a broker-signed time", got="none yet")
-        return int(self._offset_ms + self._monotonic() * 1000)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """What a broker released: the verified grant, its signed form, the wrapped keys in the request's order.
 
-    ``credential`` comes from a data owner's broker only, or is an inference TEE's lease; its signature and fields have
-    been checked.
+    ``credential``, from a data owner's broker only or an inference TEE's lease, and ``next_challenge``, for a later
+    request, have been checked.
     """
 
     grant: Grant
     signed_grant: Signed
     wrapped_keys: tuple[bytes, ...]
     credential: Signed | None
+    next_challenge: Challenge | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +99,7 @@ class BrokerClient:
         replies = self._items(self._stub.Challenge, batch, len(items))
 
         def read(at: int) -> Challenge:
-            broker, manifest = items[at]
-            challenge = verify(unpack(replies[at].challenge), Challenge, signer=broker)
-            _expect("challenge", (broker, manifest), (challenge.broker, challenge.manifest))
-            return challenge
+            return _read_challenge(unpack(replies[at].challenge), *items[at])
 
         return _outcomes(replies, read)
 
@@ -368,6 +336,12 @@ def _outcomes(replies: Sequence[Any], read: Callable[[int], T]) -> list[T | Conf
     return results
 
 
+def _read_challenge(signed: Signed, broker: bytes, manifest: str) -> Challenge:
+    challenge = verify(signed, Challenge, signer=broker)
+    _expect("challenge", (broker, manifest), (challenge.broker, challenge.manifest))
+    return challenge
+
+
 def _read_release(request: Signed, released: pb.ReleaseReplies.Released) -> Release:
     asked = unverified(request, ReleaseRequest)
     signed = unpack(released.grant)
@@ -377,7 +351,14 @@ def _read_release(request: Signed, released: pb.ReleaseReplies.Released) -> Rele
     credential = unpack(released.credential) if released.HasField("credential") else None
     if credential is not None:
         _check_credential(credential, asked, request)
-    return Release(grant=grant, signed_grant=signed, wrapped_keys=tuple(released.wrapped_keys), credential=credential)
+    following = unpack(released.next_challenge) if released.HasField("next_challenge") else None
+    return Release(
+        grant=grant,
+        signed_grant=signed,
+        wrapped_keys=tuple(released.wrapped_keys),
+        credential=credential,
+        next_challenge=None if following is None else _read_challenge(following, asked.broker, asked.manifest),
+    )
 
 
 def _check_credential(signed: Signed, asked: ReleaseRequest, request: Signed) -> None:

@@ -53,6 +53,11 @@ def object_path(directory: Path, digest: str) -> Path:
     return directory / "objects" / digest[:2] / digest
 
 
+def handed_folder(directory: Path) -> Path:
+    """Return the folder of a courier's directory into which others on its machine put files for it, by digest."""
+    return directory / "handed"
+
+
 def evidence_topic(run: str, envelope: bytes) -> str:
     """Return where an envelope of evidence is posted: by the first byte of its digest."""
     return f"{run}/evidence/{hashlib.sha256(envelope).digest()[0]:02x}"

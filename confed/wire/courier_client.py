@@ -94,6 +94,21 @@ class CourierClient:
             self._send(source, address)
         return address
 
+    def hand_over(self, digest: str) -> None:
+        """Have the courier take over the file of this name in its folder for that; it hashes it first.
+
+        Guarantees: asking again does no harm; what the courier holds already stays as it is.
+
+        Raises:
+            EncodingError: not a digest.
+            MissingObjectError: there is no such file, and no such object.
+            TamperedError: other bytes than those of this digest; the file is gone then.
+            SizeError, StorageError, UnreachableError: as ``put``.
+        """
+        check_digest(digest)
+        reply: pb.PutReply = self._again(self._stub.HandOver, pb.HandOverCall(digest=digest), timeout_s=None)
+        raise_if_refused(reply, who=_SERVICE)
+
     def get(self, digest: str, *, limit_bytes: int | None = None) -> memoryview:
         """Return an object, its digest checked; memory is taken for what has arrived, never for what was announced.
 
@@ -179,7 +194,7 @@ class CourierClient:
         check_topic(topic)
         check_letter(body)
         call = pb.Letter(topic=topic, body=body)
-        reply: pb.PostReply = self._again(self._stub.Post, call)
+        reply: pb.PostReply = self._again(self._stub.Post, call, timeout_s=self._stall_s)
         raise_if_refused(reply, who=_SERVICE)
 
     def collect(self, topic: str) -> list[bytes]:
@@ -192,7 +207,7 @@ class CourierClient:
         """
         check_topic(topic)
         call = pb.CollectCall(topic=topic)
-        reply: pb.CollectReply = self._again(self._stub.Collect, call)
+        reply: pb.CollectReply = self._again(self._stub.Collect, call, timeout_s=self._stall_s)
         bodies = list(reply.bodies)
         if len(bodies) > LETTERS_PER_TOPIC:
             raise SizeError("letters under a topic", expected=f"at most {LETTERS_PER_TOPIC}", got=len(bodies))
@@ -305,11 +320,11 @@ class CourierClient:
             raise
         return True
 
-    def _again(self, method: Callable[..., Any], call: object) -> Any:
+    def _again(self, method: Callable[..., Any], call: object, *, timeout_s: float | None) -> Any:
         patience = Patience(_SERVICE, self._sleep)
         while True:
             try:
-                return method(call, timeout=self._stall_s)
+                return method(call, timeout=timeout_s)
             except grpc.RpcError as error:
                 patience.pause(error)
 

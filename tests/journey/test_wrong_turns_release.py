@@ -30,7 +30,8 @@ from confed.attestation import appraisal
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
 from confed.attestation.verifier import Registry
 from confed.client import counterpart
-from confed.client.session import ClientSession, _Terms
+from confed.client.releases import Terms
+from confed.client.session import ClientSession
 from confed.errors import (
     BindingMismatchError,
     BrokerError,
@@ -510,11 +511,11 @@ def test_keys_born_in_simulation_never_leave_it(make_road: MakeRoad, monkeypatch
 
 def item_of(road: Road, session: ClientSession, name: str, nonce: bytes) -> ReleaseItem:
     """What an honest session would send to an owner's broker under this nonce."""
-    terms = _Terms(round_number=1, attempt=0, purpose=Purpose.TRAIN, base=road.manifest.model.start.digest, record=b"")
+    terms = Terms(round_number=1, attempt=0, purpose=Purpose.TRAIN, base=road.manifest.model.start.digest, record=b"")
     site = road.manifest.site_named(name)
     assert site.dataset is not None
     key = KeyName(key_id=site.dataset.key_id, use=Use.DATA, container=site.dataset.container_id, version=0, attempt=0)
-    return session._request((site.owner.broker, site.owner.identity, (key,)), terms, nonce=nonce)
+    return session._releases.request((site.owner.broker, site.owner.identity, (key,)), terms, nonce=nonce)
 
 
 def nonce_of(road: Road, session: ClientSession, name: str = SITE) -> bytes:

@@ -460,6 +460,11 @@ class CourierStub:
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.ProgressCall.SerializeToString,
                 response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.ProgressReply.FromString,
                 _registered_method=True)
+        self.HandOver = channel.unary_unary(
+                '/confed.wire.v1.Courier/HandOver',
+                request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.HandOverCall.SerializeToString,
+                response_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.PutReply.FromString,
+                _registered_method=True)
         self.Get = channel.unary_stream(
                 '/confed.wire.v1.Courier/Get',
                 request_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.GetCall.SerializeToString,
@@ -498,6 +503,13 @@ class CourierServicer:
 
     def Progress(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandOver(self, request, context):
+        """a file that was put into the courier's folder for it, on its machine
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -544,6 +556,11 @@ def add_CourierServicer_to_server(servicer, server):
                     servicer.Progress,
                     request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.ProgressCall.FromString,
                     response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.ProgressReply.SerializeToString,
+            ),
+            'HandOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOver,
+                    request_deserializer=confed_dot_wire_dot_v1_dot_confed__pb2.HandOverCall.FromString,
+                    response_serializer=confed_dot_wire_dot_v1_dot_confed__pb2.PutReply.SerializeToString,
             ),
             'Get': grpc.unary_stream_rpc_method_handler(
                     servicer.Get,
@@ -625,6 +642,33 @@ class Courier:
             '/confed.wire.v1.Courier/Progress',
             confed_dot_wire_dot_v1_dot_confed__pb2.ProgressCall.SerializeToString,
             confed_dot_wire_dot_v1_dot_confed__pb2.ProgressReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confed.wire.v1.Courier/HandOver',
+            confed_dot_wire_dot_v1_dot_confed__pb2.HandOverCall.SerializeToString,
+            confed_dot_wire_dot_v1_dot_confed__pb2.PutReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,7 +32,8 @@ from confed.errors import (
     UnreachableError,
 )
 from confed.journey import Role
-from confed.keybroker.client import BrokerClient, EnclaveClock
+from confed.keybroker.client import BrokerClient
+from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.server import serve_brokers
