@@ -131,10 +131,10 @@ def proxy(
             data = canonical.encode(proof.to_json())
             write_whole(receipts / f"{proof.receipt.digest}.json", data)
 
+    provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
     if receipts is not None:
         receipts.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     listener = bound_socket(listen, loopback_only=True)
-    provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
     accepted = RequesterPolicy.decode(_read(policy_file, "policy"))
     with ConfidentialClient(url, policy=accepted, endorsements=provider) as client:
         replica = client.verify()

@@ -71,7 +71,8 @@ class Proxy:
         self._workers.submit(pump.run, lambda: self._pieces(reply))
         watch = asyncio.ensure_future(gone(receive))
         watch.add_done_callback(lambda _future: pump.stop())
-        headers = [(name.encode(), value.encode()) for name, value in reply.head.headers]
+        # Without a length the answer ends with its last chunk, which goes once the receipt holds: else it is cut off.
+        headers = [(name.encode(), value.encode()) for name, value in reply.head.headers if name != "content-length"]
         try:
             await send({"type": "http.response.start", "status": reply.head.status, "headers": headers})
             async for data in pump.pieces():

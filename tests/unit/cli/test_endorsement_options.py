@@ -1,9 +1,9 @@
-"""Where a broker and ``confed evidence endorse`` take endorsements from: options that contradict are told, none is ignored."""
+"""Where a broker, a proxy and ``confed evidence endorse`` take endorsements from: options that contradict are told, none is ignored."""
 
 import pytest
 from typer.testing import CliRunner
 
-from confed.cli import broker, evidence
+from confed.cli import broker, evidence, infer
 from confed.errors import ConfigError, EndorsementFormatError, MissingFileError
 
 MISTAKES = {
@@ -27,6 +27,13 @@ def test_a_broker_that_would_not_do_what_was_meant_does_not_start(options, error
     result = CliRunner().invoke(broker.app, ["serve", "--owner", "nobody", *options])
     assert type(result.exception) is error
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(("options", "error"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_proxy_that_would_not_do_what_was_meant_does_not_start(options, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(infer.app, ["proxy", "http://127.0.0.1:9", "--policy", "none", *options])
+    assert type(result.exception) is error
 
 
 def test_what_would_be_ignored_is_refused_when_endorsing_too():
