@@ -186,6 +186,11 @@ def _known_by(signed: Signed) -> bytes:
     return hashlib.sha256(signed.signer + signed.signature + signed.payload).digest()
 
 
+@lru_cache(maxsize=4096)
+def _public_key(signer: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(signer)
+
+
 def _signature_holds(signed: Signed) -> bool:
     if len(signed.signer) != _SIGNER_BYTES or len(signed.signature) != _SIGNATURE_BYTES:
         return False
@@ -193,7 +198,7 @@ def _signature_holds(signed: Signed) -> bool:
     if name in _known:
         return True
     try:
-        Ed25519PublicKey.from_public_bytes(signed.signer).verify(signed.signature, _DOMAIN + signed.payload)
+        _public_key(signed.signer).verify(signed.signature, _DOMAIN + signed.payload)
     except (InvalidSignature, ValueError):
         return False
     _known.add(name)

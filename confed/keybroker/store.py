@@ -291,7 +291,7 @@ def written_together() -> Generator[None]:
     its transactions on disk too: a refusal is one. Where the system cannot do it, each transaction waits for itself.
 
     Raises:
-        OSError: a disk fails, or does not say that it did not.
+        OSError: a disk fails; no store takes what was written for durable then.
     """
     if _together.now is not None or not can_sync_file_systems():
         yield

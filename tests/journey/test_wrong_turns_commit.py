@@ -374,6 +374,23 @@ REPEATS: dict[str, tuple[Sequence[str], bool]] = {
 }
 
 
+@pytest.mark.parametrize("named", ["the new one", "nobody", OTHER])
+def test_a_governor_that_names_an_aggregator_that_is_gone_is_refused_by_the_brokers(road: Road, named: str) -> None:
+    gone = road.aggregator()
+    gone.open(1)
+    session, site = road.session_of("north"), road.manifest.site_named("north")
+    step: dict[str, Any] = {"round_number": 1, "purpose": Purpose.TRAIN}
+    assert session.step(site, attempt=0, **step)[1].aggregator.instance == gone.instance
+    fresh = road.aggregator()
+    fresh.open(1, attempt=1)
+    with pytest.raises(InstanceError):
+        session.step(site, attempt=1, aggregator=gone.instance, **step)
+    fresh.open(1, attempt=2)
+    told = {"the new one": fresh.instance, "nobody": ""}.get(named, named)
+    assert session.step(site, attempt=2, aggregator=told, **step)[1].aggregator.instance == fresh.instance
+    fresh.governor.submit(site="north", digest=road.seal(road.hold("north", attempt=2)))
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["by the same instance", "by a new instance"])
 @pytest.mark.parametrize("sentence", REPEATS)
 def test_after_a_countersigned_round_it_is_repeated_with(make_road: MakeRoad, sentence: str, restarted: bool) -> None:

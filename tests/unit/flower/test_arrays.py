@@ -92,6 +92,15 @@ def test_one_copy_makes_the_bytes_that_flower_makes(tensor: np.ndarray, monkeypa
 
 
 @pytest.mark.usefixtures("_in_one_copy")
+def test_what_was_written_is_not_parsed_again_unless_an_app_put_something_else_in_its_place() -> None:
+    array = Array(np.arange(4, dtype=np.float32))
+    assert numbers_of(array).base is not None
+    assert numbers_of(array) is numbers_of(array)
+    array.data = Array(np.ones(3)).data
+    assert numbers_of(array).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.usefixtures("_in_one_copy")
 def test_one_copy_serves_torch_and_copies() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(4, dtype=torch.float32)

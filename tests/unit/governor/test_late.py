@@ -142,6 +142,9 @@ def test_an_evaluation_that_comes_late_counts_nowhere():
     grid.answer("m2")
     late.exchange([], timeout_s=5)
     assert rounds.counted == [3]
+    rounds.counted = []
+    late.exchange(evaluations(1), timeout_s=0)
+    assert rounds.counted == []
 
 
 def test_an_evaluation_does_not_wait_for_who_trains():
