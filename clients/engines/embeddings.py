@@ -16,7 +16,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from clients.tasks.language import config_of, tensor_of, tokenizer_of
+from clients.opened import tensor_of
+from clients.tasks.language import config_of, tokenizer_of
 from confed.errors import LanguageModelError
 from confed.inference.engine import InvalidRequestError
 from confed.model.hub import weights_of

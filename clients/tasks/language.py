@@ -22,6 +22,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 import numpy as np
 import torch
 
+from clients.opened import tensor_of
 from confed.client.settings import refuse
 from confed.errors import LanguageModelError, MissingFileError
 from confed.model.hub import CONFIG, TOKENIZER, TOKENIZER_CONFIG, settings_of, text_of, weights_of
@@ -47,14 +48,6 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # also where something imported it before this module
 transformers.logging.set_verbosity_error()  # what it would warn of may name what is sealed
 transformers.logging.disable_progress_bar()
-
-
-def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """Return an opened array as a tensor that shares its memory (a copy where that must not be written to)."""
-    array = array if array.flags.writeable else array.copy()
-    if (array.dtype.metadata or {}).get("safetensors") == "BF16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def config_of(arrays: Arrays) -> transformers.PreTrainedConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import peft
 import torch
 
-from clients.tasks.language import tensor_of
+from clients.opened import tensor_of
 from confed.adapter import STACK, AdapterTerms, factor_name, module_of, stack_name
 from confed.errors import AdapterError, LanguageModelError
 from confed.model.adapter import Adapted, adapter_of, frozen_factors

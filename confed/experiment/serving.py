@@ -13,6 +13,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Mapping
@@ -111,6 +112,17 @@ class OutputTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildTable:
+    """For an engine that runs another program: a folder of a file system in memory, and the devices that it needs.
+
+    It loosens what confines the process here, and is in no manifest: evidence names the layers that are left.
+    """
+
+    memory: str = "/dev/shm"  # noqa: S108 (a private folder is made in it)
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingFile:
     """One serving file. ``engine`` is a factory ``module:attribute`` of its folder, or of what is installed."""
 
@@ -121,6 +133,7 @@ class ServingFile:
     serving: ServingTable = field(default_factory=ServingTable)
     output: OutputTable = field(default_factory=OutputTable)
     tee: TeeTable = field(default_factory=TeeTable)
+    child: ChildTable | None = None
     settings: Mapping[str, Scalar] = field(default_factory=_SETTINGS)
 
     def __post_init__(self) -> None:
@@ -241,6 +254,8 @@ def start_replica(
         network=not broker.target.startswith("unix:"),
         most_at_once=most_at_once,
         recorded=kept.records is not None,
+        child_folder=_child_folder(told.child),
+        devices=() if told.child is None else told.child.devices,
     )
     return _spawn(launch, listener, _carrier(manifest, folder, kept), output)
 
@@ -266,6 +281,15 @@ def _public_key(name: str, path: Path) -> bytes:
         raise MissingFileError(f"output.recipients.{name}", expected="a public key's file", got=path) from error
     except (ValueError, RecipientError) as error:
         raise ConfigError(f"output.recipients.{name}", expected="a public key", got="something else") from error
+
+
+def _child_folder(told: ChildTable | None) -> str:
+    if told is None:
+        return ""
+    try:
+        return tempfile.mkdtemp(prefix="confed-", dir=told.memory)  # for this user alone
+    except OSError as error:
+        raise ConfigError("child.memory", expected="a folder that can be written to", got=told.memory) from error
 
 
 def _attester(told: ServingFile, folder: Path, manifest: Manifest, home: Path | None) -> AttesterTerms:

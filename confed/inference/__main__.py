@@ -38,11 +38,16 @@ def main(arguments: list[str]) -> int:
     terms = json.loads(data)
     # 2.
     from confed.attestation.tee.confinement import confine, default_readable  # noqa: PLC0415 (starts no thread)
+    from confed.memory import keep_freed  # noqa: PLC0415
 
     readable = [*default_readable(), *(Path(entry) for entry in terms["readable"])]
-    layers = confine(readable=readable, writable=(), network=terms["network"])
+    keep_freed()  # what a request brings is as large as what the last one brought
+    child = terms["child_folder"]
+    writable = [Path(entry) for entry in (child, *terms["devices"]) if child]
+    layers = confine(readable=readable, writable=writable, network=terms["network"], allow_exec=bool(child))
     # Nothing can be written, so no plaintext can end up in a temporary file; torch only wants a folder that is there.
-    tempfile.tempdir = sys.prefix
+    # An engine that runs another program has one folder, which it checks to be in memory.
+    tempfile.tempdir = child or sys.prefix
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.prefix
     from confed.errors import ConfedError  # noqa: PLC0415 (imports may start threads)
 

@@ -29,6 +29,7 @@ class Door:
         if isinstance(model, Predictor):
             self._routes |= open_inference.routes(model, name=name)
         self._routes |= openai_api.routes(model, name=name)
+        self._close = getattr(model, "close", None)
 
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request, whatever it is; nothing is raised to whoever carries it."""
@@ -43,6 +44,11 @@ class Door:
         except Exception as error:  # noqa: BLE001 (the service's edge: of an engine's failure only its kind is told)
             report_failure(error)
             return refusal(request, 500, "the engine failed")
+
+    def close(self) -> None:
+        """End what the model has beside itself: another program, say."""
+        if self._close is not None:
+            self._close()
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCH
 from confed.inference.epochs import EPOCH_MS, EpochKey
 from confed.inference.exchange import Sealing
 from confed.inference.live import Exchange, WindowStream
-from confed.inference.messages import AnswerHead, Headers, Request, RequestHead
+from confed.inference.messages import TENANT_BYTES, AnswerHead, Headers, Request, RequestHead
 from confed.inference.receipts import Receipt
 from confed.inference.replica import NONCE_BYTES
 from confed.inference.requester import Attestation, Proof, RequesterPolicy, VerifiedReplica, verify_replica
@@ -160,6 +160,8 @@ class ConfidentialClient:
         policy: the requester's own.
         endorsements: the requester's own provider of endorsements, if evidence needs more than comes along.
         now: the requester's clock, Unix milliseconds.
+        tenant: what replicas may keep of this client's requests (a prompt's beginning, say) serves this tenant alone.
+            32 secret bytes (``messages.Request``); ``None``: drawn here, so that no other client is the same tenant.
     """
 
     def __init__(
@@ -169,7 +171,9 @@ class ConfidentialClient:
         policy: RequesterPolicy,
         endorsements: EndorsementProvider | None = None,
         now: Callable[[], int] = wall_clock,
+        tenant: bytes | None = None,
     ) -> None:
+        self._tenant = os.urandom(TENANT_BYTES) if tenant is None else tenant
         urls = (url,) if isinstance(url, str) else tuple(url)
         if not urls:
             raise ConfigError("url", expected="at least one replica", got="none")
@@ -238,7 +242,7 @@ class ConfidentialClient:
             model=self._name(),
         )
 
-    def request(self, method: str, path: str, *, body: bytes = b"", headers: Headers = ()) -> Reply:
+    def request(self, method: str, path: str, *, body: bytes | bytearray = b"", headers: Headers = ()) -> Reply:
         """Send a request of the given parts; headers that mean nothing to a replica are left out.
 
         Raises:
@@ -246,7 +250,8 @@ class ConfidentialClient:
             RefusedError: see ``send``.
         """
         carried = tuple((name.lower(), value) for name, value in headers if name.lower() in CARRIED)
-        return self.send(Request(head=RequestHead(method=method, path=path, headers=carried), body=body))
+        head = RequestHead(method=method, path=path, headers=carried)
+        return self.send(Request(head=head, body=body, tenant=self._tenant))
 
     def predict(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of the model for tensors, which travel as raw bytes (Open Inference Protocol, version 2).
@@ -257,7 +262,7 @@ class ConfidentialClient:
         """
         body, headers = write_tensors(tensors)
         reply = self.request("POST", f"/v2/models/{self._name()}/infer", body=body, headers=headers)
-        answer = reply.read()
+        answer = bytearray().join(reply)
         require_answer(reply.head)
         return read_tensors(reply.head, answer)
 

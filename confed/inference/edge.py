@@ -37,6 +37,9 @@ EXCHANGE_TYPE = "application/vnd.confed.exchange"
 _AHEAD_BYTES = 1024 * 1024
 """Sealed bytes of one answer that wait for a slow reader, before its engine waits too."""
 
+_TOGETHER_BYTES = 64 * 1024
+"""Pieces that wait go out as one up to this size; larger ones would only be copied once more."""
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -179,7 +182,7 @@ class Edge:
             answer = self._door.answer(request)
             yield answering.begin(answer.head, padding=padding)
             for piece in answer.body:
-                yield answering.body(piece)
+                yield from answering.body(piece)
             yield answering.end(self._replica.receipt(answering, delivered=answer.delivered))
         except ConfedError as error:
             report_failure(error)
@@ -229,12 +232,12 @@ class Pump:
             await self._woken.wait()
             self._woken.clear()
             with self._changed:
-                data = b"".join(self._waiting)
+                waiting, size = tuple(self._waiting), self._size
                 self._waiting.clear()
                 self._size = 0
                 self._changed.notify()
                 ended = self._ended
-            if data:
+            for data in (b"".join(waiting),) if 0 < size <= _TOGETHER_BYTES else waiting:
                 yield data
             if ended and not self._waiting:
                 return

@@ -2,7 +2,8 @@
 
 The manifest's ``code.client_app`` names a factory ``module:attribute``, which is given the model's tensors and the
 manifest's settings, and returns a served model: an object with one or several of the methods below. Which of the
-interfaces are there follows from which methods it has; an engine sees requests one by one and keeps none.
+interfaces are there follows from which methods it has. One with a ``close`` is told when it is needed no longer. What an
+engine keeps of a request serves its own tenant alone (``GenerationOptions.cache_salt``).
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ class Predictor(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """A model of tensors that also says what it gives."""
+
+    def outputs(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """Return what it gives: name -> NumPy type and shape, -1 for any length of an axis."""
+        ...
+
+
+@runtime_checkable
 class Embedder(Protocol):
     """A model that turns texts into vectors."""
 
@@ -50,13 +60,19 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """How text goes on. ``temperature`` 0 takes the likeliest token; ``seed`` ``None`` draws from the system's."""
+    """How text goes on. ``temperature`` 0 takes the likeliest token; ``seed`` ``None`` draws from the system's.
+
+    ``special_tokens``: whether the tokenizer puts its own around the prompt; a chat's template has written them.
+    ``cache_salt``: what is kept of this request serves requests with the same one alone; ``None``: nothing is kept.
+    """
 
     max_tokens: int | None
     temperature: float
     top_p: float
     seed: int | None
     stop: tuple[str, ...]
+    special_tokens: bool
+    cache_salt: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

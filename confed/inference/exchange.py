@@ -2,7 +2,8 @@
 
 1. The requester draws a secret and wraps it (HPKE, MLKEM768-X25519) to the epoch key of one or several replicas.
    Header: manifest, a fresh request id, for each replica its epoch and the wrapped secret. Transcript: its digest.
-2. Request frames go under HKDF(secret, transcript): the head, then the body; the last one is marked.
+2. Request frames go under HKDF(secret, transcript): the caller's tenant (``messages.Request``) with the head, then the
+   body; the last one is marked.
 3. The replica unwraps, opens, and, once the last frame is authentic, takes the transcript as used: a second time is a
    replay. Only then does anything run.
 4. Its answer starts with which wrapped secret it used and a fresh nonce; answer frames go under HKDF(secret, transcript
@@ -33,8 +34,8 @@ from confed.errors import (
     error_for,
 )
 from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
-from confed.inference.frames import LARGEST_CONTENT_BYTES, Frame, FrameOpener, FrameSealer
-from confed.inference.messages import HEAD_LIMIT_BYTES, AnswerHead, Commitment, Request, RequestHead
+from confed.inference.frames import PIECE_BYTES, Frame, FrameOpener, FrameSealer
+from confed.inference.messages import HEAD_LIMIT_BYTES, TENANT_BYTES, AnswerHead, Commitment, Request, RequestHead
 from confed.sealing.derivation import (
     exchange_answer_key,
     exchange_request_key,
@@ -118,13 +119,15 @@ class Sealing:
 
     def request(self, request: Request) -> Iterator[bytes]:
         """Yield the sealed request, frame by frame."""
-        commitment = Commitment(self.salt, request.head.encoded)
-        commitment.add(request.body)
-        self.committed = commitment.digest
         yield REQUEST_MAGIC + len(self._header).to_bytes(_LENGTH_BYTES, "big") + self._header
         sealer = FrameSealer(exchange_request_key(self._secret, transcript=self.transcript), padding=self._padding)
-        yield sealer.seal(HEAD, request.head.encoded, final=not request.body)
-        yield from _body_frames(sealer, request.body, last=True)
+        head = request.head.encoded
+        commitment = Commitment(self.salt, head)
+        yield sealer.seal(HEAD, request.tenant + head, final=not request.body)
+        for piece, final in _pieces(request.body):
+            commitment.add(piece)
+            yield sealer.seal(BODY, piece, final=final)
+        self.committed = commitment.digest
 
     def answer(self) -> AnswerOpening:
         """Return what opens the answer."""
@@ -246,8 +249,11 @@ class Opening:
         self._start = bytearray()
         self._frames: FrameOpener | None = None
         self._head: RequestHead | None = None
+        self._tenant = b""
         self._body = bytearray()
         self._opened: tuple[OpenEpoch, int, bytes, bytes] | None = None
+        self._salt = b""
+        self._commitment: Commitment | None = None
 
     def feed(self, data: bytes) -> None:
         """Go on with further bytes of the request.
@@ -283,12 +289,20 @@ class Opening:
         if self._frames is None or self._opened is None:
             raise EncodingError("request", expected="a request", got="its end before it began")
         self._frames.close()
-        if self._head is None:
+        if self._head is None or self._commitment is None:
             raise EncodingError("request", expected="a head", got="none")
         epoch, index, secret, transcript = self._opened
         epoch.take(transcript)
-        request = Request(head=self._head, body=self._body)
-        return request, Answering(epoch=epoch.name, index=index, secret=secret, transcript=transcript, request=request)
+        request = Request(head=self._head, body=self._body, tenant=self._tenant)
+        answering = Answering(
+            epoch=epoch.name,
+            index=index,
+            secret=secret,
+            transcript=transcript,
+            salt=self._salt,
+            request_commitment=self._commitment.digest,
+        )
+        return request, answering
 
     def _begin(self) -> tuple[FrameOpener, bytes] | None:
         """Open the secret once the header is whole; return what opens the frames, and the bytes after the header."""
@@ -314,6 +328,7 @@ class Opening:
             raise SizeError("exchange secret in bytes", expected=_SECRET_BYTES, got=len(secret))
         transcript = _transcript(encoded)
         self._opened = (epoch, index, secret, transcript)
+        self._salt = receipt_salt(secret, transcript=transcript)
         key = exchange_request_key(secret, transcript=transcript)
         self._frames = FrameOpener(key, what="request", largest_bytes=self._largest)
         return self._frames, rest
@@ -328,9 +343,12 @@ class Opening:
     def _read(self, frame: Frame) -> None:
         if frame.kind != (HEAD if self._head is None else BODY):
             raise EncodingError("request frame", expected="a head and then the body", got="another")
-        if self._head is None:
-            self._head = RequestHead.decode(frame.content)
+        if self._commitment is None:
+            self._tenant, head = frame.content[:TENANT_BYTES], frame.content[TENANT_BYTES:]
+            self._head = RequestHead.decode(head)
+            self._commitment = Commitment(self._salt, head)
         else:
+            self._commitment.add(frame.content)
             self._body += frame.content
 
 
@@ -342,14 +360,8 @@ class Answering:
     index: int
     secret: bytes = field(repr=False)
     transcript: bytes
-    request: Request = field(repr=False)
-
-    @property
-    def request_commitment(self) -> str:
-        """The commitment of the request (``messages.Commitment``)."""
-        commitment = Commitment(self.salt, self.request.head.encoded)
-        commitment.add(self.request.body)
-        return commitment.digest
+    salt: bytes = field(repr=False)
+    request_commitment: str
 
     def begin(self, head: AnswerHead, *, padding: PaddingTerms) -> bytes:
         """Return the answer's start and head, sealed.
@@ -369,10 +381,11 @@ class Answering:
         self._commitment = Commitment(self.salt, encoded)
         return ANSWER_MAGIC + bytes([self.index]) + nonce + self._sealer.seal(HEAD, encoded, final=False)
 
-    def body(self, piece: bytes | memoryview) -> bytes:
-        """Return a piece of the body, sealed; of any length."""
-        self._commitment.add(piece)
-        return b"".join(_body_frames(self._sealer, piece, last=False))
+    def body(self, body: bytes | memoryview) -> Iterator[bytes]:
+        """Yield a part of the body, sealed; of any length."""
+        for piece, _ in _pieces(body):
+            self._commitment.add(piece)
+            yield self._sealer.seal(BODY, piece, final=False)
 
     @property
     def window_key(self) -> bytes:
@@ -393,17 +406,12 @@ class Answering:
         begun = b"" if hasattr(self, "_sealer") else self.begin(AnswerHead(status=503, headers=()), padding=padding)
         return begun + self._sealer.seal(REFUSED, code.encode("ascii"), final=True)
 
-    @property
-    def salt(self) -> bytes:
-        """What hides request and answer in their commitments."""
-        return receipt_salt(self.secret, transcript=self.transcript)
 
-
-def _body_frames(sealer: FrameSealer, body: bytes | bytearray | memoryview, *, last: bool) -> Iterator[bytes]:
+def _pieces(body: bytes | bytearray | memoryview) -> Iterator[tuple[memoryview, bool]]:
+    """Yield a body in pieces that fit a frame, each with whether it is the last one."""
     view = memoryview(body)
-    for start in range(0, len(view), LARGEST_CONTENT_BYTES):
-        piece = view[start : start + LARGEST_CONTENT_BYTES]
-        yield sealer.seal(BODY, piece, final=last and start + len(piece) == len(view))
+    for start in range(0, len(view), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES], start + PIECE_BYTES >= len(view)
 
 
 def _info(manifest: str, request_id: bytes, epoch: str) -> bytes:

@@ -24,6 +24,9 @@ _INNER = struct.Struct(">BI")
 _TAG_BYTES = 16
 LARGEST_CONTENT_BYTES = LARGEST_FRAME_BYTES - _INNER.size
 """What a frame carries at most."""
+PIECE_BYTES = 64 * 1024 - _INNER.size
+"""Into which pieces a long body is cut: with them a frame's memory is used again, where larger ones are new each time,
+which takes longer than sealing them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +61,13 @@ class FrameSealer:
         if self._ended:
             raise ExchangeError("frame", expected="none after the last one", got="one")
         size = self._padding.padded(_INNER.size + len(content))
-        plaintext = bytearray(size)
-        _INNER.pack_into(plaintext, 0, kind, len(content))
-        plaintext[_INNER.size : _INNER.size + len(content)] = content
+        zeros = bytes(size - _INNER.size - len(content))
+        plaintext = b"".join((_INNER.pack(kind, len(content)), content, zeros))
         outer = _OUTER.pack(size + _TAG_BYTES, final)
-        sealed = bytearray(_OUTER.size + size + _TAG_BYTES)
-        sealed[: _OUTER.size] = outer
-        self._aead.encrypt_into(_nonce(self._count, final=final), plaintext, outer, memoryview(sealed)[_OUTER.size :])
+        sealed = self._aead.encrypt(_nonce(self._count, final=final), plaintext, outer)
         self._count += 1
         self._ended = final
-        return bytes(sealed)
+        return outer + sealed
 
 
 class FrameOpener:
@@ -103,21 +103,24 @@ class FrameOpener:
             SizeError: a frame or all contents together beyond their bound.
             EncodingError: bytes after the last frame, or an authentic one that is not of its one form.
         """
-        self._buffer += data
+        kept = self._buffer
+        kept += data
         frames: list[Frame] = []
         at = 0
-        while len(self._buffer) - at >= _OUTER.size:
-            self._require_open()
-            size, flag = _OUTER.unpack_from(self._buffer, at)
-            if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
-                raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
-            end = at + _OUTER.size + size
-            if len(self._buffer) < end:
-                break
-            frames.append(self._open(bytes(self._buffer[at:end]), final=bool(flag)))
-            at = end
-        del self._buffer[:at]
-        if self._buffer:
+        with memoryview(kept) as view:
+            while len(view) - at >= _OUTER.size:
+                self._require_open()
+                size, flag = _OUTER.unpack_from(view, at)
+                if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
+                    raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
+                end = at + _OUTER.size + size
+                if len(view) < end:
+                    break
+                with view[at:end] as frame:
+                    frames.append(self._open(frame, final=bool(flag)))
+                at = end
+        del kept[:at]
+        if kept:
             self._require_open()
         return frames
 
@@ -134,7 +137,7 @@ class FrameOpener:
         if self._ended:
             raise EncodingError(self._what, expected="nothing after the last frame", got="more")
 
-    def _open(self, frame: bytes, *, final: bool) -> Frame:
+    def _open(self, frame: memoryview, *, final: bool) -> Frame:
         outer, sealed = frame[: _OUTER.size], frame[_OUTER.size :]
         try:
             plaintext = self._aead.decrypt(_nonce(self._count, final=final), sealed, outer)
@@ -142,8 +145,9 @@ class FrameOpener:
             where = f"{self._what} frame {self._count}"
             raise TamperedError(where, expected="a matching tag", got="another") from error
         kind, size = _INNER.unpack_from(plaintext)
-        content, padding = plaintext[_INNER.size : _INNER.size + size], plaintext[_INNER.size + size :]
-        if len(content) != size or padding.count(0) != len(padding):
+        end = _INNER.size + size
+        content = plaintext[_INNER.size : end]
+        if len(content) != size or plaintext.count(0, end) != len(plaintext) - end:
             raise EncodingError(f"{self._what} frame {self._count}", expected="its content and zeros", got="another")
         self._total += size
         if self._largest is not None and self._total > self._largest:

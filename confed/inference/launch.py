@@ -29,6 +29,8 @@ class InferenceLaunch:
         network: whether it needs the network to reach the broker, or only Unix sockets.
         most_at_once: answers on their way.
         recorded: whether its host keeps the evidence under which keys are released.
+        child_folder: a folder in memory, where the engine may run another program and write; empty where it may not.
+        devices: files of devices that this program needs.
     """
 
     manifest: str
@@ -40,6 +42,8 @@ class InferenceLaunch:
     network: bool
     most_at_once: int
     recorded: bool
+    child_folder: str
+    devices: tuple[str, ...]
 
     def __repr__(self) -> str:
         return f"InferenceLaunch(model={self.model!r}, …)"

@@ -79,9 +79,10 @@ class Leased:
         """Drop model and keys where the lease is over, and return whether it is."""
         if self._replica.lease.left_s() > 0:
             return False
-        if self._door is not None:
-            self._door = None
+        door, self._door = self._door, None
+        if door is not None:
             self._replica.epochs.drop_all()
+            door.close()
             _report("the lease is over: model and keys are dropped")
         return True
 

@@ -25,7 +25,7 @@ def bound_socket(listen: str, *, loopback_only: bool) -> socket.socket:
         raise ConfigError("listen", expected="HOST:PORT", got=listen)
     if loopback_only and host not in ("127.0.0.1", "localhost"):
         raise ConfigError("listen", expected="127.0.0.1: who reaches it reads in clear", got=host)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, int(port)))

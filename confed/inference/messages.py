@@ -15,11 +15,14 @@ from confed import canonical, record
 from confed.errors import EncodingError
 
 HEAD_LIMIT_BYTES = 64 * 1024
+TENANT_BYTES = 32
+NO_TENANT = bytes(TENANT_BYTES)
 _MOST_HEADERS = 64
 _METHODS = ("GET", "POST")
 _PATH = re.compile(r"/[!-~]{0,2047}\Z")
 _NAME = re.compile(r"[a-z0-9-]{1,64}\Z")
 _VALUE = re.compile(r"[\t -~]{0,8192}\Z")
+_CACHE_DOMAIN = b"confed/v1/cache-salt\x00"
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -63,10 +66,30 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """An inner request, whole."""
+    """An inner request, whole.
+
+    Attributes:
+        head: method, path and headers.
+        body: as it came.
+        tenant: 32 bytes that the caller drew and keeps to itself; what a replica caches of a request serves only
+            requests of the same tenant. ``NO_TENANT``: nothing is kept. It is in no receipt and in no proof, which are
+            shown to others.
+    """
 
     head: RequestHead
     body: bytes | bytearray = field(repr=False)
+    tenant: bytes = field(default=NO_TENANT, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.tenant) != TENANT_BYTES:
+            raise EncodingError("tenant size in bytes", expected=TENANT_BYTES, got=len(self.tenant))
+
+    @property
+    def cache_salt(self) -> str | None:
+        """What names the tenant to an engine and its caches (hexadecimal); the tenant itself cannot be told from it."""
+        if self.tenant == NO_TENANT:
+            return None
+        return canonical.digest(_CACHE_DOMAIN + self.tenant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

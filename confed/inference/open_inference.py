@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from confed.inference.engine import Answer, InvalidRequestError, Predictor, json_answer
+from confed.inference.engine import Answer, Described, InvalidRequestError, Predictor, json_answer
 from confed.inference.messages import AnswerHead, Request
-from confed.inference.tensors import LENGTH_HEADER, NAMES, TYPES, Array, little_endian
+from confed.inference.tensors import LENGTH_HEADER, NAMES, TYPES, Array, aligned, little_endian
 
 _MOST_TENSORS = 64
 
@@ -44,10 +44,13 @@ def error_answer(status: int, reason: str) -> Answer:
 
 
 def _metadata(model: Predictor, name: str) -> dict[str, Any]:
-    inputs = [
-        {"name": key, "datatype": NAMES[dtype], "shape": list(shape)} for key, (dtype, shape) in model.inputs().items()
-    ]
-    return {"name": name, "versions": ["1"], "platform": "confed", "inputs": inputs, "outputs": []}
+    outputs = model.outputs() if isinstance(model, Described) else {}
+    told = {"name": name, "versions": ["1"], "platform": "confed"}
+    return {**told, "inputs": _described(model.inputs()), "outputs": _described(outputs)}
+
+
+def _described(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[dict[str, Any]]:
+    return [{"name": key, "datatype": NAMES[dtype], "shape": list(shape)} for key, (dtype, shape) in shapes.items()]
 
 
 def _infer(model: Predictor, name: str, request: Request) -> Answer:
@@ -187,6 +190,6 @@ def _answer(name: str, value: Mapping[str, Any], outputs: Mapping[str, Array], b
         told["id"] = value["id"]
     if not binary:
         return json_answer(told)
-    front = json.dumps(told, separators=(",", ":")).encode()
+    front = aligned(json.dumps(told, separators=(",", ":")).encode())
     headers = (("content-type", "application/octet-stream"), (LENGTH_HEADER, str(len(front))))
     return Answer(head=AnswerHead(status=200, headers=headers), body=(front, *pieces))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from confed import canonical
 from confed.inference.engine import (
     Answer,
     Embedder,
@@ -33,7 +34,19 @@ _MOST_TEXTS = 2048
 _MOST_STOPS = 4
 _KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 500: "server_error"}
 _SHARED = frozenset(
-    {"model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n", "user"}
+    {
+        "model",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "n",
+        "user",
+        "cache_salt",
+    }
 )
 Routes = dict[tuple[str, str], Callable[[Request], Answer]]
 
@@ -110,7 +123,7 @@ def _completions(model: Generator, name: str, request: Request) -> Answer:
     if not isinstance(prompt, str):
         raise InvalidRequestError(400, "prompt: one text")
     form = _Form(name=name, prefix="cmpl-", whole="text_completion", piece="text_completion", chat=False)
-    return _generated(model, form, prompt, value)
+    return _generated(model, form, prompt, value, salt=request.cache_salt)
 
 
 def _chat(model: Generator, name: str, request: Request) -> Answer:
@@ -122,7 +135,7 @@ def _chat(model: Generator, name: str, request: Request) -> Answer:
         value["max_tokens"] = value.pop("max_completion_tokens")
     prompt = model.chat_prompt(messages)  # pyright: ignore[reportUnknownArgumentType]
     form = _Form(name=name, prefix="chatcmpl-", whole="chat.completion", piece="chat.completion.chunk", chat=True)
-    return _generated(model, form, prompt, value)
+    return _generated(model, form, prompt, value, salt=request.cache_salt)
 
 
 def _is_message(entry: Any) -> bool:
@@ -131,8 +144,8 @@ def _is_message(entry: Any) -> bool:
     return entry.get("role") in ("system", "developer", "user", "assistant") and isinstance(entry.get("content"), str)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _generated(model: Generator, form: _Form, prompt: str, value: Mapping[str, Any]) -> Answer:
-    options = _options(value)
+def _generated(model: Generator, form: _Form, prompt: str, value: Mapping[str, Any], *, salt: str | None) -> Answer:
+    options = _options(value, chat=form.chat, salt=salt)
     pieces = model.generate(prompt, options)
     shared = {"id": form.prefix + secrets.token_hex(12), "created": int(time.time()), "model": form.name}
     if value.get("stream") is True:
@@ -170,7 +183,7 @@ def _usage(prompt_tokens: int, tokens: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
 
 
-def _options(value: Mapping[str, Any]) -> GenerationOptions:
+def _options(value: Mapping[str, Any], *, chat: bool, salt: str | None) -> GenerationOptions:
     stop = value.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
@@ -183,7 +196,19 @@ def _options(value: Mapping[str, Any]) -> GenerationOptions:
         top_p=_number(value, "top_p", float, least=0, most=1, default=1.0),
         seed=_number(value, "seed", int, least=-(2**63), most=2**63 - 1, default=None),
         stop=tuple(stops),  # pyright: ignore[reportUnknownArgumentType]
+        special_tokens=not chat,
+        cache_salt=_cache_salt(value, salt),
     )
+
+
+def _cache_salt(value: Mapping[str, Any], salt: str | None) -> str | None:
+    """Return the salt of a request: its tenant's, or with ``cache_salt`` (vLLM's name for it) one of a part of it."""
+    own = value.get("cache_salt")
+    if own is None or salt is None:
+        return salt
+    if not isinstance(own, str) or not own:
+        raise InvalidRequestError(400, "cache_salt: a text that is not empty")
+    return canonical.digest(f"{salt}/{own}".encode())
 
 
 def _number(value: Mapping[str, Any], name: str, kind: type, *, least: float, most: float, default: Any) -> Any:

@@ -14,6 +14,7 @@ from confed.inference.messages import AnswerHead, Headers
 
 Array = NDArray[Any]
 _ACKNOWLEDGED = 202
+_ALIGNMENT = 16
 LENGTH_HEADER = "inference-header-content-length"
 TYPES = {
     "BOOL": "bool",
@@ -40,6 +41,11 @@ def little_endian(array: Array) -> memoryview:
     return memoryview(little.reshape(-1).view(np.uint8).data)
 
 
+def aligned(front: bytes) -> bytes:
+    """Return the JSON before raw bytes with spaces at its end, so that the first tensor can be used where it is."""
+    return front + b" " * (-len(front) % _ALIGNMENT)
+
+
 def write_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, Headers]:
     """Return the body and headers of a request with these tensors, which asks for raw bytes back.
 
@@ -56,7 +62,7 @@ def write_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, Headers]:
         inputs.append(
             {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name], "parameters": size}
         )
-    front = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    front = aligned(json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode())
     headers = (("content-type", "application/octet-stream"), (LENGTH_HEADER, str(len(front))))
     return b"".join([front, *pieces]), headers
 
@@ -71,8 +77,8 @@ def require_answer(head: AnswerHead) -> None:
         raise AnswerError("output", expected="answers to who asked", got="an acknowledgement, by the owner's policy")
 
 
-def read_tensors(head: AnswerHead, body: bytes) -> dict[str, Array]:
-    """Return the tensors of an answer.
+def read_tensors(head: AnswerHead, body: bytes | bytearray) -> dict[str, Array]:
+    """Return the tensors of an answer; in a ``bytearray`` they stay where they are.
 
     Raises:
         AnswerError: the model refused the request.
@@ -84,12 +90,12 @@ def read_tensors(head: AnswerHead, body: bytes) -> dict[str, Array]:
         value = json.loads(body[:size])
         if head.status != 200:
             raise AnswerError(str(value["error"])[:500], expected="status 200", got=head.status)
-        return _tensors(value["outputs"], body[size:])
+        return _tensors(value["outputs"], memoryview(body)[size:])
     except (ValueError, KeyError, TypeError) as error:
         raise EncodingError("answer", expected="tensors", got="something else") from error
 
 
-def _tensors(outputs: Any, raw: bytes) -> dict[str, Array]:
+def _tensors(outputs: Any, raw: memoryview) -> dict[str, Array]:
     found: dict[str, Array] = {}
     at = 0
     for entry in outputs:
@@ -98,7 +104,8 @@ def _tensors(outputs: Any, raw: bytes) -> dict[str, Array]:
         if size is None:
             found[entry["name"]] = np.array(entry["data"], dtype=dtype).reshape(shape)
             continue
-        little = dtype.newbyteorder("<")
-        found[entry["name"]] = np.frombuffer(raw[at : at + size], dtype=little).reshape(shape).astype(dtype)
+        little = np.frombuffer(raw[at : at + size], dtype=dtype.newbyteorder("<")).reshape(shape)
+        fits = little.flags.writeable and little.flags.aligned
+        found[entry["name"]] = little.astype(dtype, copy=not fits)
         at += size
     return found

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from confed.adapter import AdapterTerms
+from confed.inference.engine import GenerationOptions, Generator
 from confed.model.adapter import with_adapter
 from confed.model.hub import read_directory
 
@@ -64,6 +65,18 @@ def start(folder: Path, of: AdapterTerms, *, rounds: int = 2, updates: int = 2, 
     """Return a sealed start's arrays: a tiny Llama's, with an adapter."""
     arrays = read_directory(hub_directory(folder, **llama))
     return with_adapter(arrays, of, rounds=rounds, updates=updates, seed=7)[0]
+
+
+def asked(**changes: Any) -> GenerationOptions:
+    values: dict[str, Any] = {
+        "max_tokens": 20, "temperature": 0, "top_p": 1.0, "seed": None, "stop": (), "special_tokens": True,
+        "cache_salt": None,
+    }  # fmt: skip
+    return GenerationOptions(**{**values, **changes})
+
+
+def said(engine: Generator, prompt: str, **changes: Any) -> str:
+    return "".join(piece.text for piece in engine.generate(prompt, asked(**changes)))
 
 
 def changed_json(file: Path, **changes: Any) -> None:

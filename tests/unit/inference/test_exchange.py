@@ -44,7 +44,7 @@ from confed.inference.exchange import (
     Opening,
     Sealing,
 )
-from confed.inference.frames import LARGEST_CONTENT_BYTES, FrameOpener, FrameSealer
+from confed.inference.frames import LARGEST_CONTENT_BYTES, PIECE_BYTES, FrameOpener, FrameSealer
 from confed.inference.messages import AnswerHead, Commitment, Request, RequestHead
 from confed.sealing.derivation import exchange_answer_key
 from confed.serving import Padding, PaddingTerms
@@ -109,7 +109,7 @@ RECEIPT_SIGNED = sign(Said(said="done"), SIGNING)
 
 def an_answer(answering: Answering, *pieces: bytes, padding: PaddingTerms = PLAIN) -> list[bytes]:
     head = AnswerHead(status=200, headers=(("content-type", "text/plain"),))
-    sealed = [answering.begin(head, padding=padding), *(answering.body(piece) for piece in pieces)]
+    sealed = [answering.begin(head, padding=padding), *(frame for piece in pieces for frame in answering.body(piece))]
     return [*sealed, answering.end(RECEIPT_SIGNED)]
 
 
@@ -122,7 +122,16 @@ def read_whole(opening: AnswerOpening, pieces: list[bytes]) -> None:
     opening.close()
 
 
-SIZES = [0, 1, 255, LARGEST_CONTENT_BYTES, LARGEST_CONTENT_BYTES + 1, 2 * LARGEST_CONTENT_BYTES]
+SIZES = [
+    0,
+    1,
+    255,
+    PIECE_BYTES,
+    PIECE_BYTES + 1,
+    LARGEST_CONTENT_BYTES,
+    LARGEST_CONTENT_BYTES + 1,
+    2 * LARGEST_CONTENT_BYTES,
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -140,6 +149,21 @@ def test_a_request_and_its_answer_come_back_whole(size: int, padding: PaddingTer
     assert answered.receipt == RECEIPT_SIGNED
     assert answered.commitment == answering.commitment
     assert asked.committed == answering.request_commitment
+
+
+def test_a_tenant_is_told_to_the_replica_and_to_no_receipt() -> None:
+    replica, tenant = Replica(), bytes(range(32))
+    plain, named = a_request(), dataclasses.replace(a_request(), tenant=tenant)
+    asked = sealing(replica)
+    request, answering = replica.open(list(asked.request(named)))
+    assert request.tenant == tenant
+    assert request.cache_salt not in (None, tenant.hex())
+    commitment = Commitment(asked.salt, named.head.encoded)
+    commitment.add(named.body)
+    assert answering.request_commitment == asked.committed == commitment.digest
+    assert replica.open(list(sealing(replica).request(plain)))[0].cache_salt is None
+    with pytest.raises(EncodingError):
+        dataclasses.replace(plain, tenant=bytes(31))
 
 
 @settings(max_examples=15, deadline=None)
@@ -250,7 +274,7 @@ def test_a_request_that_is_not_the_one_that_was_sent_is_refused(
     turn: Callable[[list[bytes]], list[bytes]], error: type[ConfedError]
 ) -> None:
     replica = Replica()
-    pieces = list(sealing(replica).request(a_request(b"x" * (2 * LARGEST_CONTENT_BYTES + 5))))
+    pieces = list(sealing(replica).request(a_request(b"x" * (2 * PIECE_BYTES + 5))))
     assert len(pieces) == 5
     with pytest.raises(error):
         replica.open(turn(pieces))
@@ -294,8 +318,8 @@ def test_a_secret_moved_to_another_replicas_epoch_is_refused() -> None:
 
 def test_a_request_beyond_its_bound_is_refused_before_it_is_whole() -> None:
     replica = Replica()
-    opening = replica.opening(largest_bytes=LARGEST_CONTENT_BYTES + 1024)
-    pieces = iter(sealing(replica).request(a_request(b"x" * (3 * LARGEST_CONTENT_BYTES))))
+    opening = replica.opening(largest_bytes=PIECE_BYTES + 1024)
+    pieces = iter(sealing(replica).request(a_request(b"x" * (3 * PIECE_BYTES))))
     for piece in (next(pieces), next(pieces), next(pieces)):
         opening.feed(piece)
     with pytest.raises(SizeError):
