@@ -2,8 +2,8 @@
 
 The manifest's ``code.client_app`` names a factory ``module:attribute``, which is given the model's tensors and the
 manifest's settings, and returns a served model: an object with one or several of the methods below. Which of the
-interfaces are there follows from which methods it has. One with a ``close`` is told when it is needed no longer. What an
-engine keeps of a request serves its own tenant alone (``GenerationOptions.cache_salt``).
+interfaces are there follows from which methods it has. One with a ``close`` is told when it is needed no longer. What
+an engine keeps of a request serves its own tenant alone (``GenerationOptions.cache_salt``).
 """
 
 from __future__ import annotations
