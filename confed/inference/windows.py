@@ -245,4 +245,4 @@ class Windows:
         return self._answering.refuse(code, padding=padding)
 
     def _sealed(self, message: Message) -> bytes:
-        return self._answering.body(message.encoded)
+        return b"".join(self._answering.body(message.encoded))
