@@ -1,4 +1,4 @@
-"""Start client TEEs: ``python -m clients (--launch-fd N [--channel-fd M])…``.
+"""Start client TEEs: ``python -m clients (--launch-fd N [--channel-fd M])… [--early LIBRARY]…``.
 
 Each pair is one TEE. The launch document comes over an inherited descriptor, so that its secret is in no file and no
 argument list. With several pairs (the ``local`` engine) libraries are imported once, and a process is forked for each
@@ -26,7 +26,7 @@ from pathlib import Path
 
 # Threads may only start once a process is confined.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-_LIBRARIES = ("torch", "torch._dynamo", "flwr.app", "flwr.clientapp", "confed.client.host", "confed.client.mod")
+_LIBRARIES = ("flwr.app", "flwr.clientapp", "confed.client.host", "confed.client.mod")
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 
 
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m clients", description="Start client TEEs.")
     parser.add_argument("--launch-fd", type=int, action="append", required=True, help="where a launch document comes")
     parser.add_argument("--channel-fd", type=int, action="append", default=[], help="socket that messages come over")
+    parser.add_argument("--early", action="append", default=[], help="library to import before TEEs are forked")
     told = parser.parse_args(arguments)
     if len(told.launch_fd) > 1 and len(told.channel_fd) != len(told.launch_fd):
         parser.error("several TEEs need a channel each")
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if not told.channel_fd:
         return _become_tee(told.launch_fd[0], None)
     # 1.
-    for name in _LIBRARIES:
+    for name in (*told.early, *_LIBRARIES):
         if importlib.util.find_spec(name.split(".", 1)[0]) is not None:
             importlib.import_module(name)
     if len(told.launch_fd) == 1:

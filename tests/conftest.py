@@ -1,7 +1,9 @@
 """What every test needs: a confed home of its own, and no telemetry."""
 
 import gc
+import itertools
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,16 @@ def _what_was_imported_stays():
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory):
+    # Not ``tmp_path``: before pytest makes one it looks through all that are there, which takes longer with each test.
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count(1))
+
+
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path, monkeypatch):
-    # No test may see or change the owners of whoever runs it.
-    monkeypatch.setenv("CONFED_HOME", str(tmp_path / "confed-home"))
+def own_home(_homes, monkeypatch) -> Path:
+    """Name a home that is not there yet: no test may see or change the owners of whoever runs it."""
+    home = next(_homes)
+    monkeypatch.setenv("CONFED_HOME", str(home))
+    return home

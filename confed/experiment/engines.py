@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ def require_staying(engine: str, compression: CompressionTerms | None) -> None:
 
 
 @contextlib.contextmanager
-def early_pool(engine: str, *, sites: int) -> Generator[WorkerPool | None]:
+def early_pool(engine: str, *, sites: int, early: Sequence[str]) -> Generator[WorkerPool | None]:
     """Start the client TEEs of the ``local`` engine, so that they import libraries while the run is resolved.
 
     What they print goes to a file beside the run's sockets until ``WorkerPool.log`` is kept with the run.
@@ -78,7 +78,7 @@ def early_pool(engine: str, *, sites: int) -> Generator[WorkerPool | None]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="confed-") as folder,
-        WorkerPool(workers_for(sites), log=Path(folder) / "clients.log") as pool,
+        WorkerPool(workers_for(sites), log=Path(folder) / "clients.log", early=early) as pool,
     ):
         yield pool
 

@@ -13,6 +13,7 @@ from typing import Any
 from confed import canonical
 from confed.errors import ConfedError, LineageError
 from confed.experiment.config import load_experiment
+from confed.experiment.early import early_libraries
 from confed.experiment.engines import early_pool, require_engine, require_staying, run_engine, uses_separate_brokers
 from confed.experiment.owners import Owners, approve, load_owners, seal_everything
 from confed.experiment.resolution import Prepared, prepare, resolve
@@ -60,7 +61,8 @@ def run_experiment(request: RunRequest, *, watcher: Watcher) -> dict[str, Any]:
     require_engine(request.engine)
     experiment = load_experiment(request.config_file)
     require_staying(request.engine, None if experiment.compression is None else experiment.compression.terms)
-    with early_pool(request.engine, sites=experiment.sites.count) as pool:
+    early = early_libraries(request.config_file.parent / experiment.app.directory, experiment.app.client)
+    with early_pool(request.engine, sites=experiment.sites.count, early=early) as pool:
         prepared = prepare(experiment, config_file=request.config_file)
         owners = load_owners(prepared, home=request.home)
         run = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"

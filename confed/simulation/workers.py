@@ -35,12 +35,16 @@ def workers_for(sites: int) -> int:
 
 
 class WorkerPool:
-    """One process from which ``count`` client TEEs are forked; as a context it ends with them."""
+    """One process from which ``count`` client TEEs are forked; as a context it ends with them.
 
-    def __init__(self, count: int, *, log: Path) -> None:
+    ``early`` names libraries that it imports for all of them.
+    """
+
+    def __init__(self, count: int, *, log: Path, early: Sequence[str] = ()) -> None:
         self.log = log
+        self._early = early
         self._ends: list[tuple[int, socket.socket]] = []
-        self._process, self._ends = _start(count, log)
+        self._process, self._ends = _start(count, log, early)
         self._workers: list[Worker] = []
 
     def launch(self, launches: Sequence[ClientLaunch]) -> list[Worker]:
@@ -53,7 +57,7 @@ class WorkerPool:
             raise DeploymentError("client TEEs", expected=f"{len(self._ends)} launch documents", got=len(launches))
         for launch, (descriptor, channel) in zip(launches, self._ends, strict=True):
             _tell(descriptor, launch)
-            self._workers.append(Worker(launch, channel, log=self.log))
+            self._workers.append(Worker(launch, channel, log=self.log, early=self._early))
         self._ends = []
         for worker in self._workers:
             worker.wait_ready()
@@ -74,8 +78,9 @@ class WorkerPool:
 class Worker:
     """One client TEE as the Grid sees it: a channel that answers."""
 
-    def __init__(self, launch: ClientLaunch, channel: socket.socket, *, log: Path) -> None:
+    def __init__(self, launch: ClientLaunch, channel: socket.socket, *, log: Path, early: Sequence[str] = ()) -> None:
         self._launch = launch
+        self._early = early
         self._channel: socket.socket | None = channel
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +141,7 @@ class Worker:
             send_frame(self._channel, frame)
 
     def _start_again(self) -> None:
-        self._process, ((descriptor, self._channel),) = _start(1, self._log)
+        self._process, ((descriptor, self._channel),) = _start(1, self._log, self._early)
         _tell(descriptor, self._launch)
         self.wait_ready()
 
@@ -145,11 +150,13 @@ class Worker:
         return DeploymentError("client TEE", expected="a process that serves", got=lines[-1] if lines else "its end")
 
 
-def _start(count: int, log: Path) -> tuple[subprocess.Popen[bytes], list[tuple[int, socket.socket]]]:
+def _start(
+    count: int, log: Path, early: Sequence[str]
+) -> tuple[subprocess.Popen[bytes], list[tuple[int, socket.socket]]]:
     """Start a process for ``count`` TEEs; return it and, for each, where its launch document and messages go."""
     pipes = [os.pipe() for _ in range(count)]
     sockets = [socket.socketpair() for _ in range(count)]
-    arguments = [sys.executable, "-m", "clients"]
+    arguments = [sys.executable, "-m", "clients", *(word for name in early for word in ("--early", name))]
     for (read_end, _), (_, theirs) in zip(pipes, sockets, strict=True):
         arguments += ["--launch-fd", str(read_end), "--channel-fd", str(theirs.fileno())]
     inherited = [*(read_end for read_end, _ in pipes), *(theirs.fileno() for _, theirs in sockets)]

@@ -13,10 +13,12 @@ from confed.keybroker.identity import OwnerHome
 from confed.manifest import Manifest
 from confed.model.weights import unpack
 from confed.sealing.container import Container
-from confed.sealing.derivation import version_key
+from confed.sealing.derivation import container_key, version_key
+from tests.journey import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDINARY = Path(__file__).parent / "apps" / "ordinary"
+LINEAR = Path(__file__).parent / "apps" / "linear"
 
 CLIENT_CHANGE = ("app = ClientApp()", "app = ClientApp(mods=[confed.client.confidential])")
 SERVER_CHANGE = ("strategy = FedAdam(", "strategy = ConfidentialStrategy(FedAdam(")
@@ -36,12 +38,12 @@ def digits(folder, *, rounds=3, sites=3, least=2, **changes):
     return folder / "config.toml"
 
 
-def confidential_ordinary(folder, *, rounds=3):
+def confidential_ordinary(folder, *, rounds=3, app=ORDINARY):
     """Copy the ordinary app and make it confidential by the two changes, each checked to be one place."""
     folder.mkdir(parents=True)
-    shutil.copy(ORDINARY / "task.py", folder)
-    client = (ORDINARY / "client_app.py").read_text()
-    server = (ORDINARY / "server_app.py").read_text()
+    shutil.copy(app / "task.py", folder)
+    client = (app / "client_app.py").read_text()
+    server = (app / "server_app.py").read_text()
     assert client.count(CLIENT_CHANGE[0]) == 1
     client = "import confed.client\n" + client.replace(*CLIENT_CHANGE)
     line = next(entry for entry in server.splitlines() if SERVER_CHANGE[0] in entry)
@@ -75,22 +77,25 @@ local-steps = 5
     return folder / "config.toml"
 
 
-def confed(*arguments, home, timeout=300):
-    """Run the command line as a process and return it, finished."""
+def confed(*arguments, home, timeout=300, fresh=False):
+    """Run the command line as a process and return it, finished; ``fresh``: by an interpreter that starts with it."""
+    words, environment = [*map(str, arguments)], {**os.environ, "CONFED_HOME": str(home)}
+    if not fresh:
+        return warm.run(words, environment=environment, timeout_s=timeout)
     return subprocess.run(
-        [sys.executable, "-m", "confed.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "confed.cli.main", *words],
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=ROOT,
-        env={**os.environ, "CONFED_HOME": str(home)},
+        env=environment,
         check=False,
     )
 
 
-def run(config, *, home, runs, engine="local"):
+def run(config, *, home, runs, engine="local", fresh=False):
     """Run an experiment and return its summary; fails the test with everything it printed if it does not end well."""
-    done = confed("run", config, "--engine", engine, "--runs", runs, "--json", home=home)
+    done = confed("run", config, "--engine", engine, "--runs", runs, "--json", home=home, fresh=fresh)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -108,3 +113,12 @@ def final_weights(summary, *, home):
         attempt=container.header.detail["attempt"],
     )
     return unpack(container.unlock(key).read_all()), manifest
+
+
+def start_weights(summary, *, home):
+    """Open the version that a run started from, with the model owner's key."""
+    directory = Path(summary["run_dir"])
+    start = Manifest.decode((directory / "manifest.json").read_bytes()).model.start
+    owner = OwnerHome.load(MODEL_OWNER, home=home)
+    key = container_key(owner.key(start.key_id), container_id=start.container_id)
+    return unpack(Container.map(directory / "versions" / "0000.sealed").unlock(key).read_all())

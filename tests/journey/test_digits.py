@@ -14,7 +14,7 @@ from tests.journey import runs
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     config = runs.ROOT / "experiments" / "digits" / "config.toml"
-    return runs.run(config, home=folder / "home", runs=folder / "runs"), folder
+    return runs.run(config, home=folder / "home", runs=folder / "runs", fresh=True), folder
 
 
 def test_ten_sites_learn_to_read(finished):
@@ -27,7 +27,7 @@ def test_ten_sites_learn_to_read(finished):
 
 def test_the_run_is_verified_offline_against_the_owners_keys(finished):
     summary, folder = finished
-    done = runs.confed("verify", summary["run_dir"], home=folder / "home")
+    done = runs.confed("verify", summary["run_dir"], home=folder / "home", fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
     elsewhere = runs.confed("verify", summary["run_dir"], "--trust", folder / "home" / "trust.json", home=folder / "x")
     assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr

@@ -1,5 +1,6 @@
 """A client that errs or dies is named; the round goes on if the cohort rule holds and fails loudly if not."""
 
+import json
 import os
 import re
 import signal
@@ -18,47 +19,29 @@ ERRS = """
 def failing(train):
     def wrapped(message, context):
         number = int(message.content["config"]["server-round"])
-        if number == 2 and context.node_config["partition-id"] in {partitions}:
-            {deed}
+        if context.node_config["partition-id"] in {partitions}:
+{deeds}
         return train(message, context)
     return wrapped
 """
 
 
-def failing_app(folder, *, partitions, deed):
-    config = runs.confidential_ordinary(folder)
+def failing_app(folder, *, partitions, deeds, rounds=3):
+    """Write the ordinary app with ``deeds`` by round, done by the clients of these partitions in place of training."""
+    config = runs.confidential_ordinary(folder, rounds=rounds, app=runs.LINEAR)
     text = (folder / "client_app.py").read_text()
     assert text.count("app.train()(train_fn)") == 1
     text = text.replace("app.train()(train_fn)", "app.train()(failing(train_fn))")
     lines = text.splitlines()
     after = max(number for number, line in enumerate(lines) if line.startswith(("import", "from"))) + 1
-    lines[after:after] = ERRS.replace("{partitions}", str(partitions)).replace("{deed}", deed).splitlines()
+    done = [f"            if number == {number}:\n                {deed}" for number, deed in deeds.items()]
+    errs = ERRS.replace("{partitions}", str(partitions)).replace("{deeds}", "\n".join(done))
+    lines[after:after] = errs.splitlines()
     (folder / "client_app.py").write_text("\n".join(lines) + "\n")
     return config
 
 
-@pytest.mark.parametrize(
-    ("sentence", "deed", "code"),
-    [
-        (
-            "a client that raises is named by a code, never by its text",
-            f"raise ValueError({CANARY!r})",
-            "client-app-failed",
-        ),
-        ("a client that dies is named", "import os; os._exit(1)", "client-died"),
-        (
-            "a client that returns NaN is excluded by the enclave",
-            "return poisoned(train(message, context))",
-            "not-finite",
-        ),
-    ],
-)
-def test_the_round_goes_on_without_it(sentence, deed, code, tmp_path):
-    config = failing_app(tmp_path / "experiment", partitions={1}, deed=deed)
-    app = tmp_path / "experiment" / "client_app.py"
-    app.write_text(
-        app.read_text()
-        + """
+POISONED = """
 def poisoned(reply):
     from flwr.app import Array, ArrayRecord
     arrays = {name: array.numpy().copy() for name, array in reply.content["arrays"].items()}
@@ -66,24 +49,60 @@ def poisoned(reply):
     reply.content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return reply
 """
-    )
-    summary = runs.run(config, home=tmp_path / "home", runs=tmp_path / "runs")
-    assert summary["rounds"] == 3
-    named = [(entry["round"], entry["purpose"], entry["site"]) for entry in summary["dropped"]]
-    assert named == [(2, "train", "site-02")]
-    assert summary["dropped"][0]["code"] == code
+DEEDS = {
+    "a client that raises is named by a code, never by its text": (
+        2,
+        f"raise ValueError({CANARY!r})",
+        "client-app-failed",
+    ),
+    "a client that returns NaN is excluded by the enclave": (
+        3,
+        "return poisoned(train(message, context))",
+        "not-finite",
+    ),
+    "a client that dies is named": (4, "import os; os._exit(1)", "client-died"),
+}
+"""Sentence to round, what a client does in it, and the code that names it."""
+ROUNDS = 5
+
+
+@pytest.fixture(scope="module")
+def fallen(tmp_path_factory):
+    """A run in which one site fails in another way in each of three rounds, and then is there again."""
+    folder = tmp_path_factory.mktemp("fallen")
+    deeds = {number: deed for number, deed, _ in DEEDS.values()}
+    config = failing_app(folder / "experiment", partitions={1}, deeds=deeds, rounds=ROUNDS)
+    app = folder / "experiment" / "client_app.py"
+    app.write_text(app.read_text() + POISONED)
+    return runs.run(config, home=folder / "home", runs=folder / "runs"), folder
+
+
+@pytest.mark.parametrize("sentence", DEEDS)
+def test_the_round_goes_on_without_it(sentence, fallen):
+    summary, _ = fallen
+    number, _, code = DEEDS[sentence]
+    (dropped,) = (entry for entry in summary["dropped"] if entry["round"] == number)
+    assert (dropped["purpose"], dropped["site"], dropped["code"]) == ("train", "site-02", code)
     report = (Path(summary["run_dir"]) / "report.html").read_text()
-    assert "site-02" in report
-    assert code in report
+    assert re.search(rf"<td>{number}</td><td>train</td><td>site-02</td><td><code>{code}", report), report
+    lines = [json.loads(line) for line in (Path(summary["run_dir"]) / "events.jsonl").read_text().splitlines()]
+    cohorts = [line["cohort"] for line in lines if line["event"] == "round-combined" and line["round"] == number]
+    assert cohorts == [2]
+
+
+def test_whoever_failed_is_there_again_and_nobody_else_was_missing(fallen):
+    summary, folder = fallen
+    assert summary["rounds"] == ROUNDS
+    assert len(summary["dropped"]) == len(DEEDS)
     for file in Path(summary["run_dir"]).rglob("*"):
         if file.is_file():
             assert CANARY.encode() not in file.read_bytes(), file
-    verified = runs.confed("verify", summary["run_dir"], home=tmp_path / "home")
+    verified = runs.confed("verify", summary["run_dir"], home=folder / "home")
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_too_few_left_ends_the_run_loudly(tmp_path):
-    config = failing_app(tmp_path / "experiment", partitions={0, 1}, deed="raise ValueError('x')")
+    config = failing_app(tmp_path / "experiment", partitions={0, 1}, deeds={2: "raise ValueError('x')"})
     done = runs.confed("run", config, "--runs", tmp_path / "runs", home=tmp_path / "home")
     assert done.returncode == 5, done.stdout + done.stderr  # documented: a run that fell short
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -116,7 +135,7 @@ def children_of(pid):
 
 @pytest.fixture
 def started(tmp_path):
-    config = runs.digits(tmp_path / "experiment", rounds=500)
+    config = runs.confidential_ordinary(tmp_path / "experiment", rounds=500, app=runs.LINEAR)
     process = subprocess.Popen(
         [sys.executable, "-m", "confed.cli.main", "run", str(config), "--runs", str(tmp_path / "runs")],
         stdout=subprocess.PIPE,

@@ -52,7 +52,7 @@ def test_running_it_again_reaches_the_same_weights_to_the_bit_even_with_other_ow
 @pytest.mark.parametrize("engine", ["ray", "deployment"])
 def test_the_other_engines_reach_the_same_weights(place, local, engine):
     folder, config = place
-    summary = runs.run(config, home=folder / "home", runs=folder / "runs", engine=engine)
+    summary = runs.run(config, home=folder / "home", runs=folder / "runs", engine=engine, fresh=True)
     weights, _ = runs.final_weights(summary, home=folder / "home")
     for name, array in local[1].items():
         assert np.abs(array - weights[name]).max() <= 1e-6, name

@@ -99,11 +99,20 @@ def tickets_of(directory):
     return found
 
 
+def experiment(folder):
+    """Write the linear app with training that lasts long enough to be killed in, a tenth of a second or so."""
+    config = runs.confidential_ordinary(folder, rounds=ROUNDS, app=runs.LINEAR)
+    text = config.read_text()
+    assert text.count("local-steps = 5\n") == 1
+    config.write_text(text.replace("local-steps = 5\n", "local-steps = 5000\n"))
+    return config
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The last weights of the same run when nobody is killed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    summary = runs.run(runs.digits(folder / "e", rounds=ROUNDS), home=folder / "home", runs=folder / "runs")
+    summary = runs.run(experiment(folder / "e"), home=folder / "home", runs=folder / "runs")
     return runs.final_weights(summary, home=folder / "home")[0]
 
 
@@ -119,7 +128,7 @@ def undisturbed(tmp_path_factory):
     ids=["aggregator-early", "aggregator-late", "aggregator-evaluating", "aggregator-at-the-end", "courier"],
 )
 def test_the_run_goes_on_without_a_service_that_was_killed(sentence, service, moment, start, undisturbed, tmp_path):
-    run = start(runs.digits(tmp_path / "experiment", rounds=ROUNDS))
+    run = start(experiment(tmp_path / "experiment"))
     run.wait(lambda: run.seen(**moment))
     run.kill(service)
     summary = run.finished()

@@ -27,7 +27,7 @@ STRATEGIES = {
 
 def experiment(folder, name):
     """Return the ordinary app's experiment, made confidential, with another strategy and a cohort of all three."""
-    config = runs.confidential_ordinary(folder, rounds=2)
+    config = runs.confidential_ordinary(folder, rounds=2, app=runs.LINEAR)
     server = folder / "server_app.py"
     server.write_text(server.read_text().replace(GIVEN, STRATEGIES[name]).replace("FedAdam", name))
     capped = "weight_cap = 1000.0\nloss_cap = 50.0" if name == "QFedAvg" else "weight_cap = 1000.0"
@@ -69,7 +69,7 @@ class Fair(FedAvg):
 
 def test_a_strategy_class_beside_the_experiment_runs_in_the_enclave(tmp_path, monkeypatch):
     folder = tmp_path / "experiment"
-    config = runs.confidential_ordinary(folder, rounds=2)
+    config = runs.confidential_ordinary(folder, rounds=2, app=runs.LINEAR)
     (folder / "fair.py").write_text(FAIR)
     changes = [(GIVEN, "Fair(pull=0.25, "), ("from flwr.serverapp.strategy import FedAdam", "from fair import Fair")]
     for old, new in changes:
@@ -90,7 +90,7 @@ def test_a_strategy_class_beside_the_experiment_runs_in_the_enclave(tmp_path, mo
 
 def test_a_slow_site_holds_nobody_up_and_counts_when_it_comes(tmp_path):
     folder = tmp_path / "experiment"
-    config = runs.confidential_ordinary(folder, rounds=12)
+    config = runs.confidential_ordinary(folder, rounds=12, app=runs.LINEAR)
     server = folder / "server_app.py"
     text = server.read_text().replace(GIVEN, "FedBuff(buffer_size=2, max_staleness=15, fraction_evaluate=1.0, ")
     text = text.replace("from flwr.serverapp.strategy import FedAdam", "from confed.flower.fed_buff import FedBuff")
@@ -127,7 +127,7 @@ def train(message, context):
 
 def test_a_class_that_the_experiment_does_not_name_is_refused(tmp_path):
     folder = tmp_path / "experiment"
-    config = runs.confidential_ordinary(folder, rounds=1)
+    config = runs.confidential_ordinary(folder, rounds=1, app=runs.LINEAR)
     (folder / "fair.py").write_text(FAIR)
     server = folder / "server_app.py"
     server.write_text(
@@ -143,7 +143,7 @@ def plainly(changes, manifest: Manifest, folder, monkeypatch, files=None):
     """Run the same app without confed and return its last weights."""
     folder.mkdir()
     for file in ("task.py", "client_app.py", "server_app.py"):
-        text = (runs.ORDINARY / file).read_text()
+        text = (runs.LINEAR / file).read_text()
         for old, new in changes:
             text = text.replace(old, new)
         (folder / file).write_text(text)

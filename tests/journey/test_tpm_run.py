@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from runs import confed, digits
+from runs import LINEAR, confed, confidential_ordinary, digits
 
 from confed.attestation.certificates import load_certificate, load_certificates
 from confed.attestation.tee.tpm_enrolment import begin_enrolment, finish_enrolment
@@ -95,13 +95,14 @@ def enrolled(tcti, authority_folder, *, authority):
     return finish_enrolment(pending, answer, authority=authority, now_ms=now, lifetime_s=3600)
 
 
-def experiment(folder, tpm, *, measurement=None, signer=None):
-    """Write a digits experiment whose TEEs attest with the TPM."""
-    tcti, authority_folder = tpm
+def experiment(folder, tpm, *, measurement=None, signer=None, tcti=None):
+    """Write an experiment whose TEEs attest with the TPM: digits, or a smaller one where something is wrong with it."""
+    honest = measurement is signer is tcti is None
+    authority_folder = tpm[1]
     authority = Ed25519PrivateKey.generate()
-    config = digits(folder, rounds=1)
+    config = digits(folder, rounds=1) if honest else confidential_ordinary(folder, rounds=1, app=LINEAR)
     today = datetime.datetime.now(datetime.UTC).date()
-    (folder / "enrolment.json").write_bytes(enrolled(tcti, authority_folder, authority=signer or authority))
+    (folder / "enrolment.json").write_bytes(enrolled(tpm[0], authority_folder, authority=signer or authority))
     (folder / "anchors.pem").write_bytes(
         (authority_folder / "swtpm-localca-rootca-cert.pem").read_bytes()
         + authority.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -121,7 +122,7 @@ aggregator_measurements = ["{zeros}"]
 [tee.anchors]
 "tpm/1" = "anchors.pem"
 [tee.attester]
-tcti = "{tcti}"
+tcti = "{tcti or tpm[0]}"
 registers = {list(REGISTERS)}
 enrolment = "enrolment.json"
 endorsements = ["issuer.pem"]
@@ -178,9 +179,7 @@ def test_a_measurement_that_the_manifest_does_not_name_gets_no_key(tmp_path, tpm
 
 
 def test_a_tpm_that_is_not_there_ends_the_run_by_name(tmp_path, tpm):
-    config = experiment(tmp_path / "experiment", tpm)
-    text = config.read_text().replace(tpm[0], "swtpm:path=/nonexistent")
-    config.write_text(text)
+    config = experiment(tmp_path / "experiment", tpm, tcti="swtpm:path=/nonexistent")
     done = confed("run", str(config), "--runs", str(tmp_path / "runs"), home=tmp_path / "home")
     assert done.returncode != 0
     assert "TPM swtpm:path=/nonexistent" in done.stderr

@@ -111,10 +111,10 @@ def manifest(platform: SimulatedPlatform, **changes: Any) -> Manifest:
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> SimulatedPlatform:
+def platform(own_home: Path) -> SimulatedPlatform:
     """Return the root of simulated TEEs that this test's home keeps."""
     found = SimulatedPlatform.create(time.time_ns() // 1_000_000)
-    found.save(tmp_path / "confed-home" / "simulated-tee" / "root.pem")
+    found.save(own_home / "simulated-tee" / "root.pem")
     return found
 
 
@@ -269,11 +269,12 @@ def test_gpus_are_shown_with_their_modes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert as_json()["gpus"]["modes"] == modes
 
 
-def test_nothing_secret_is_told_and_nothing_is_written(tmp_path: Path, platform: SimulatedPlatform) -> None:
-    home = tmp_path / "confed-home"
-    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+def test_nothing_secret_is_told_and_nothing_is_written(
+    tmp_path: Path, own_home: Path, platform: SimulatedPlatform
+) -> None:
+    before = {path: path.read_bytes() for path in own_home.rglob("*") if path.is_file()}
     printed = text("--manifest", written(tmp_path, manifest(platform))) + json.dumps(as_json())
-    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in own_home.rglob("*") if path.is_file()} == before
     private = "".join(next(iter(before.values())).decode().split("\n")[1:3])
     assert private[:20] not in printed
 
