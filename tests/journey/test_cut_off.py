@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from road import OWNER, Aggregator, Road
 from aggregator.service import AggregatorService
 from benchmarks.link import Link
 from confed.flower.messages import set_message_id, use_local_task_identity
+from confed.governor.calling import LISTENS
 from confed.governor.courier import Courier
 from confed.governor.enclave_client import EnclaveClient
 from confed.governor.events import EventLog, EventName, read_events
@@ -26,12 +27,12 @@ from confed.wire.channel import TlsIdentity, serve
 
 
 class SitesGrid:
-    """Flower's side, where each node is a site of the road that answers at once."""
+    """Flower's side, where each node is a site of the road that answers at once; ``listening`` say that they listen."""
 
     waits = True
 
-    def __init__(self, road: Road) -> None:
-        self._road = road
+    def __init__(self, road: Road, *, listening: Collection[str] = ()) -> None:
+        self._road, self._listening = road, listening
         self._nodes = dict(enumerate(road.land.sites, 1))
         self._replies: dict[str, Message] = {}
         self.asked: list[tuple[str, int, int, Purpose]] = []
@@ -58,7 +59,7 @@ class SitesGrid:
     def _answered(self, message: Message) -> Message:
         site = self._nodes[message.metadata.dst_node_id]
         told = message.content.config_records[RECORD]
-        fields: dict[str, Any] = {"site": site}
+        fields: dict[str, Any] = {"site": site, LISTENS: int(site in self._listening)}
         if "round" in told:
             step = int(told["round"]), int(told["attempt"])  # pyright: ignore[reportArgumentType]
             purpose = Purpose(message.metadata.message_type)
