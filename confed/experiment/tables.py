@@ -13,7 +13,7 @@ import pyarrow as pa
 from confed.data.croissant import About
 from confed.data.described import description_file
 from confed.data.owner import Tables, check_tables, read_tables, seal_tables, tables_of, taken_up
-from confed.errors import ConfigError
+from confed.errors import ConfigError, FloorError
 from confed.experiment.resolution import Prepared, call_shards
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
@@ -34,7 +34,7 @@ def seal_tables_of(
 
     Raises:
         DatasetError: a table that cannot be read or breaks the contract.
-        MissingFileError, RefusedError: a sealed file that is not there, or is not this owner's.
+        MissingFileError, RefusedError: a sealed file that is not there, is not this owner's, or not for such a run.
         ConfigError: contract, pipeline and tables that do not fit each other.
     """
     table = prepared.experiment.data
@@ -60,6 +60,7 @@ def seal_tables_of(
         if table.files.endswith(SEALED_SUFFIX):
             path = _file_of(prepared, name)
             sealed = taken_up(path, home=home, contract=contract, pipeline=pipeline.digest)
+            _require_permitted(home.floors(sealed.reference.key_id), prepared, what=f"the key of {path.name}")
             references[name], descriptions[name] = sealed.reference, sealed.description
             files |= {sealed.reference.digest: path, sealed.description: description_file(path)}
             continue
@@ -102,6 +103,31 @@ def _read(prepared: Prepared, name: str) -> Tables:
     data = prepared.experiment.data
     contract = read_contract(prepared.config_directory / data.contract)
     return read_tables(_file_of(prepared, name), contract)
+
+
+def _require_permitted(floors: KeyFloors, prepared: Prepared, *, what: str) -> None:
+    """Say before anything runs what the owner's broker would say to the TEE: the key was sealed for other runs.
+
+    Raises:
+        FloorError: names the first floor that the experiment is below.
+    """
+    experiment = prepared.experiment
+    scenario, least = experiment.scenario, experiment.cohort.least
+    statistics = statistics_of(prepared)
+    epsilon = 0.0 if statistics is None else statistics.epsilon
+    for name, holds, expected, got in (
+        ("environment", floors.environment == experiment.environment, floors.environment, experiment.environment),
+        (
+            "scenario",
+            scenario in floors.scenarios,
+            f"one of {', '.join(floors.scenarios)}, as it was sealed for",
+            scenario,
+        ),
+        ("cohort.least", floors.least_cohort <= least, f"at least {floors.least_cohort}, as it was sealed for", least),
+        ("statistics", epsilon <= floors.statistics_epsilon, f"epsilon up to {floors.statistics_epsilon:g}", epsilon),
+    ):
+        if not holds:
+            raise FloorError(f"{name} for {what}", expected=expected, got=got)
 
 
 def _file_of(prepared: Prepared, name: str) -> Path:

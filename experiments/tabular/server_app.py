@@ -15,7 +15,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     generator = np.random.default_rng(int(context.run_config["model-seed"]))
     weights = generator.normal(scale=0.01, size=(len(FEATURES), CLASSES)).astype(np.float32)
-    strategy = ConfidentialStrategy(FedAvg(min_train_nodes=3, min_evaluate_nodes=3, min_available_nodes=3))
+    sites = int(context.run_config["sites"])
+    strategy = ConfidentialStrategy(FedAvg(min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites))
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord({"weights": Array(weights), "bias": Array(np.zeros(CLASSES, dtype=np.float32))}),

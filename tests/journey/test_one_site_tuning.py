@@ -260,7 +260,7 @@ def one_site(folder: Path, **changes: str) -> Path:
     """Copy the experiment, with less of everything, on what ``confed data seal`` makes."""
     shutil.copytree(HELP_DESK, folder, ignore=shutil.ignore_patterns("__pycache__", "runs"))
     text = (folder / "one-site.toml").read_text()
-    values = {"rounds": "2", "base-steps": "20", "shards": 'files = "{site}.jsonl.sealed"', **changes}
+    values = {"rounds": "2", "base-steps": "4", "shards": 'files = "{site}.jsonl.sealed"', **changes}
     for key, value in values.items():
         line = value if key == "shards" else f"{key} = {value}"
         text, found = re.subn(rf"(?m)^{key} = .*$", line, text)

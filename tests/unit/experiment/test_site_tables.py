@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from confed.errors import ConfedError, ConfigError
+from confed.errors import ConfedError, ConfigError, FloorError
 from confed.experiment.config import load_experiment
 from confed.experiment.owners import load_owners, seal_everything
 from confed.experiment.resolution import SealedParts, prepare
@@ -167,7 +167,8 @@ def swap_description(folder: Path) -> None:
 
 def flip(folder: Path) -> None:
     file = folder / "north.csv.sealed"
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 OTHERS = CONTRACT.replace("120.0", "130.0")
@@ -191,6 +192,28 @@ def test_what_does_not_belong_to_the_run_is_refused(what, at_home):
     with pytest.raises(ConfedError, match=named) as refused:
         seal(config, at_home)
     assert refused.value.code == code
+
+
+ONE_TEE = (NAMED[0], 'count = 1\nnames = ["north"]')
+FLOORS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
+    "one TEE, whose result is of this data alone": (
+        (ONE_TEE, ("least = 2", "least = 1"), ('environment = "sim', 'scenario = "training"\nenvironment = "sim')),
+        "scenario for the key of north.csv.sealed: expected one of federated",
+    ),
+    "a smaller cohort": ((NAMED, ("least = 2", "least = 1")), "cohort.least for the key of north"),
+    "statistics": ((NAMED, ('pipeline = "pipeline', 'statistics = "s.toml"\npipeline = "pipeline')), "statistics for"),
+}
+
+
+@pytest.mark.parametrize("what", FLOORS)
+def test_a_key_that_was_sealed_for_other_runs_is_told_before_anything_runs(what, at_home):
+    changes, named = FLOORS[what]
+    config = written(at_home / "experiment", SEALED, *changes)
+    asked = 'name = "n"\nkind = "count"\ncolumn = "age"\nepsilon = 0.5\n'
+    (config.parent / "s.toml").write_text(f"[[queries]]\n{asked}")
+    sealed_by(at_home, config)
+    with pytest.raises(FloorError, match=named):
+        seal(config, at_home)
 
 
 def test_names_of_sites_are_as_many_as_sites(tmp_path):
