@@ -7,10 +7,12 @@ replica of it is served over HTTP on loopback. ``Linear`` is the served model: y
 from __future__ import annotations
 
 import dataclasses
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +52,9 @@ from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
 from confed.serving import OutputTerms, Padding, PaddingTerms, ServingTerms
 from confed.wire.channel import open_channel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "chat"))
+from relay import Relay
 
 OWNER = "model-owner"
 CODE = "c1" * 32
@@ -230,3 +235,20 @@ class Served:
 def with_serving(manifest: Manifest, **changes: Any) -> Manifest:
     assert manifest.serving is not None
     return dataclasses.replace(manifest, serving=dataclasses.replace(manifest.serving, **changes))
+
+
+class Cutter(Relay):
+    """A network that can cut every connection."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(target)
+        self.callers: list[socket.socket] = []
+
+    def _join(self, caller: socket.socket, number: int) -> None:
+        self.callers.append(caller)
+        super()._join(caller, number)
+
+    def cut(self) -> None:
+        while self.callers:
+            with suppress(OSError):
+                self.callers.pop().shutdown(socket.SHUT_RDWR)

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from inference_road import Deployment, Served
+from inference_road import Cutter, Deployment, Served
 
 from confed.inference.engine import GenerationOptions, InvalidRequestError, Piece
 from confed.inference.listening import Serving, bound_socket
@@ -29,7 +29,8 @@ class Words:
         self.running = 0
         self.together: threading.Barrier | None = None
         self.asked: list[str] = []
-        self.ended = threading.Event()
+        self.ended, self.held = threading.Event(), threading.Event()
+        self.held.set()
         self.pause_s = 0.01
         self._lock = threading.Lock()
 
@@ -45,6 +46,7 @@ class Words:
         try:
             for number in range(options.max_tokens or TOKENS):
                 yield Piece(text=f"{prompt}/{number} ", finish=None, prompt_tokens=1, tokens=number + 1)
+                self.held.wait(20)
                 if number == 0 and self.together is not None:
                     self.together.wait(100)
                 time.sleep(self.pause_s)  # what a model takes for a token
@@ -71,11 +73,17 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(quick_disk: Path) -> Iterator[World]:
-    folder, words = quick_disk / "load", Words()
+def deployment(quick_disk: Path) -> Iterator[Deployment]:
+    folder = quick_disk / "load"
     folder.mkdir()
+    with Deployment(folder=folder) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def world(deployment: Deployment) -> Iterator[World]:
+    words = Words()
     with (
-        Deployment(folder=folder) as deployment,
         deployment.served(engine=lambda _arrays, _settings: words, most_at_once=128) as served,
         deployment.client(served.url) as client,
         Serving(proxy := Proxy(client), bound_socket("127.0.0.1:0", loopback_only=True)) as serving,
@@ -134,6 +142,26 @@ def test_who_goes_away_in_mid_stream_frees_everything_through_the_proxy(world: W
     assert world.words.ended.wait(20)
     wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
     assert world.streamed("after") == expected("after")
+
+
+def test_openais_client_does_not_repeat_by_itself_what_may_have_run(world: World, deployment: Deployment) -> None:
+    with (
+        Cutter.before(world.served.url) as relay,
+        deployment.client(relay.url) as client,
+        Serving(Proxy(client), bound_socket("127.0.0.1:0", loopback_only=True)) as serving,
+        openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=2) as asked,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked.models.list()
+        world.words.held.clear()
+        waiting = pool.submit(asked.completions.create, model="linear", prompt="once", max_tokens=2)
+        wait_for(lambda: "once" in world.words.asked)
+        relay.cut()
+        failed = waiting.exception()
+        world.words.held.set()
+    assert isinstance(failed, openai.InternalServerError)
+    assert (failed.status_code, failed.response.headers["x-should-retry"]) == (502, "false")
+    assert world.words.asked.count("once") == 1
 
 
 def test_a_busy_replica_is_told_as_such_and_openais_client_asks_again(world: World) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from inference_road import Deployment, Linear, Served
+from inference_road import Cutter, Deployment, Linear, Served
 from typer.testing import CliRunner
 
 from confed.cli.infer import app as infer_app
@@ -184,23 +182,6 @@ def test_an_idle_stream_is_ended_with_a_receipt_and_the_next_window_goes_on(depl
 
 
 # The network, and those who go away.
-
-
-class Cutter(Relay):
-    """A network that can cut every connection."""
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        super().__init__(target)
-        self.callers: list[socket.socket] = []
-
-    def _join(self, caller: socket.socket, number: int) -> None:
-        self.callers.append(caller)
-        super()._join(caller, number)
-
-    def cut(self) -> None:
-        while self.callers:
-            with suppress(OSError):
-                self.callers.pop().shutdown(socket.SHUT_RDWR)
 
 
 def test_a_window_whose_answer_was_cut_off_is_not_sent_again_by_itself(deployment: Deployment) -> None:
