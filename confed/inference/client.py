@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -42,10 +42,10 @@ from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCH
 from confed.inference.epochs import EPOCH_MS, EpochKey
 from confed.inference.exchange import Sealing
 from confed.inference.live import Exchange, WindowStream
-from confed.inference.messages import TENANT_BYTES, AnswerHead, Headers, Request, RequestHead
-from confed.inference.receipts import Receipt
+from confed.inference.messages import TENANT_BYTES, Headers, Request, RequestHead
 from confed.inference.replica import NONCE_BYTES
-from confed.inference.requester import Attestation, Proof, RequesterPolicy, VerifiedReplica, verify_replica
+from confed.inference.reply import Reply
+from confed.inference.requester import Attestation, RequesterPolicy, VerifiedReplica, verify_replica
 from confed.inference.tensors import Array, read_tensors, require_answer, write_tensors
 from confed.inference.windows import STREAM_HEAD, STREAM_PATH
 from confed.statement import Signed
@@ -62,84 +62,6 @@ CARRIED = frozenset({"accept", "content-type", "inference-header-content-length"
 def wall_clock() -> int:
     """Return the time in Unix milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-class Reply:
-    """An answer as it comes: its head, its body in pieces, and at the end its receipt.
-
-    Reading it to the end checks that it ended; whoever stops before that should ``close`` it.
-    """
-
-    def __init__(
-        self, response: httpx.Response, *, request: Request, sealing: Sealing, replica: VerifiedReplica
-    ) -> None:
-        self._response = response
-        self._request = request
-        self._sealing = sealing
-        self._replica = replica
-        self._items = self._opened()
-        head = next(self._items)
-        if not isinstance(head, AnswerHead):
-            raise EncodingError("answer", expected="a head", got="another frame")
-        self.head = head
-        self.receipt: Receipt | None = None
-        """Verified, once the body has been read to its end."""
-        self.proof: Proof | None = None
-        """What it takes to check the receipt later and elsewhere."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the body in pieces.
-
-        Raises:
-            TruncatedError: the answer ended before its last frame.
-            TamperedError, EncodingError, SignatureError, LineageError: it is not this request's answer.
-        """
-        for item in self._items:
-            if isinstance(item, bytes):
-                yield item
-
-    def read(self) -> bytes:
-        """Return the rest of the body.
-
-        Raises:
-            RefusedError: see ``__iter__``.
-        """
-        return b"".join(self)
-
-    def close(self) -> None:
-        """Read no further; the replica stops answering."""
-        self._response.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _opened(self) -> Iterator[AnswerHead | bytes]:
-        opening = self._sealing.answer()
-        try:
-            for data in self._response.iter_raw():
-                yield from opening.feed(data)
-        except httpx.HTTPError as error:
-            raise TruncatedError("answer", expected="its last frame", got="the connection's end") from error
-        finally:
-            self._response.close()
-        answered = opening.close()
-        self.receipt = self._replica.receipt(
-            answered.receipt,
-            epoch=answered.epoch,
-            request=self._sealing.committed,
-            answer=answered.commitment,
-        )
-        self.proof = Proof(
-            receipt=answered.receipt,
-            salt=self._sealing.salt,
-            request_head=self._request.head.encoded,
-            answer_head=self.head.encoded,
-            attestation=self._replica.attestation,
-            verified_at=self._replica.verified_at,
-        )
 
 
 class _Place:
@@ -350,7 +272,7 @@ class ConfidentialClient:
         except BROKEN as error:
             raise _NotSentError(_unreachable(place, error)) from error
         try:
-            connection.send(b"".join(sealing.request(Request(head=STREAM_HEAD, body=b""))))
+            connection.send(b"".join(sealing.request(Request(head=STREAM_HEAD, body=b"", tenant=self._tenant))))
             if connection.status() != _OK:
                 raise _refused(_limited(iter(connection.read, b"")))
             return Exchange(connection, sealing=sealing, replica=replica, epoch=epoch)

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from confed.errors import BusyError, ConfedError, EncodingError, SizeError
-from confed.inference.client import ConfidentialClient, Reply
+from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Pump, Receive, Scope, Send, body_of, gone
+from confed.inference.reply import Reply
 from confed.inference.requester import Proof
 
 _LOCAL = ("127.0.0.1", "localhost")

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from confed.inference.client import ConfidentialClient, Reply
+from confed.inference.client import ConfidentialClient
+from confed.inference.reply import Reply
 
 
 def confidential_transport(client: ConfidentialClient, *, library: Any) -> Any:

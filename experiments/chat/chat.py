@@ -13,17 +13,17 @@ Everything lies in a temporary folder, and ends with the command.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import openai
 from desk import desk_model, write_directory
@@ -154,7 +154,7 @@ def _receipt(folder: Path, policy: Path) -> Receipt:
 
 
 def _of_receipt(receipt: Receipt) -> str:
-    told: Mapping[str, Any] = {name: getattr(receipt, name) for name in receipt.__dataclass_fields__}
+    told = {field.name: getattr(receipt, field.name) for field in dataclasses.fields(receipt)}
     lines = [f"  {name:10}{str(value)[:64]}" for name, value in told.items()]
     return "receipt   signed by the attested TEE; evidence, manifest and signature hold\n" + "\n".join(lines) + "\n"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from confed.inference.listening import Serving, bound_socket
 from confed.inference.proxy import Proxy
 
 STREAMS, TOKENS = 100, 3
+CURL_PARTIAL = 18
 
 
 class Words:
@@ -142,6 +145,32 @@ def test_who_goes_away_in_mid_stream_frees_everything_through_the_proxy(world: W
     assert world.words.ended.wait(20)
     wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
     assert world.streamed("after") == expected("after")
+
+
+def test_curl_reads_a_stream_to_its_end_and_is_told_of_one_that_was_cut_off(
+    world: World, deployment: Deployment
+) -> None:
+    asked = {"model": "linear", "messages": [{"role": "user", "content": "curl"}], "stream": True}
+    command = ("curl", "--silent", "--no-buffer", "--max-time", "60", "--json")
+    with (
+        Cutter.before(world.served.url) as relay,
+        deployment.client(relay.url) as client,
+        Serving(Proxy(client), bound_socket("127.0.0.1:0", loopback_only=True)) as serving,
+    ):
+        url = f"{serving.url}/v1/chat/completions"
+        done = subprocess.run([*command, json.dumps({**asked, "max_tokens": 3}), url], check=True, capture_output=True)
+        lines = done.stdout.decode().split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-2]]
+        assert "".join(delta.get("content", "") for delta in deltas) == expected("curl", 3)
+        words = [*command, json.dumps({**asked, "max_tokens": 1_000_000}), url]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as cut:
+            assert cut.stdout is not None
+            assert cut.stdout.readline().startswith(b"data: ")
+            relay.cut()
+            assert b"[DONE]" not in cut.stdout.read()
+        assert cut.returncode == CURL_PARTIAL
+    wait_for(lambda: world.words.running == 0)
 
 
 def test_openais_client_does_not_repeat_by_itself_what_may_have_run(world: World, deployment: Deployment) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ from inference_road import Cutter, Deployment, Linear, Served
 from typer.testing import CliRunner
 
 from confed.cli.infer import app as infer_app
-from confed.errors import AnswerError, BusyError, ConfedError, SizeError, TruncatedError, UnreachableError
+from confed.errors import AnswerError, BusyError, ConfedError, LineageError, SizeError, TruncatedError, UnreachableError
 from confed.inference import duplex
 from confed.inference.client import ConfidentialClient, wall_clock
 from confed.inference.edge import EXCHANGE_PATH
@@ -26,6 +27,7 @@ from confed.inference.exchange import Sealing
 from confed.inference.messages import Request, RequestHead
 from confed.inference.requester import Proof
 from confed.inference.windows import STREAM_HEAD, STREAM_PATH
+from confed.statement import Signed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "chat"))
 from relay import Relay
@@ -103,6 +105,26 @@ def test_a_bad_window_is_refused_in_the_interfaces_form_and_the_stream_goes_on(c
         assert (failed.head.status, json.loads(failed.body)) == (500, {"error": "the engine failed"})
         assert stream.predict({"x": X})
     assert len(stream.proofs) == 1
+
+
+@pytest.mark.parametrize("name", ["request_commitment", "commitment", "epoch"])
+@pytest.mark.parametrize("marked", [True, False], ids=["in between", "at the end"])
+def test_a_receipt_over_anything_else_is_refused(
+    deployment: Deployment, shared: Served, monkeypatch: pytest.MonkeyPatch, name: str, *, marked: bool
+) -> None:
+    signed = shared.replica.receipt
+
+    def over_another(answering: Any) -> Signed:
+        told = {key: getattr(answering, key) for key in ("request_commitment", "commitment", "epoch")}
+        return signed(SimpleNamespace(**{**told, name: "00" * 32}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shared.replica, "receipt", over_another)
+    with deployment.client(shared.url) as client:
+        stream = client.stream()
+        stream.predict({"x": X})
+        with pytest.raises(LineageError):
+            stream.receipt() if marked else stream.close()
+        assert stream.proofs == []
 
 
 def test_no_word_of_a_stream_is_on_the_wire(deployment: Deployment, shared: Served) -> None:
@@ -243,6 +265,7 @@ def test_an_exchange_is_no_stream(
     found = httpx.post(shared.url + path, content=content)
     assert found.status_code == status
     assert shared.engine.runs == runs
+    wait_for(lambda: shared.edge._free == 8)  # what is refused holds no place either
     if head is STREAM_HEAD:
         assert "404" in repr(sealing.answer().feed(found.content)[0])
 
