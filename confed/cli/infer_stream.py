@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from confed import canonical
+from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
 from confed.errors import EncodingError, MissingFileError
 from confed.files import write_whole
 
@@ -23,6 +24,10 @@ def stream(
     *,
     policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
     receipts: Annotated[Path | None, typer.Option(help="Keep each exchange's proof in this folder.")] = None,
+    endorsement_cache: Cache = None,
+    endorsement_bundle: Bundle = None,
+    pccs: Pccs = None,
+    pccs_ca: PccsAuthorities = None,
 ) -> None:
     """Answer windows from standard input: one JSON line in, one out, in order, until the input ends.
 
@@ -36,8 +41,9 @@ def stream(
         policy = RequesterPolicy.decode(policy_file.read_bytes())
     except OSError as error:
         raise MissingFileError("policy", expected="a file that can be read", got=policy_file) from error
+    provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
     refused = 0
-    with ConfidentialClient(url, policy=policy) as client:
+    with ConfidentialClient(url, policy=policy, endorsements=provider) as client:
         path = f"/v2/models/{client.verify().manifest.name}/infer"
         with client.stream() as windows:
             for line in sys.stdin.buffer:

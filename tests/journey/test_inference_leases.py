@@ -194,6 +194,15 @@ def test_an_answer_on_its_way_ends_with_the_reason_and_does_not_run_elsewhere(si
         assert (site.engine.runs, other.engine.runs) == (1, 1)
 
 
+def test_live_data_ends_with_the_lease(site: Site) -> None:
+    with site.deployment.client(site.url) as client, client.stream() as windows:
+        windows.predict({"x": X})
+        site.clock.now += SECONDS
+        with pytest.raises(LeaseError):
+            windows.predict({"x": X})
+    assert site.engine.runs == 1
+
+
 def test_a_clock_that_is_set_back_ends_the_lease(site: Site) -> None:
     site.clock.now += 100
     site.replica.lease.require()

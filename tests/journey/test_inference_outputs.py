@@ -138,6 +138,20 @@ def test_each_recipient_opens_the_answer_and_who_asked_gets_an_acknowledgement(s
     assert not sealed.kept.lines
 
 
+def test_windows_of_live_data_go_where_answers_go(sealed: Road, beside: Road) -> None:
+    before = len(sealed.kept.answers)
+    with sealed.client.stream() as windows:
+        told = [json.loads(windows.ask("POST", PATH, body=BODY).body) for _ in range(2)]
+    assert [entry["output"] for entry in told] == ["recipients"] * 2
+    assert {entry["delivered"] for entry in told} <= set(sealed.kept.answers)
+    assert len(sealed.kept.answers) == before + 2
+    lines = len(beside.kept.lines)
+    with beside.client.stream() as windows:
+        windows.ask("POST", PATH, body=BODY)
+        assert windows.ask("POST", f"{PATH}?output=recipients", body=BODY).head.status == 403
+    assert len(beside.kept.lines) == lines + 1
+
+
 def test_what_is_no_answer_of_the_model_goes_to_who_asked(sealed: Road) -> None:
     before = len(sealed.kept.answers)
     assert json.loads(sealed.client.request("GET", "/v2/models/linear").read())["name"] == "linear"
