@@ -21,6 +21,7 @@ from confed.errors import (
     EncodingError,
     EvidenceFormatError,
     ExchangeError,
+    LeaseError,
     ManifestMismatchError,
     RecipientError,
     ReplayedError,
@@ -120,6 +121,24 @@ def read(opening: AnswerOpening, pieces: list[bytes]) -> list[AnswerHead | bytes
 def read_whole(opening: AnswerOpening, pieces: list[bytes]) -> None:
     read(opening, pieces)
     opening.close()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_that_its_replica_ends_says_why_only_once_all_that_came_was_read(*, begun: bool) -> None:
+    """A reason that came with the head is of a request that was taken: it must not look like one that was not."""
+    replica = Replica()
+    asked = sealing(replica)
+    _, answering = replica.open(list(asked.request(a_request())))
+    sealed: list[bytes] = []
+    if begun:
+        sealed = [answering.begin(AnswerHead(status=200, headers=()), padding=PLAIN), *answering.body(b"so far")]
+    sealed.append(answering.refuse("lease", padding=PLAIN))
+    opening = asked.answer()
+    head, *pieces = read(opening, [b"".join(sealed)])
+    assert isinstance(head, AnswerHead)
+    assert (head.status, pieces) == ((200, [b"so far"]) if begun else (503, []))
+    with pytest.raises(LeaseError):
+        opening.close()
 
 
 SIZES = [

@@ -173,6 +173,11 @@ class Sink(http.server.BaseHTTPRequestHandler):
     seen: list[bytes]
     status: int
 
+    def do_GET(self) -> None:
+        type(self).seen.append(b"followed")
+        self.send_response(200)
+        self.end_headers()
+
     def do_POST(self) -> None:
         type(self).seen.append(self.rfile.read(int(self.headers["content-length"])))
         self.send_response(type(self).status)
@@ -195,7 +200,7 @@ def sink() -> Iterator[tuple[str, type[Sink]]]:
         thread.join()
 
 
-@pytest.mark.parametrize("status", [200, 307, 500])
+@pytest.mark.parametrize("status", [200, 302, 303, 500])
 def test_a_line_goes_to_an_address_and_to_no_other(tmp_path: Path, sink: tuple[str, type[Sink]], status: int) -> None:
     address, handler = sink
     handler.status = status
