@@ -41,11 +41,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
+    rounds = int(context.run_config["num-server-rounds"])
+
     def base():
         found = read_directory(Path(__file__).parent / "model")
         return ArrayRecord({name: Array(array) for name, array in found.items()})
 
-    ConfidentialStrategy(FedAvg(min_available_nodes=1)).start(grid=grid, initial_arrays=base, num_rounds=3)
+    ConfidentialStrategy(FedAvg(min_available_nodes=1)).start(grid=grid, initial_arrays=base, num_rounds=rounds)
 """
 
 

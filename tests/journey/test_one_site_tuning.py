@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "clients"))
 
 import language_world
 import test_tuning as tuning
+from test_bad_data import SERVER
 
 from clients.tasks.causal_lm import client_app
 
@@ -257,10 +258,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def one_site(folder: Path, **changes: str) -> Path:
-    """Copy the experiment, with less of everything, on what ``confed data seal`` makes."""
+    """Copy the experiment, for a tiny model's directory and what ``confed data seal`` makes."""
     shutil.copytree(HELP_DESK, folder, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    language_world.hub_directory(folder / "model")
+    (folder / "server_app.py").write_text(SERVER)
     text = (folder / "one-site.toml").read_text()
-    values = {"rounds": "2", "base-steps": "4", "shards": 'files = "{site}.jsonl.sealed"', **changes}
+    values = {"rounds": "2", "max-tokens": "96", "shards": 'files = "{site}.jsonl.sealed"', **changes}
     for key, value in values.items():
         line = value if key == "shards" else f"{key} = {value}"
         text, found = re.subn(rf"(?m)^{key} = .*$", line, text)
