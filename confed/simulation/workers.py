@@ -67,6 +67,9 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._ends:
+            # Nobody was told what to run, so no key was made: all there is to wait for is imports.
+            self._process.kill()
         for descriptor, channel in self._ends:
             os.close(descriptor)
             channel.close()

@@ -6,6 +6,7 @@ is a process all the same: arguments, environment, folder, output and exit code 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import json
@@ -75,10 +76,16 @@ class _Warm:
                 texts.append(file.read().decode())
         return subprocess.CompletedProcess(list(arguments), int(answer), *texts)
 
+    def close(self) -> None:
+        self._ours.close()
+        self._process.wait(30)
+
 
 @cache
 def _warm() -> _Warm:
-    return _Warm()
+    warm = _Warm()
+    atexit.register(warm.close)
+    return warm
 
 
 def run(
