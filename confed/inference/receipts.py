@@ -26,7 +26,8 @@ class Receipt:
         epoch: digest of the epoch key that the request was sealed to.
         request, answer: commitments; an acknowledgement is what ``answer`` stands for where the answer went elsewhere.
         output: digest of the manifest's output terms: who may read the answer.
-        delivered: digest of the sealed answer that went to recipients; ``None`` where none did.
+        delivered: digest of the sealed answer that went to recipients; ``None`` where none did, and where the exchange
+            had several answers: each acknowledgement names its own.
         time: Unix milliseconds of the enclave's clock, when the answer ended.
     """
 

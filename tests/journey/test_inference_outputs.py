@@ -32,7 +32,9 @@ from confed.inference.apis import Door
 from confed.inference.clear import verify_line
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Edge
+from confed.inference.messages import Request, RequestHead
 from confed.inference.outlet import Leaving
+from confed.inference.outputs import Directed
 from confed.inference.requester import RequesterPolicy
 from confed.inference.sealed_answers import MAGIC, open_answer
 from confed.manifest import Manifest
@@ -261,6 +263,24 @@ def test_an_answer_whose_record_is_lost_does_not_end(beside: Road, monkeypatch: 
     monkeypatch.setattr(beside.kept, "fails", True)
     with pytest.raises(DeliveryError):
         beside.ask().read()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_stops_reading_is_seen_all_the_same(
+    beside: Road, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *, fails: bool
+) -> None:
+    monkeypatch.setattr(beside.kept, "fails", fails)
+    before = len(beside.kept.lines)
+    directed = Directed(Door(beside.served.engine, name="linear"), replica=beside.served.replica, outlet=beside.kept)
+    body = iter(directed.answer(Request(head=RequestHead(method="POST", path=PATH, headers=()), body=BODY)).body)
+    next(body)
+    body.close()  # type: ignore[attr-defined]
+    if fails:
+        assert "DeliveryError" in capfd.readouterr().err
+    else:
+        record = verify_line(beside.kept.lines[before], signing_public=beside.served.replica._signing_public)
+        assert (record.whole, record.fields["id"]) == (False, "7")
+    assert len(beside.kept.lines) == before + (not fails)
 
 
 def test_with_clear_alone_who_asked_gets_an_acknowledgement(alone: Road) -> None:
