@@ -293,10 +293,7 @@ def _start_aggregator(services: Services, *, apart: bool) -> None:
 
     def start_again() -> tuple[Sequence[str], bytes]:
         # A new instance: nothing of the one before is of use to it, least of all its ciphertext.
-        for left in folder.glob("sealed-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        for left in handed_folder(services.courier_directory).glob("*.sealed"):
-            left.unlink(missing_ok=True)
+        forget_sealed(folder, services.courier_directory)
         return arguments, document(services.aggregator.target)
 
     arguments = [sys.executable, "-m", "aggregator", "--launch-fd", "{fd}"]
@@ -307,6 +304,14 @@ def _start_aggregator(services: Services, *, apart: bool) -> None:
     told = aggregator.wait_for_endpoint(folder / "endpoint.json")
     services.aggregator = Endpoint(target=told["target"], certificate=told["certificate"])
     aggregator.start_again_with(start_again)
+
+
+def forget_sealed(folder: Path, courier_directory: Path) -> None:
+    """Delete the ciphertext that an aggregator which is gone has left: its own, and what it meant to hand over."""
+    for left in folder.glob("sealed-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in handed_folder(courier_directory).glob("*"):
+        left.unlink(missing_ok=True)
 
 
 def _confed(*words: str) -> list[str]:
