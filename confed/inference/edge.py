@@ -24,6 +24,7 @@ from typing import Any
 from confed import canonical
 from confed.errors import BusyError, ConfedError, EncodingError, LeaseError, ReplayedError, SizeError, StaleEpochError
 from confed.inference.apis import report_failure
+from confed.inference.engine import answering_for
 from confed.inference.exchange import Answering
 from confed.inference.messages import Request
 from confed.inference.outlet import Outlet
@@ -207,9 +208,10 @@ class Pump:
         """Put everything that a source yields, until it ends or nobody reads any more; on the engine's thread."""
         pieces = source()
         try:
-            for piece in pieces:
-                if not self._put(piece):
-                    return
+            with answering_for(lambda: self._stopped):
+                for piece in pieces:
+                    if not self._put(piece):
+                        return
             self.whole = True
         except Exception as error:  # noqa: BLE001 (the service's edge: the requester sees an answer without its end)
             report_failure(error)

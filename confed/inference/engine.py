@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -118,6 +120,35 @@ class InvalidRequestError(Exception):
         super().__init__(f"a request refused with status {status}")
         self.status = status
         self.reason = reason
+
+
+_nobody_waits: ContextVar[Callable[[], bool]] = ContextVar("nobody_waits", default=lambda: False)
+
+
+@contextmanager
+def answering_for(gone: Callable[[], bool]) -> Iterator[None]:
+    """What is answered within this, in this thread, is for a requester of whom ``gone`` says whether it went away."""
+    before = _nobody_waits.set(gone)
+    try:
+        yield
+    finally:
+        _nobody_waits.reset(before)
+
+
+def while_awaited(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield pieces of an answer that goes out whole, as long as somebody waits for it.
+
+    Raises:
+        InvalidRequestError: nobody does any more; the generation has been ended.
+    """
+    gone = _nobody_waits.get()
+    for piece in pieces:
+        if gone():
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+            raise InvalidRequestError(499, "nobody waits for the answer")
+        yield piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from confed.inference.engine import (
     InvalidRequestError,
     json_answer,
     stream_answer,
+    while_awaited,
 )
 from confed.inference.messages import Request
 
@@ -155,7 +156,7 @@ def _generated(model: Generator, form: _Form, prompt: str, value: Mapping[str, A
         first = next(pieces)  # what is wrong with the prompt is told before the stream begins
         with_usage = usage.get("include_usage") is True  # pyright: ignore[reportUnknownMemberType]
         return stream_answer(_events(form, shared, itertools.chain([first], pieces), with_usage=with_usage))
-    found = list(pieces)
+    found = list(while_awaited(pieces))
     text, last = "".join(piece.text for piece in found), found[-1]
     choice = form.choice(text, last.finish, whole=True, first=True)
     usage = _usage(last.prompt_tokens, last.tokens)

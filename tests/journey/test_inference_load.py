@@ -13,13 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
 from inference_road import Cutter, Deployment, Served
 
+from confed.inference.edge import EXCHANGE_PATH
 from confed.inference.engine import GenerationOptions, InvalidRequestError, Piece
+from confed.inference.exchange import Sealing
 from confed.inference.listening import Serving, bound_socket
+from confed.inference.messages import Request, RequestHead
 from confed.inference.proxy import Proxy
 
 STREAMS, TOKENS = 100, 3
@@ -150,6 +154,22 @@ def test_who_goes_away_in_mid_stream_frees_everything_through_the_proxy(world: W
     assert world.words.ended.wait(20)
     wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
     assert streamed(world.asked, "after") == expected("after")
+
+
+def test_who_does_not_wait_for_a_whole_answer_frees_the_replica(world: World, deployment: Deployment) -> None:
+    epoch, padding = world.served.replica.epochs.current(), world.served.replica.serving.padding
+    sealing = Sealing(manifest=deployment.manifest.digest, replicas=[(epoch.name, epoch.key)], padding=padding)
+    head = RequestHead(method="POST", path="/v1/completions", headers=())
+    body = b'{"model": "linear", "prompt": "long", "max_tokens": 1000000}'
+    world.words.ended.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            world.served.url + EXCHANGE_PATH,
+            content=b"".join(sealing.request(Request(head=head, body=body))),
+            timeout=httpx.Timeout(20, read=0.5),
+        )
+    assert world.words.ended.wait(20)
+    wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
 
 
 def test_curl_reads_a_stream_to_its_end_and_is_told_of_one_that_was_cut_off(
