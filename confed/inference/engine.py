@@ -8,6 +8,7 @@ an engine keeps of a request serves its own tenant alone (``GenerationOptions.ca
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,7 +127,7 @@ _nobody_waits: ContextVar[Callable[[], bool]] = ContextVar("nobody_waits", defau
 
 
 @contextmanager
-def answering_for(gone: Callable[[], bool]) -> Iterator[None]:
+def answering_for(gone: Callable[[], bool]) -> collections.abc.Generator[None]:
     """What is answered within this, in this thread, is for a requester of whom ``gone`` says whether it went away."""
     before = _nobody_waits.set(gone)
     try:
