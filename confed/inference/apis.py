@@ -29,7 +29,7 @@ class Door:
         if isinstance(model, Predictor):
             self._routes |= open_inference.routes(model, name=name)
         self._routes |= openai_api.routes(model, name=name)
-        self._close = getattr(model, "close", None)
+        self._model = model
 
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request, whatever it is; nothing is raised to whoever carries it."""
@@ -47,8 +47,9 @@ class Door:
 
     def close(self) -> None:
         """End what the model has beside itself: another program, say."""
-        if self._close is not None:
-            self._close()
+        close = getattr(self._model, "close", None)
+        if close is not None:
+            close()
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ Sources: RFC 9180 (HPKE); RFC 9458 §4 (an answer's key from the request's secre
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ class Sealing:
         request_id, self._secret = os.urandom(16), os.urandom(_SECRET_BYTES)
         self.epochs = tuple(name for name, _ in replicas)
         wrapped = [
-            HpkeRecipient(key.hpke_public).wrap(self._secret, info=_info(manifest, request_id, name))
+            _recipient(key.hpke_public).wrap(self._secret, info=_info(manifest, request_id, name))
             for name, key in replicas
         ]
         header = ExchangeHeader(
@@ -412,6 +413,12 @@ def _pieces(body: bytes | bytearray | memoryview) -> Iterator[tuple[memoryview, 
     view = memoryview(body)
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES], start + PIECE_BYTES >= len(view)
+
+
+@functools.lru_cache(maxsize=64)
+def _recipient(public: bytes) -> HpkeRecipient:
+    """Return an epoch's public key, parsed once for all requests of the hour."""
+    return HpkeRecipient(public)
 
 
 def _info(manifest: str, request_id: bytes, epoch: str) -> bytes:

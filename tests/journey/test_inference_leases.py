@@ -141,6 +141,8 @@ def test_a_replica_serves_while_its_lease_lasts_and_drops_model_and_keys_when_it
     (leased,) = [body for body in site.deployment.events("leased") if body["instance"] == site.replica.instance]
     assert leased["expires_at"] > 0
     site.broker.away = True
+    ended = list[str]()
+    site.engine.close = lambda: ended.append("the engine")  # type: ignore[attr-defined]
     with site.deployment.client(site.url) as client:
         site.clock.now += SECONDS - 1
         assert client.predict({"x": X})["y"].shape == (2, 3)
@@ -149,9 +151,11 @@ def test_a_replica_serves_while_its_lease_lasts_and_drops_model_and_keys_when_it
         with pytest.raises(LeaseError):
             client.predict({"x": X})
         assert refusals(site.url) == [(503, "lease")] * 3
+        assert not ended
         assert site.leased.drop_if_over()
         assert not site.leased.is_open
         assert not site.replica.epochs._held
+        assert ended == ["the engine"]
         with pytest.raises(UnreachableError):
             site.leased.renew()
         with pytest.raises(LeaseError):
