@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from confed.cli.model import seal_model
-from confed.experiment.serving import serving_manifest, start_replica
+from confed.experiment.serving import HostFolders, serving_manifest, start_replica
 from confed.inference.client import ConfidentialClient
 from confed.inference.listening import address_of, bound_socket
 from confed.inference.requester import RequesterPolicy
@@ -51,6 +51,7 @@ class Pair:
         process = start_replica(
             self.folder / "serving.toml", self.manifest, broker=self.broker, home=self.folder / "home", output=write,
             listener=bound_socket("127.0.0.1:0", loopback_only=True), most_at_once=128,
+            kept=HostFolders(answers=None, records=None),
         )  # fmt: skip
         os.close(write)
         try:

@@ -93,7 +93,10 @@ def test_who_goes_away_frees_a_place_for_who_waits(arrays: Arrays, alone: TextGe
     held = threading.Event()
     stepped = batch._slots.step
 
+    steps = list[int]()
+
     def slow(*given: Any) -> Any:
+        steps.append(len(batch._running))
         if len(batch._running) == 2:
             held.wait(20)
         return stepped(*given)
@@ -111,6 +114,7 @@ def test_who_goes_away_frees_a_place_for_who_waits(arrays: Arrays, alone: TextGe
                 pass
         held.set()
         assert waiting.result(20) == said(alone, "xyz", max_tokens=3)
+    assert len(steps) < 10  # not after the 60 tokens that nobody reads
     assert emptied(batch)
 
 
