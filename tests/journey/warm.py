@@ -122,6 +122,7 @@ def _become(request: Mapping[str, object], descriptors: Sequence[int], parent: i
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [_PROGRAM, *arguments]
+    sys.modules.pop(_PROGRAM)  # it runs as the program, as nothing that was imported before: else runpy warns
     runpy.run_module(_PROGRAM, run_name="__main__", alter_sys=True)
     sys.exit(0)
 
