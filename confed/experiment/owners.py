@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from confed import canonical
 from confed.attestation.tee.simulated import PROFILE, SimulatedPlatform
-from confed.errors import ConfigError, MissingFileError, MissingPackageError
+from confed.errors import ConfigError, MissingPackageError
 from confed.experiment.resolution import Arrays, Prepared, SealedParts, make_shards
 from confed.experiment.tees import trust_anchors
 from confed.files import PUBLIC, write_whole
@@ -61,7 +61,8 @@ def load_owners(prepared: Prepared, *, home: Path | None) -> Owners:
     """Load the experiment's owners; in simulation make those that are not there, and note whom to trust.
 
     Raises:
-        MissingFileError: an owner that is not there, outside simulation.
+        ConfigError: not in simulation.
+        MissingFileError: a part of an owner is gone.
     """
     folder = confed_home(home)
     simulated = prepared.experiment.environment == SIMULATION
@@ -85,9 +86,11 @@ def write_trust(owners: Owners) -> None:
     target = owners.home / "trust.json"
     noted = Trust.load(target).anchors if target.is_file() else {}
     trusted = {**noted, **owners.anchors, PROFILE: (owners.platform.anchor,)}
+    here = {owner.party.name: owner for owner in owners.every}
+    everybody = (here.get(name) or OwnerHome.load(name, home=owners.home) for name in OwnerHome.names(owners.home))
     known = {
         "anchors": {profile: [anchor.hex() for anchor in anchors] for profile, anchors in trusted.items()},
-        "owners": {owner.party.name: owner.party.identity.hex() for owner in OwnerHome.owners(owners.home)},
+        "owners": {owner.party.name: owner.party.identity.hex() for owner in everybody},
     }
     write_whole(target, canonical.encode(known), mode=PUBLIC)
 
@@ -173,10 +176,9 @@ def _side_by_side(act: Callable[[Item], Result], items: Sequence[Item]) -> list[
 
 
 def _owner(name: str, home: Path, now: int) -> OwnerHome:
-    try:
+    if OwnerHome.exists(name, home=home):
         return OwnerHome.load(name, home=home)
-    except MissingFileError:
-        return OwnerHome.create(name, home=home, environment=SIMULATION, now_ms=now)
+    return OwnerHome.create(name, home=home, environment=SIMULATION, now_ms=now)
 
 
 def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:

@@ -38,6 +38,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FORMAT = "confed-owner/1"
 _STORE = "broker.sqlite"
 _KEK_BYTES = 32
+_NAMED = 20
+"""How many owners a message names."""
 _TLS_REMAINDER = datetime.timedelta(days=30)
 
 
@@ -112,10 +114,18 @@ class OwnerHome:
             TamperedError: a part that was not sealed under its key-encryption key.
         """
         path = confed_home(home) / "owners" / name
-        if not _NAME.match(name) or not path.is_dir():
-            known = ", ".join(cls.names(home)) or "none yet"
+        if not cls.exists(name, home=home):
+            names = cls.names(home)
+            known = ", ".join(names[:_NAMED]) or "none yet"
+            if len(names) > _NAMED:
+                known += f" and {len(names) - _NAMED} more"
             raise MissingFileError("owner", expected=f"one of {confed_home(home) / 'owners'} ({known})", got=name)
         return cls(path)
+
+    @classmethod
+    def exists(cls, name: str, *, home: Path | None = None) -> bool:
+        """Whether there is an owner of this name, without a look at any other."""
+        return bool(_NAME.match(name)) and (confed_home(home) / "owners" / name).is_dir()
 
     @classmethod
     def names(cls, home: Path | None = None) -> tuple[str, ...]:

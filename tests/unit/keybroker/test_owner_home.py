@@ -29,6 +29,26 @@ from confed.keybroker.store import Store
 from confed.statement import verify
 
 
+def test_who_asks_for_an_owner_that_is_not_there_is_told_of_twenty(place: Path) -> None:
+    for number in range(22):
+        (place / "owners" / f"site-{number:02d}").mkdir(parents=True)
+        (place / "owners" / f"site-{number:02d}" / "owner.json").touch()
+    with pytest.raises(MissingFileError, match=r"site-00, .*site-19 and 2 more"):
+        OwnerHome.load("bob", home=place)
+
+
+def test_making_owners_looks_at_nobody_else(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from confed.experiment import owners  # noqa: PLC0415 (brings Flower)
+
+    monkeypatch.setattr(OwnerHome, "names", _refuse)
+    made = owners._owner("site-01", place, START_MS)  # pyright: ignore[reportPrivateUsage]
+    assert owners._owner("site-01", place, START_MS).party == made.party  # pyright: ignore[reportPrivateUsage]
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("thousands are made, and each would look at all")
+
+
 def test_an_owner_is_loaded_as_it_was_made(place: Path) -> None:
     made = OwnerHome.create("alice", home=place, environment="production", now_ms=START_MS)
     key_id, key = made.new_key(floors=floors(environment="production"))
