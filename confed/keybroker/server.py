@@ -25,7 +25,7 @@ from confed.wire.v1.confed_pb2_grpc import KeyBrokerServicer, add_KeyBrokerServi
 A = TypeVar("A")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_MOST_ITEMS = 4096
+_MOST_ITEMS = 20_000  # a commit record of so many sites is what a call may hold
 _MOST_THREADS = 16
 _FEW = 8
 """Up to how many items of a call wait each for its own disk, side by side: a file system is slower than a few files."""

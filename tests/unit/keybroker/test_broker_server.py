@@ -75,6 +75,19 @@ def release_items(world: World, enclave: Enclave, client: BrokerClient, names: t
     return items
 
 
+def test_a_call_holds_half_of_ten_thousand_sites_and_is_bounded(served: Served) -> None:
+    stub = KeyBrokerStub(served.channel)
+
+    def ask(count: int) -> pb.ChallengeReplies:
+        nobody = pb.ChallengeBatch.Item(broker=bytes(32), manifest=served.world.manifest.digest)
+        return stub.Challenge(pb.ChallengeBatch(items=[nobody] * count))
+
+    assert len(ask(5_001).items) == 5_001
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(20_001)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
 def test_a_round_goes_over_the_wire(served: Served) -> None:
     world, client = served.world, served.client
     aggregator, trainer = Enclave(world, Role.AGGREGATOR), Enclave(world, Role.CLIENT)
