@@ -43,6 +43,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 60_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # A service that was busy (a record of 27 MB, say) reads the signs of life of a minute at once: no flood.
+    ("grpc.http2.max_ping_strikes", 0),
     # A service that was restarted is found within its client's patience: gRPC's own pauses begin at 1 s and reach 120.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
