@@ -405,12 +405,26 @@ def _read_large(data: bytes) -> CommitRecord:
 
 def parsed(signed: Signed, kind: type[T]) -> T:
     """Return a statement as ``statement.unverified`` does, remembering it: nothing about it is believed yet."""
-    return _parsed(signed.payload, kind)  # pyright: ignore[reportReturnType]
+    read = _parsed if len(signed.payload) <= _SMALL_BYTES else _parsed_large
+    return read(signed.payload, kind)  # pyright: ignore[reportReturnType]
 
 
 def verified(signed: Signed, kind: type[T], signer: bytes) -> T:
     """Return a statement as ``statement.verify`` does, remembering it, so that shared processes parse it once."""
-    return _verified(signed, kind, signer)  # pyright: ignore[reportReturnType]
+    check = _verified if len(signed.payload) <= _SMALL_BYTES else _verified_large
+    return check(signed, kind, signer)  # pyright: ignore[reportReturnType]
+
+
+# Apart from the small ones: the tickets of a large cohort would push out the one candidate that names them all, which
+# each of a process' brokers would then parse, and check with all its tickets, anew.
+@lru_cache(maxsize=_KEPT_LARGE)
+def _verified_large(signed: Signed, kind: type[object], signer: bytes) -> object:
+    return verify(signed, kind, signer=signer)
+
+
+@lru_cache(maxsize=_KEPT_LARGE)
+def _parsed_large(payload: bytes, kind: type[object]) -> object:
+    return unverified(Signed(payload=payload, signer=b"", signature=b""), kind)
 
 
 @lru_cache(maxsize=8192)

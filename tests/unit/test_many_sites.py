@@ -11,14 +11,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator.inbox import Inbox
 from confed.cli.broker import _permit_open_files
 from confed.governor.courier import Courier, Limits
 from confed.journey import Purpose
 from confed.keybroker.client import BrokerClient
-from confed.keybroker.lineage import lineage_of
+from confed.keybroker.lineage import lineage_of, parsed, verified
+from confed.keybroker.statements import Countersignature
 from confed.manifest import Site
+from confed.statement import Signed, sign
 from confed.wire.addresses import EVIDENCE_TOPICS, LETTERS_PER_TOPIC, check_topic, evidence_topic, evidence_topics
 from tests.unit.test_manifest import make, party, reference
 
@@ -27,6 +30,15 @@ if TYPE_CHECKING:
 
 SITES = 10_000
 ENVELOPE_BYTES = 8_000
+FIELDS: dict[str, Any] = {
+    **{name: bytes(32) for name in ("broker", "identity")},
+    **dict.fromkeys(("candidate", "base", "digest"), "0" * 64),
+    "round": 1,
+    "attempt": 0,
+    "purpose": Purpose.TRAIN,
+    "time": 1,
+}
+"""Of a countersignature, but for its run."""
 
 
 def test_evidence_of_every_site_and_of_the_aggregator_has_room() -> None:
@@ -90,6 +102,24 @@ def test_results_of_a_bundle_count_as_memory_and_the_rest_goes_to_the_disk(
     assert len(list(tmp_path.iterdir())) == 2
     inbox.clear()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tickets_of_a_large_cohort_do_not_push_out_the_candidate_that_names_them() -> None:
+    key = Ed25519PrivateKey.generate()
+
+    def statement(run: str) -> Signed:
+        return sign(Countersignature(run=run, **FIELDS), key)
+
+    def known() -> tuple[object, object]:
+        return parsed(large, Countersignature), verified(large, Countersignature, large.signer)
+
+    large = statement("x" * 100_000)
+    before = known()
+    for number in range(SITES):
+        small = statement(str(number))
+        parsed(small, Countersignature)
+        verified(small, Countersignature, small.signer)
+    assert all(again is first for again, first in zip(known(), before, strict=True))
 
 
 @pytest.fixture(scope="module")
