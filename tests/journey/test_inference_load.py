@@ -140,7 +140,7 @@ def test_a_hundred_streams_end_whole_and_leave_nothing(world: World, deployment:
             assert len(epochs.current()._taken) - before == STREAMS
             threads.append(threads_left(world))
         world.words.together = None
-    assert threads[0] == threads[1]
+    assert threads[1] <= threads[0]  # fewer, where what an earlier test left ends meanwhile
     assert world.words.running == 0
     assert len(epochs._held) == 1
     wait_for(lambda: psutil.Process().num_fds() <= files)

@@ -541,7 +541,8 @@ def test_a_new_instance_takes_up_only_a_committed_version(world: World) -> None:
 
 def test_a_base_that_is_not_its_makers_is_not_opened(world: World) -> None:
     start = world.manifest.model.start.digest
-    world.courier.objects[start] = world.courier.objects[start][:-1] + b"\x00"
+    sealed = world.courier.objects[start]
+    world.courier.objects[start] = sealed[:-1] + bytes([sealed[-1] ^ 1])
     run = world.run()
     run.attest(first_round=1, attempt=0)
     with pytest.raises(ConfedError) as refused:
