@@ -380,7 +380,7 @@ class ClosingCountersignature:
     time: int
 
 
-_RECORD_BYTES = 64 * 1024 * 1024
+RECORD_LIMIT_BYTES = 64 * 1024 * 1024
 _RECORD_PARTS = ["candidate", "commit", "countersignatures", "metrics", "tickets"]
 
 
@@ -422,7 +422,7 @@ class CommitRecord:
             EncodingError: anything else.
             SizeError: more than a record of the largest cohort has.
         """
-        value = canonical.decode(data, limit_bytes=_RECORD_BYTES)
+        value = canonical.decode(data, limit_bytes=RECORD_LIMIT_BYTES)
         if not isinstance(value, dict) or sorted(value) != _RECORD_PARTS:  # pyright: ignore[reportUnknownArgumentType]
             raise EncodingError("commit record", expected="its five parts", got="something else")
         parts: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]

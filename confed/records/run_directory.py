@@ -30,7 +30,7 @@ from confed import canonical
 from confed.errors import EncodingError, MissingFileError, SizeError
 from confed.files import PUBLIC, replacing
 from confed.journey import Purpose
-from confed.keybroker.statements import CommitRecord
+from confed.keybroker.statements import RECORD_LIMIT_BYTES, CommitRecord
 from confed.manifest import Manifest
 from confed.statement import Signed
 
@@ -242,7 +242,7 @@ class RunDirectory:
             EncodingError: not its one form.
         """
         path = self.commit_file(purpose, round_number)
-        data = _read(path)
+        data = _read(path, RECORD_LIMIT_BYTES)
         record = CommitRecord.from_bytes(data)
         return _spelled_once(path.name, record, record.to_bytes(), data)
 
@@ -322,14 +322,14 @@ def _replacing(path: Path) -> AbstractContextManager[BinaryIO]:
     return replacing(path, mode=PUBLIC)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit_bytes: int = canonical.LIMIT_BYTES) -> bytes:
     try:
         with path.open("rb") as source:
-            data = source.read(canonical.LIMIT_BYTES + 1)
+            data = source.read(limit_bytes + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise MissingFileError(f"{path.parent.name}/{path.name}", expected="a file", got="none") from error
-    if len(data) > canonical.LIMIT_BYTES:
-        raise SizeError(f"{path.name} size in bytes", expected=f"at most {canonical.LIMIT_BYTES}", got="more")
+    if len(data) > limit_bytes:
+        raise SizeError(f"{path.name} size in bytes", expected=f"at most {limit_bytes}", got="more")
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_everything_written_is_read_back(directory: RunDirectory, run: RecordedR
     assert [event["event"] for event in directory.events()] == [event["event"] for event in run.events]
     assert len(directory.metrics()) == 2
     assert directory.summary()["run"] == run.manifest.run
+
+
+def test_a_record_of_ten_thousand_sites_is_read_back(directory: RunDirectory, run: RecordedRun) -> None:
+    """It has 25 MB, more than any other document may have."""
+    record = run.records[Purpose.TRAIN, 2]
+    tickets = record.tickets * (20 * 1024 * 1024 // sum(len(signed.payload) for signed in record.tickets))
+    large = dataclasses.replace(record, tickets=tickets).to_bytes()
+    assert len(large) > canonical.LIMIT_BYTES
+    directory.write_commit(Purpose.TRAIN, 2, large)
+    assert directory.commit(Purpose.TRAIN, 2).to_bytes() == large
 
 
 def test_a_version_is_copied_from_a_file(directory: RunDirectory, tmp_path: Path) -> None:
