@@ -39,7 +39,7 @@ class PlainEdge:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = bytearray()
-        async for piece in body_of(receive, None):
+        async for piece in body_of(receive, None, idle_s=None):
             body += piece
         told = [(name.decode(), value.decode()) for name, value in scope["headers"]]
         headers = tuple((name, value) for name, value in told if name in _CARRIED)

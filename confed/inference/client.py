@@ -31,6 +31,7 @@ from confed.errors import (
     EncodingError,
     LeaseError,
     RefusedError,
+    SignatureError,
     SizeError,
     StaleEpochError,
     TruncatedError,
@@ -304,9 +305,22 @@ class ConfidentialClient:
                     raise _NotSentError(error) from error
                 epoch = place.epoch
             if epoch is None or now >= epoch[1].not_before + EPOCH_MS:
-                value = self._get(place, "GET", EPOCH_PATH, b"")
-                epoch = place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=self._now())
+                replica, epoch = self._next_epoch(place, replica)
             return replica, epoch
+
+    def _next_epoch(self, place: _Place, replica: VerifiedReplica) -> tuple[VerifiedReplica, tuple[str, EpochKey]]:
+        """Return the key of the next hour; where another instance answers by now, that one, verified as any is."""
+        try:
+            value = self._get(place, "GET", EPOCH_PATH, b"")
+            try:
+                place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=self._now())
+            except SignatureError:
+                replica = self._verify(place)
+        except UnreachableError as error:
+            raise _NotSentError(error) from error
+        if place.epoch is None:
+            raise AssertionError  # both ways set it, or raise
+        return replica, place.epoch
 
     def _verify(self, place: _Place) -> VerifiedReplica:
         nonce = os.urandom(NONCE_BYTES)

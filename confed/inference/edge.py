@@ -54,7 +54,7 @@ class Edge:
         door: what answers opened requests.
         most_at_once: answers on their way; one more is refused, and not run.
         outlet: where outputs go that are no answers to requesters; needed where the manifest has such.
-        idle_s: how long a stream may bring no window.
+        idle_s: how long a request may stand still, a stream bring no window, and a reader read nothing.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Edge:
             await send_json(send, status_of(error), {"code": error.code})
 
     async def _evidence(self, receive: Receive, send: Send) -> None:
-        nonce = b"".join([piece async for piece in body_of(receive, NONCE_BYTES)])
+        nonce = b"".join([piece async for piece in body_of(receive, NONCE_BYTES, idle_s=self._idle_s)])
         if len(nonce) != NONCE_BYTES:
             raise EncodingError("nonce size in bytes", expected=NONCE_BYTES, got=len(nonce))
         loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ class Edge:
     async def _exchange(self, receive: Receive, send: Send) -> None:
         with self._place():
             opening = self._replica.opening()
-            async for piece in body_of(receive, None):
+            async for piece in body_of(receive, None, idle_s=self._idle_s):
                 opening.feed(piece)
             request, answering = opening.finish()
             await self._answer(request, answering, receive, send)
@@ -121,7 +121,7 @@ class Edge:
     async def _stream(self, receive: Receive, send: Send) -> None:
         with self._place():
             opening = self._replica.opening()
-            async for piece in body_of(receive, None):
+            async for piece in body_of(receive, None, idle_s=self._idle_s):
                 opening.feed(piece)
                 if opening.has_ended:
                     break
@@ -169,9 +169,12 @@ class Edge:
                 if not started:
                     await send_start(send)
                     started = True
-                await send_piece(send, data)
+                async with asyncio.timeout(self._idle_s):
+                    await send_piece(send, data)
             if pump.whole:  # else the connection ends without its end, and the answer without its last frame
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError as error:  # whoever does not read holds no place for ever
+            report_failure(error)
         finally:
             pump.stop()
             watch.cancel()
@@ -285,16 +288,25 @@ async def send_json(send: Send, status: int, value: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def body_of(receive: Receive, limit_bytes: int | None) -> AsyncIterator[bytes]:
+async def body_of(receive: Receive, limit_bytes: int | None, *, idle_s: float | None) -> AsyncIterator[bytes]:
     """Yield the body of a request in pieces.
+
+    Args:
+        receive: of the ASGI application.
+        limit_bytes: of all pieces; ``None``: whoever reads bounds them.
+        idle_s: how long a piece may take to come; ``None``: as long as its caller is there.
 
     Raises:
         SizeError: it is larger than its bound.
-        EncodingError: its caller went away.
+        EncodingError: its caller went away, or sends nothing.
     """
     size = 0
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(idle_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise EncodingError("request", expected="its end", got="nothing in time") from error
         if message["type"] != "http.request":
             raise EncodingError("request", expected="its end", got="a caller that went away")
         piece = message.get("body", b"")

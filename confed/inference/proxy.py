@@ -57,7 +57,7 @@ class Proxy:
             return
         loop = asyncio.get_running_loop()
         try:
-            body = b"".join([piece async for piece in body_of(receive, self._largest)])
+            body = b"".join([piece async for piece in body_of(receive, self._largest, idle_s=None)])
             reply = await loop.run_in_executor(
                 self._workers,
                 lambda: self._client.request(scope["method"], path, body=body, headers=headers),

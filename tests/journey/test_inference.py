@@ -555,6 +555,48 @@ def test_a_replica_that_is_gone_is_passed_over(deployment: Deployment, served: S
         client.predict({"x": X})
 
 
+def let_the_hour_end(client: ConfidentialClient) -> None:
+    """As if the epochs that the client knows had begun an hour earlier, and its evidence were still good."""
+    for place in client._places:
+        if place.epoch is not None:
+            name, key = place.epoch
+            place.epoch = name, dataclasses.replace(key, not_before=key.not_before - EPOCH_MS)
+
+
+def test_a_replica_that_is_gone_when_its_hour_is_over_is_passed_over(deployment: Deployment, served: Served) -> None:
+    with deployment.served() as first, deployment.client(first.url, served.url) as client:
+        client.predict({"x": X})
+        assert first.engine.runs == 1
+        client._places[0].url = "http://127.0.0.1:9"
+        let_the_hour_end(client)
+        runs = served.engine.runs
+        assert client.predict({"x": X})
+        assert served.engine.runs == runs + 1
+
+
+def test_an_instance_that_took_anothers_place_is_verified_when_the_hour_is_over(
+    deployment: Deployment, served: Served
+) -> None:
+    with deployment.served() as first, deployment.client(first.url) as client:
+        before = client.verify()
+        client._places[0].url = served.url
+        let_the_hour_end(client)
+        assert client.predict({"x": X})
+        assert before.instance != client._places[0].replica.instance == served.replica.instance  # type: ignore[union-attr]
+
+
+def test_an_instance_that_the_policy_does_not_accept_takes_nobodys_place(
+    deployment: Deployment, served: Served, make: Callable[..., Deployment]
+) -> None:
+    with make().served() as other, deployment.client(served.url) as client:
+        client.verify()
+        client._places[0].url = other.url
+        let_the_hour_end(client)
+        with pytest.raises(ManifestMismatchError):
+            client.predict({"x": X})
+        assert other.engine.runs == 0
+
+
 # The manifest.
 
 MANIFESTS: dict[str, dict[str, Any]] = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from confed.inference.exchange import Sealing
 from confed.inference.listening import Serving, bound_socket
 from confed.inference.messages import Request, RequestHead
 from confed.inference.proxy import Proxy
+from confed.inference.streaming import IDLE_S
 
 STREAMS, TOKENS = 100, 3
 CURL_PARTIAL = 18
@@ -156,20 +159,61 @@ def test_who_goes_away_in_mid_stream_frees_everything_through_the_proxy(world: W
     assert streamed(world.asked, "after") == expected("after")
 
 
-def test_who_does_not_wait_for_a_whole_answer_frees_the_replica(world: World, deployment: Deployment) -> None:
+def a_sealed_request(world: World, deployment: Deployment, body: bytes) -> bytes:
     epoch, padding = world.served.replica.epochs.current(), world.served.replica.serving.padding
     sealing = Sealing(manifest=deployment.manifest.digest, replicas=[(epoch.name, epoch.key)], padding=padding)
     head = RequestHead(method="POST", path="/v1/completions", headers=())
+    return b"".join(sealing.request(Request(head=head, body=body)))
+
+
+def test_who_does_not_wait_for_a_whole_answer_frees_the_replica(world: World, deployment: Deployment) -> None:
     body = b'{"model": "linear", "prompt": "long", "max_tokens": 1000000}'
     world.words.ended.clear()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             world.served.url + EXCHANGE_PATH,
-            content=b"".join(sealing.request(Request(head=head, body=body))),
+            content=a_sealed_request(world, deployment, body),
             timeout=httpx.Timeout(20, read=0.5),
         )
     assert world.words.ended.wait(20)
     wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
+
+
+@contextmanager
+def impatient(world: World) -> Iterator[socket.socket]:
+    """A caller with little room for answers, at a replica that waits for nobody longer than a moment."""
+    world.served.edge._idle_s = 0.3
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    host, _, port = world.served.url.removeprefix("http://").partition(":")
+    with connection:
+        connection.connect((host, int(port)))
+        yield connection
+    world.served.edge._idle_s = IDLE_S
+
+
+def test_a_request_that_stands_still_holds_no_place(world: World, deployment: Deployment) -> None:
+    data = a_sealed_request(world, deployment, b"{}")
+    with impatient(world) as caller:
+        caller.sendall(f"POST {EXCHANGE_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode())
+        caller.sendall(data[:-1])
+        assert caller.recv(65536).startswith(b"HTTP/1.1 400")
+        wait_for(lambda: world.served.edge._free == 128)
+
+
+def test_who_does_not_read_an_answer_holds_no_place(world: World, deployment: Deployment) -> None:
+    prompt = "x" * 1000
+    body = json.dumps({"model": "linear", "prompt": prompt, "max_tokens": 1_000_000, "stream": True}).encode()
+    data = a_sealed_request(world, deployment, body)
+    world.words.ended.clear()
+    world.words.pause_s = 0
+    with impatient(world) as caller:
+        caller.sendall(f"POST {EXCHANGE_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode())
+        caller.sendall(data)
+        assert world.words.ended.wait(20)
+        wait_for(lambda: world.served.edge._free == 128 and world.words.running == 0)
+    world.words.pause_s = 0.01
 
 
 def test_curl_reads_a_stream_to_its_end_and_is_told_of_one_that_was_cut_off(

@@ -342,7 +342,7 @@ def test_a_kept_proof_is_checked_offline_with_the_texts(road: Road, tmp_path: Pa
 
 
 def wait_for(found: Any) -> Any:
-    for _ in range(500):
+    for _ in range(3000):
         if value := found():
             return value
         time.sleep(0.01)

@@ -61,7 +61,7 @@ def plain(deployment: Deployment, x: np.ndarray) -> bytes:
 
 def wait_for(found: Callable[[], Any]) -> Any:
     pause = threading.Event()
-    for _ in range(1000):
+    for _ in range(3000):
         if value := found():
             return value
         pause.wait(0.01)

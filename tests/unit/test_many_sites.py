@@ -132,9 +132,9 @@ def crowd() -> Any:
 def test_ten_thousand_brokers_find_their_owner_in_a_cohort_at_once(crowd: Any) -> None:
     cohort = crowd.drawn(Purpose.TRAIN, 1)
     candidate: Any = SimpleNamespace(cohort=cohort)
-    started = time.process_time()
+    started = time.thread_time()
     for at, identity in enumerate(cohort):
         assert crowd.places(candidate)[identity] == at
         assert crowd.is_drawn(identity, Purpose.TRAIN, 1)
-    assert time.process_time() - started < 0.2, "a scan each takes twice that and more"
+    assert time.thread_time() - started < 0.2, "a scan each takes twice that and more"
     assert not crowd.is_drawn(bytes(32), Purpose.TRAIN, 1)

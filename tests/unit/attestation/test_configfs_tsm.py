@@ -365,7 +365,8 @@ def test_no_descriptor_stays_open(tmp_path):
     attester.attest(SNP)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (the directory changes while it is read)
     attester.attest(SNP)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (the same)
+    # Fewer, where what an earlier test left is closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208 (the same)
 
 
 def test_a_short_write_is_an_error(tmp_path, monkeypatch):

@@ -408,9 +408,9 @@ def test_a_slow_answer_ends_at_the_deadline(service, sentence):
         try:
             for part in SLOW[sentence]:
                 handler.wfile.write(part)
-                if service.ended.wait(0.02):
+                if service.ended.wait(0.1):
                     return
-            service.ended.wait(2)
+            service.ended.wait(20)
         except OSError:
             pass
 
@@ -419,7 +419,7 @@ def test_a_slow_answer_ends_at_the_deadline(service, sentence):
     with pytest.raises(EndorsementFetchError) as refused:
         source_of(service, CRL, patience=SHORT).fetch(CRL, now_ms=NOW_MS)
     assert refused.value.got == "none in time"
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 10, "where a machine is busy; without a deadline it takes twenty"
 
 
 def test_a_server_that_never_shakes_hands_ends_at_the_deadline(service):
@@ -429,7 +429,7 @@ def test_a_server_that_never_shakes_hands_ends_at_the_deadline(service):
         with pytest.raises(EndorsementFetchError) as refused:
             AmdKds(given).fetch(CRL, now_ms=NOW_MS)
     assert refused.value.got == "none in time"
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 10
 
 
 def test_a_server_that_is_not_there_is_a_failed_fetch(service):

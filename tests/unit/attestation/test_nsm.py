@@ -309,7 +309,8 @@ def test_no_descriptor_stays_open(device):
     module.describe()
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (the directory changes while it is read)
     module.describe()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (the same)
+    # Fewer, where what an earlier test left is closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208 (the same)
 
 
 @pytest.mark.parametrize("value", [b"", bytes(47), bytes(49)])
