@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; repeat for several")
     parser.add_argument("--atheris", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one line")
     arguments = parser.parse_args()
     found = cases(tuple(arguments.kind or KINDS))
     if not found:
@@ -254,7 +255,8 @@ def main() -> None:
     if arguments.atheris:
         guided(found, inputs=arguments.inputs, seed=arguments.seed)
         return
-    print(json.dumps(fuzz(found, inputs=arguments.inputs, seed=arguments.seed), indent=1))
+    told = fuzz(found, inputs=arguments.inputs, seed=arguments.seed)
+    print(json.dumps(told, indent=None if arguments.json else 1))
 
 
 if __name__ == "__main__":

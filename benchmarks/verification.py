@@ -43,9 +43,10 @@ AT = {"gpu/nvtrust-hopper": 1735689600, "gpu/sdk-hopper-535": 1735689600}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=200)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    repeats, rows = arguments.repeats, []
     index = {entry["id"]: entry for entry in json.loads((FOLDER / "MANIFEST.json").read_text())["sets"]}
-    print(f"{'kind':<12} {'evidence':<28} {'median ms':>10} {'limit':>7}")
     for kind, name, keys, limit in CASES:
         entry = index[name]
         evidence, *endorsements = [(FOLDER / entry.get(key, EXTRA.get(key, ""))).read_bytes() for key in keys]
@@ -61,8 +62,15 @@ def main() -> None:
                 now=now,
             )
             seconds.append(time.perf_counter() - started)
-        shown = "" if limit is None else f"{limit:.0f}"
-        print(f"{kind:<12} {name:<28} {statistics.median(seconds[1:]) * 1e3:>10.2f} {shown:>7}")
+        median_ms = statistics.median(seconds[1:]) * 1e3
+        rows.append({"kind": kind, "evidence": name, "median_ms": round(median_ms, 3), "limit_ms": limit})
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    print(f"{'kind':<12} {'evidence':<28} {'median ms':>10} {'limit':>7}")
+    for row in rows:
+        shown = "" if row["limit_ms"] is None else f"{row['limit_ms']:.0f}"
+        print(f"{row['kind']:<12} {row['evidence']:<28} {row['median_ms']:>10.2f} {shown:>7}")
 
 
 if __name__ == "__main__":
