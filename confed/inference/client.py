@@ -53,6 +53,8 @@ from confed.statement import Signed
 
 _LARGEST_REPLY_BYTES = 8 * 1024 * 1024
 _OK = 200
+_AT_ONCE_BYTES = 64 * 1024
+"""Up to this size a sealed request goes out as one piece; a larger one is opened while the rest of it is sealed."""
 _WAITS_S = 600.0
 _WAITS = httpx.Timeout(10.0, read=_WAITS_S)
 _Begun = TypeVar("_Begun")
@@ -252,8 +254,13 @@ class ConfidentialClient:
         raise AssertionError  # the second turn returns or raises
 
     def _post(self, place: _Place, sealing: Sealing, request: Request) -> httpx.Response:
+        size = sealing.request_bytes(request)
+        frames = sealing.request(request)
         outer = self._http.build_request(
-            "POST", place.url + EXCHANGE_PATH, content=sealing.request(request), headers={"content-type": EXCHANGE_TYPE}
+            "POST",
+            place.url + EXCHANGE_PATH,
+            content=b"".join(frames) if size <= _AT_ONCE_BYTES else frames,
+            headers={"content-type": EXCHANGE_TYPE, "content-length": str(size)},
         )
         try:
             response = self._http.send(outer, stream=True)

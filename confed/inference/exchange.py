@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from confed import canonical, record
@@ -35,7 +35,7 @@ from confed.errors import (
     error_for,
 )
 from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
-from confed.inference.frames import PIECE_BYTES, Frame, FrameOpener, FrameSealer
+from confed.inference.frames import PIECE_BYTES, Frame, FrameOpener, FrameSealer, sealed_bytes
 from confed.inference.messages import HEAD_LIMIT_BYTES, TENANT_BYTES, AnswerHead, Commitment, Request, RequestHead
 from confed.sealing.derivation import (
     exchange_answer_key,
@@ -118,6 +118,13 @@ class Sealing:
         self.committed = ""
         """The request's commitment, once ``request`` has been read."""
 
+    def request_bytes(self, request: Request) -> int:
+        """Return how long the sealed request is."""
+        whole, rest = divmod(len(request.body), PIECE_BYTES)
+        contents = [TENANT_BYTES + len(request.head.encoded), *([PIECE_BYTES] * whole), *([rest] if rest else [])]
+        front = len(REQUEST_MAGIC) + _LENGTH_BYTES + len(self._header)
+        return front + sum(sealed_bytes(size, padding=self._padding) for size in contents)
+
     def request(self, request: Request) -> Iterator[bytes]:
         """Yield the sealed request, frame by frame."""
         yield REQUEST_MAGIC + len(self._header).to_bytes(_LENGTH_BYTES, "big") + self._header
@@ -174,7 +181,11 @@ class AnswerOpening:
             frames, data = self._begin()
         found: list[AnswerHead | bytes] = []
         for frame in frames.feed(data):
-            self._read(frame, found)
+            if frame.kind == BODY and self._commitment is not None and not frame.final:  # a token, nearly always
+                self._commitment.add(frame.content)
+                found.append(frame.content)
+            else:
+                self._read(frame, found)
         return found
 
     @property
@@ -216,8 +227,8 @@ class AnswerOpening:
         return self._frames, rest
 
     def _read(self, frame: Frame, found: list[AnswerHead | bytes]) -> None:
-        expected = (HEAD,) if self._commitment is None else (BODY, RECEIPT, REFUSED)
-        if frame.kind not in expected or frame.final != (frame.kind in (RECEIPT, REFUSED)):
+        expected = (HEAD,) if self._commitment is None else (RECEIPT, REFUSED)
+        if frame.kind not in expected or frame.final == (frame.kind == HEAD):
             raise EncodingError("answer frame", expected="a head, the body and a receipt at the end", got="another")
         if frame.kind == REFUSED:
             # Raised by ``close``: what came before it is for the reader to see, and that the request was taken.
@@ -226,9 +237,6 @@ class AnswerOpening:
         if self._commitment is None:
             self._commitment = Commitment(self._salt, frame.content)
             found.append(AnswerHead.decode(frame.content))
-        elif frame.kind == BODY:
-            self._commitment.add(frame.content)
-            found.append(frame.content)
         else:
             receipt = Signed.from_json(canonical.decode(frame.content))
             self._answered = Answered(receipt=receipt, epoch=self._epoch, commitment=self._commitment.digest)
@@ -382,11 +390,12 @@ class Answering:
         self._commitment = Commitment(self.salt, encoded)
         return ANSWER_MAGIC + bytes([self.index]) + nonce + self._sealer.seal(HEAD, encoded, final=False)
 
-    def body(self, body: bytes | memoryview) -> Iterator[bytes]:
-        """Yield a part of the body, sealed; of any length."""
-        for piece, _ in _pieces(body):
-            self._commitment.add(piece)
-            yield self._sealer.seal(BODY, piece, final=False)
+    def body(self, body: bytes | memoryview) -> Iterable[bytes]:
+        """Return a part of the body, sealed frame by frame; of any length."""
+        if 0 < len(body) <= PIECE_BYTES:  # a token, nearly always
+            self._commitment.add(body)
+            return (self._sealer.seal(BODY, body, final=False),)
+        return self._bodies(body)
 
     @property
     def window_key(self) -> bytes:
@@ -401,6 +410,11 @@ class Answering:
     def end(self, receipt: Signed) -> bytes:
         """Return the last frame: the receipt."""
         return self._sealer.seal(RECEIPT, canonical.encode(receipt.to_json()), final=True)
+
+    def _bodies(self, body: bytes | memoryview) -> Iterator[bytes]:
+        for piece, _ in _pieces(body):
+            self._commitment.add(piece)
+            yield self._sealer.seal(BODY, piece, final=False)
 
     def refuse(self, code: str, *, padding: PaddingTerms) -> bytes:
         """Return the last frame of an answer that must not go on: a stable code, for who asked alone."""

@@ -11,7 +11,7 @@ Source: Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015, §7 (STREAM), as in `
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,6 +21,8 @@ from confed.serving import LARGEST_FRAME_BYTES, PaddingTerms
 
 _OUTER = struct.Struct(">IB")
 _INNER = struct.Struct(">BI")
+_NONCE = struct.Struct(">4xQ")
+_FLAG_AT = 4
 _TAG_BYTES = 16
 LARGEST_CONTENT_BYTES = LARGEST_FRAME_BYTES - _INNER.size
 """What a frame carries at most."""
@@ -29,13 +31,15 @@ PIECE_BYTES = 64 * 1024 - _INNER.size
 which takes longer than sealing them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """One opened frame."""
+class Frame(NamedTuple):
+    """One opened frame. A tuple, since there is one for each token; its ``repr`` shows no content."""
 
     kind: int
-    content: bytes = field(repr=False)
+    content: bytes
     final: bool
+
+    def __repr__(self) -> str:
+        return f"Frame(kind={self.kind}, final={self.final})"
 
 
 class FrameSealer:
@@ -56,18 +60,24 @@ class FrameSealer:
             SizeError: more than a frame carries.
             ExchangeError: a frame after the last one.
         """
-        if len(content) > LARGEST_CONTENT_BYTES:
-            raise SizeError("frame content in bytes", expected=f"at most {LARGEST_CONTENT_BYTES}", got=len(content))
+        size = len(content)
+        if size > LARGEST_CONTENT_BYTES:
+            raise SizeError("frame content in bytes", expected=f"at most {LARGEST_CONTENT_BYTES}", got=size)
         if self._ended:
             raise ExchangeError("frame", expected="none after the last one", got="one")
-        size = self._padding.padded(_INNER.size + len(content))
-        zeros = bytes(size - _INNER.size - len(content))
-        plaintext = b"".join((_INNER.pack(kind, len(content)), content, zeros))
-        outer = _OUTER.pack(size + _TAG_BYTES, final)
-        sealed = self._aead.encrypt(_nonce(self._count, final=final), plaintext, outer)
+        padded = self._padding.padded(_INNER.size + size)
+        zeros = bytes(padded - _INNER.size - size)
+        plaintext = b"".join((_INNER.pack(kind, size), content, zeros))
+        outer = _OUTER.pack(padded + _TAG_BYTES, final)
+        sealed = self._aead.encrypt(_NONCE.pack(self._count << 8 | final), plaintext, outer)
         self._count += 1
         self._ended = final
         return outer + sealed
+
+
+def sealed_bytes(content_bytes: int, *, padding: PaddingTerms) -> int:
+    """Return how long a frame of so much content is on the wire."""
+    return _OUTER.size + padding.padded(_INNER.size + content_bytes) + _TAG_BYTES
 
 
 class FrameOpener:
@@ -103,24 +113,14 @@ class FrameOpener:
             SizeError: a frame or all contents together beyond their bound.
             EncodingError: bytes after the last frame, or an authentic one that is not of its one form.
         """
-        kept = self._buffer
-        kept += data
         frames: list[Frame] = []
-        at = 0
-        with memoryview(kept) as view:
-            while len(view) - at >= _OUTER.size:
-                self._require_open()
-                size, flag = _OUTER.unpack_from(view, at)
-                if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
-                    raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
-                end = at + _OUTER.size + size
-                if len(view) < end:
-                    break
-                with view[at:end] as frame:
-                    frames.append(self._open(frame, final=bool(flag)))
+        with memoryview(data) as view:
+            at = self._fill(view, frames) if self._buffer else 0
+            while (end := self._end(view, at)) <= len(view):
+                frames.append(self._open(view[at:end]))
                 at = end
-        del kept[:at]
-        if kept:
+            self._buffer += view[at:]
+        if self._buffer:
             self._require_open()
         return frames
 
@@ -137,10 +137,37 @@ class FrameOpener:
         if self._ended:
             raise EncodingError(self._what, expected="nothing after the last frame", got="more")
 
-    def _open(self, frame: memoryview, *, final: bool) -> Frame:
-        outer, sealed = frame[: _OUTER.size], frame[_OUTER.size :]
+    def _fill(self, view: memoryview, frames: list[Frame]) -> int:
+        """Open the frame that earlier bytes began, if these complete it; return how many of them belong to it."""
+        kept, at = self._buffer, 0
+        while True:
+            end = self._end(kept, 0)
+            if end == len(kept):
+                with memoryview(kept) as frame:
+                    frames.append(self._open(frame))
+                kept.clear()
+                return at
+            if at == len(view):
+                return at
+            taken = view[at : at + end - len(kept)]
+            kept += taken
+            at += len(taken)
+
+    def _end(self, view: memoryview | bytearray, at: int) -> int:
+        """Return where the frame that begins there ends, as far as is known: at least where its length does."""
+        start = at + _OUTER.size
+        if start > len(view):
+            return start
+        self._require_open()
+        size, flag = _OUTER.unpack_from(view, at)
+        if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
+            raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
+        return start + size
+
+    def _open(self, frame: memoryview) -> Frame:
+        outer, final = frame[: _OUTER.size], frame[_FLAG_AT] == 1
         try:
-            plaintext = self._aead.decrypt(_nonce(self._count, final=final), sealed, outer)
+            plaintext = self._aead.decrypt(_NONCE.pack(self._count << 8 | final), frame[_OUTER.size :], outer)
         except InvalidTag as error:
             where = f"{self._what} frame {self._count}"
             raise TamperedError(where, expected="a matching tag", got="another") from error
@@ -154,8 +181,4 @@ class FrameOpener:
             raise SizeError(f"{self._what} size in bytes", expected=f"at most {self._largest}", got="more")
         self._count += 1
         self._ended = final
-        return Frame(kind=kind, content=content, final=final)
-
-
-def _nonce(index: int, *, final: bool) -> bytes:
-    return b"\x00\x00\x00\x00" + index.to_bytes(7, "big") + (b"\x01" if final else b"\x00")
+        return Frame(kind, content, final)
