@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 try:
     from confed.data.checking import examine
-    from confed.data.croissant import About
+    from confed.data.croissant import About, type_told
     from confed.data.dataset import DatasetDetail
     from confed.data.described import description_file, read_description
     from confed.data.findings import open_findings
@@ -205,7 +205,7 @@ def _facts(container: Container, detail: DatasetDetail, stated: DatasetDescripti
         "files": len(detail.files),
         "contract": stated.contract,
         "pipeline": stated.pipeline or "any that its owner approves",
-        "columns": {field["name"]: field["dataType"] for field in fields},
+        "columns": {field["name"]: type_told(field) for field in fields},
     }
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute
 
-from confed.data.column_types import arrow_type, plain_table, type_name
+from confed.data.column_types import arrow_type, fits, plain_table
+from confed.data.item_checks import item_checks
 from confed.errors import ConfigError, ContractError
 from confed.preparation.contract import FLOATING, REFUSE, ColumnTerms, Contract
 
@@ -25,6 +27,8 @@ import pandera.polars as pandera
 from pandera.errors import SchemaError, SchemaErrors
 
 TYPE, MISSING, NULL, UNIQUE, ROWS, OTHERS = "type", "missing", "null", "unique", "rows", "others"
+ITEMS = "items"
+compute: Any = pyarrow.compute  # its functions are made when it is imported, so no checker knows them
 _OWN_CHECKS = {"not_nullable": NULL, "field_uniqueness": UNIQUE}
 
 
@@ -33,7 +37,8 @@ class Finding:
     """What breaks a contract: a column of the contract (empty for the table itself), its check, and how often.
 
     Attributes:
-        check: ``type``, ``missing``, ``null``, ``unique``, ``rows``, ``others``, or the name of the contract's own key.
+        check: ``type``, ``missing``, ``null``, ``unique``, ``rows``, ``others``, ``items`` (lists of another length),
+            or the name of the contract's own key.
         count: rows; of ``type`` and ``missing`` 1, of ``others`` columns, of ``rows`` how many there are.
     """
 
@@ -68,10 +73,10 @@ def examine(table: pa.Table, contract: Contract) -> tuple[pl.DataFrame | None, t
         ConfigError: a check that cannot be done.
     """
     findings = _shape_findings(table, contract)
-    unfit = {finding.column for finding in findings if finding.check in (TYPE, MISSING)}
-    present = [name for name in contract.columns if name not in unfit]
-    frame = pl.DataFrame(plain_table(table.select(present)))
-    rest = {name: contract.columns[name] for name in present}
+    unfit = {finding.column for finding in findings if finding.check in (TYPE, MISSING, ITEMS)}
+    rest = {name: terms for name, terms in contract.columns.items() if name not in unfit}
+    types = {name: terms.type for name, terms in rest.items()}
+    frame = pl.DataFrame(plain_table(table.select(list(rest)), types))
     findings += _value_findings(frame, rest)
     return (None if unfit else frame), tuple(sorted(findings, key=lambda finding: (finding.column, finding.check)))
 
@@ -88,9 +93,17 @@ def _shape_findings(table: pa.Table, contract: Contract) -> list[Finding]:
         places = table.schema.get_all_field_indices(name)
         if len(places) != 1:
             findings.append(Finding(column=name, check=MISSING, count=1))
-        elif type_name(table.schema.field(places[0]).type) != terms.type:
+        elif not fits(table.schema.field(places[0]).type, terms.type):
             findings.append(Finding(column=name, check=TYPE, count=1))
+        elif terms.kind.length is not None and (unlike := _of_other_length(table[name], terms.kind.length)):
+            findings.append(Finding(column=name, check=ITEMS, count=unlike))
     return findings
+
+
+def _of_other_length(column: pa.ChunkedArray, length: int) -> int:
+    """Count the lists of a column that have more or fewer items."""
+    count = compute.sum(compute.not_equal(compute.list_value_length(column), length))
+    return count.as_py() or 0
 
 
 def _value_findings(frame: pl.DataFrame, columns: dict[str, ColumnTerms]) -> list[Finding]:
@@ -108,14 +121,14 @@ def _value_findings(frame: pl.DataFrame, columns: dict[str, ColumnTerms]) -> lis
         if name in _CHECKS and row is None:
             # It failed for no row: polars could not do it at all (its regular expressions have a bounded size).
             raise ConfigError(f"contract.columns.{column}.{name}", expected="a check that can be done", got="another")
-    found = Counter((column, name) for column, name, _ in rows)
-    return [_finding(column, name, count, columns) for (column, name), count in found.items()]
+    found = Counter(_named(column, name, columns) for column, name, _ in rows)
+    return [Finding(column=column, check=name, count=count) for (column, name), count in found.items()]
 
 
-def _finding(column: Any, name: Any, count: int, columns: dict[str, ColumnTerms]) -> Finding:
+def _named(column: Any, name: Any, columns: dict[str, ColumnTerms]) -> tuple[str, str]:
     """Name a failure in the contract's words only: pandera's own may quote the data."""
     known = column if column in columns else ""
-    return Finding(column=known, check=_OWN_CHECKS.get(name, name if name in _CHECKS else TYPE), count=count)
+    return known, _OWN_CHECKS.get(name, name if name in _CHECKS else TYPE)
 
 
 def schema_of(columns: dict[str, ColumnTerms]) -> Any:
@@ -134,6 +147,8 @@ def schema_of(columns: dict[str, ColumnTerms]) -> Any:
 
 
 def _checks(terms: ColumnTerms) -> list[Any]:
+    if terms.kind.is_list:
+        return [pandera.Check(check, name=name, error=name) for name, check in item_checks(terms).items()]
     checks: list[Any] = []
     if terms.type in FLOATING and not (terms.least is None and terms.most is None):
         checks.append(pandera.Check(_is_number, name="number", error="number"))
@@ -152,7 +167,7 @@ def _checks(terms: ColumnTerms) -> list[Any]:
     return checks
 
 
-_CHECKS = frozenset({"number", "least", "most", "choices", "pattern", "longest"})
+_CHECKS = frozenset({NULL, "number", "least", "most", "choices", "pattern", "longest"})
 
 
 def _is_number(data: Any) -> Any:

@@ -7,6 +7,7 @@ leave, nor does anything that leads to them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -121,8 +122,7 @@ def _deduplicate(frame: Frame, step: Deduplicate, at: str) -> Frame:
 
 
 def _clip(frame: Frame, step: Clip, at: str) -> Frame:
-    _require_number(frame, step.column, at)
-    return frame.with_columns(pl.col(step.column).clip(step.least, step.most))
+    return frame.with_columns(_of_numbers(frame, step.column, lambda value: value.clip(step.least, step.most), at=at))
 
 
 def _filter(frame: Frame, step: Filter, at: str) -> Frame:
@@ -131,12 +131,14 @@ def _filter(frame: Frame, step: Filter, at: str) -> Frame:
 
 
 def _standardise(frame: Frame, step: Standardise, at: str) -> Frame:
-    for name in step.columns:
-        _require_number(frame, name, at)
     return frame.with_columns(
-        ((pl.col(name).cast(pl.Float64) - mean) / deviation).cast(pl.Float32)
+        _of_numbers(frame, name, partial(_standardised, mean=mean, deviation=deviation), at=at)
         for name, (mean, deviation) in step.columns.items()
     )
+
+
+def _standardised(value: pl.Expr, *, mean: float, deviation: float) -> pl.Expr:
+    return ((value.cast(pl.Float64) - mean) / deviation).cast(pl.Float32)
 
 
 def _one_hot(frame: Frame, step: OneHot, at: str) -> Frame:
@@ -160,9 +162,15 @@ def _encode(frame: Frame, step: Encode, at: str) -> Frame:
     return result
 
 
-def _require_number(frame: Frame, name: str, at: str) -> None:
-    if not frame.schema[name].is_numeric():
-        raise ColumnError(f"{at}: column {name}", expected="numbers", got=str(frame.schema[name]))
+def _of_numbers(frame: Frame, name: str, change: Callable[[pl.Expr], pl.Expr], *, at: str) -> pl.Expr:
+    """Return the expression that changes a column's numbers, or those in its lists."""
+    kind = frame.schema[name]
+    number = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+    if not number.is_numeric():
+        raise ColumnError(f"{at}: column {name}", expected="numbers", got=str(kind))
+    if isinstance(kind, pl.Array):
+        return pl.col(name).arr.to_list().list.eval(change(pl.element())).list.to_array(kind.size)
+    return pl.col(name).list.eval(change(pl.element())) if isinstance(kind, pl.List) else change(pl.col(name))
 
 
 _STEPS: dict[type, Callable[[Frame, Any, str], Frame]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import pyarrow as pa
 
 from confed.errors import ColumnError, UnsafeDataError
-from confed.preparation.contract import TYPES
+from confed.preparation.column_type import TOLD, ColumnType, column_type, list_name
 
 _ARROW: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
@@ -29,13 +31,31 @@ _NAMES = {arrow: name for name, arrow in _ARROW.items()}
 
 def arrow_type(name: str) -> pa.DataType:
     """Return the Arrow type of a contract's."""
-    return _ARROW[name]
+    kind = column_type(name)
+    assert kind is not None  # noqa: S101 (a contract has no others)
+    if not kind.is_list:
+        return item_type(kind)
+    return pa.list_(item_type(kind), -1 if kind.length is None else kind.length)
+
+
+def item_type(kind: ColumnType) -> pa.DataType:
+    """Return the Arrow type of a column's values, or of the items of its lists."""
+    return _ARROW[kind.value]
 
 
 def type_name(kind: pa.DataType) -> str | None:
     """Return what a contract calls an Arrow type; ``None`` for one that no contract can name."""
+    if not _is_list(kind):
+        return _value_name(kind)
+    value = None if pa.types.is_dictionary(kind.value_type) else _value_name(kind.value_type)
+    if value is None:
+        return None
+    return list_name(value, kind.list_size if pa.types.is_fixed_size_list(kind) else None)
+
+
+def _value_name(kind: pa.DataType) -> str | None:
     if pa.types.is_dictionary(kind):
-        return type_name(kind.value_type)
+        return _value_name(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "text"
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
@@ -47,21 +67,42 @@ def type_name(kind: pa.DataType) -> str | None:
     return _NAMES.get(kind)
 
 
-def plain_table(table: pa.Table) -> pa.Table:
-    """Return a table whose columns have exactly a contract's types: no dictionaries, no large variants.
+def fits(kind: pa.DataType, name: str) -> bool:
+    """Return whether a column of an Arrow type is of a contract's: lengths of lists are counted apart."""
+    known, wanted = column_type(type_name(kind) or ""), column_type(name)
+    if known is None or wanted is None or (known.value, known.is_list) != (wanted.value, wanted.is_list):
+        return False
+    return None in (known.length, wanted.length) or known.length == wanted.length
+
+
+def column_names(schema: pa.Schema) -> dict[str, str]:
+    """Return what a contract calls the type of each column.
 
     Raises:
-        ColumnError: a column of a type that no contract can name; a moment that microseconds cannot hold.
+        ColumnError: a column of a type that no contract can name.
     """
-    fields: list[pa.Field] = []
-    for field in table.schema:
+    names: dict[str, str] = {}
+    for field in schema:
         name = type_name(field.type)
         if name is None:
-            raise ColumnError(f"column {field.name}", expected=f"one of {', '.join(TYPES)}", got=str(field.type)[:80])
-        fields.append(pa.field(field.name, _ARROW[name]))
+            raise ColumnError(f"column {field.name}", expected=f"one of {TOLD}", got=str(field.type)[:80])
+        names[field.name] = name
+    return names
+
+
+def plain_table(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """Return a table whose columns have exactly a contract's types: no dictionaries, no large variants.
+
+    Args:
+        table: has columns that fit (``fits``), and lists of the right lengths.
+        types: contract's types, by column.
+
+    Raises:
+        ColumnError: a moment that microseconds cannot hold.
+    """
     try:
-        return table.cast(pa.schema(fields))
-    except pa.ArrowInvalid:
+        return table.cast(pa.schema([(name, arrow_type(types[name])) for name in table.column_names]))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         failed = True
     # Outside of the block above: Arrow's own error quotes values.
     raise ColumnError("columns", expected="values that their types can hold", got="others" if failed else "")
@@ -74,6 +115,25 @@ def refuse_objects(schema: pa.Schema, *, what: str) -> None:
         UnsafeDataError: such a column.
     """
     for field in schema:
-        named = field.metadata is not None and b"ARROW:extension:name" in field.metadata
-        if named or isinstance(field.type, pa.BaseExtensionType):
-            raise UnsafeDataError(f"{what}: column {field.name}", expected="plain values", got="objects")
+        for part in _parts(field):
+            named = part.metadata is not None and b"ARROW:extension:name" in part.metadata
+            if named or isinstance(part.type, pa.BaseExtensionType):
+                raise UnsafeDataError(f"{what}: column {field.name}", expected="plain values", got="objects")
+
+
+def _parts(field: pa.Field) -> Iterator[pa.Field]:
+    """Yield a field and all that is nested in it."""
+    yield field
+    for place in range(field.type.num_fields):
+        yield from _parts(field.type.field(place))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(
+        of_kind(kind)
+        for of_kind in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+        )
+    )

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from confed.errors import ConfigError
+from confed.preparation.column_type import column_type
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 CONTEXT: Mapping[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
+    "arrayShape": "cr:arrayShape",
     "column": "cr:column",
     "conformsTo": "dct:conformsTo",
     "confed": "urn:confed:",
@@ -31,6 +33,7 @@ CONTEXT: Mapping[str, Any] = {
     "fileObject": "cr:fileObject",
     "fileSet": "cr:fileSet",
     "includes": "cr:includes",
+    "isArray": "cr:isArray",
     "key": "cr:key",
     "prov": "http://www.w3.org/ns/prov#",
     "recordSet": "cr:recordSet",
@@ -145,11 +148,22 @@ def croissant(
     }
 
 
-def _field(name: str, kind: str) -> dict[str, Any]:
+def type_told(field: Mapping[str, Any]) -> str:
+    """Return the type of a described column in words: its value's, with ``[]`` or ``[LENGTH]`` for lists."""
+    if not field.get("isArray", False):
+        return field["dataType"]
+    return f"{field['dataType']}[{field['arrayShape'].removeprefix('-1')}]"
+
+
+def _field(name: str, type_name: str) -> dict[str, Any]:
+    kind = column_type(type_name)
+    assert kind is not None  # noqa: S101 (the columns of a table that could be named)
+    shape = {"isArray": True, "arrayShape": str(kind.length or -1)} if kind.is_list else {}
     return {
         "@type": "cr:Field",
         "@id": f"{_ROWS}/{name}",
         "name": name,
-        "dataType": _DATA_TYPES[kind],
+        "dataType": _DATA_TYPES[kind.value],
+        **shape,
         "source": {"fileSet": {"@id": _FILES}, "extract": {"column": name}},
     }

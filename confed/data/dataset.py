@@ -4,7 +4,7 @@ The header's ``detail`` is ``{"format", "contract", "files": [{"offset", "size_b
 owner with the rest of the header. Names of files and numbers of rows are not in it.
 
 Reading keeps what Parquet is for: of a file only its footer is opened, then the chunks that hold the columns and row
-groups asked for.
+groups asked for. A field of a structure is a column of its own, by its path (``confed.data.nested``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from confed import record
 from confed.data.column_types import refuse_objects
+from confed.data.nested import chosen, flat_schema
 from confed.data.sealed_file import SealedFile
 from confed.errors import ColumnError, ContainerFormatError, SealError, ShapeError, UnreadableDataError
 from confed.journey import Kind
@@ -81,11 +82,12 @@ class SealedDataset:
         self._container = container
         places = DatasetDetail.of(container.container).files
         self._files = [self._opened(place, number) for number, place in enumerate(places)]
-        self.schema: pa.Schema = self._files[0].schema_arrow
-        refuse_objects(self.schema, what="dataset")
+        whole: pa.Schema = self._files[0].schema_arrow
+        refuse_objects(whole, what="dataset")
         for number, file in enumerate(self._files):
-            if not file.schema_arrow.equals(self.schema):
+            if not file.schema_arrow.equals(whole):
                 raise ColumnError(f"file {number} of the dataset", expected="the first one's columns", got="others")
+        self.schema: pa.Schema = flat_schema(whole)
 
     @property
     def row_count(self) -> int:
@@ -108,7 +110,8 @@ class SealedDataset:
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
         for number, file in enumerate(self._files):
-            yield _reading(partial(file.read, columns=columns), number)
+            # Arrow takes a name for all paths that begin with it.
+            yield chosen(_reading(partial(file.read, columns=columns), number), columns)
 
     def _opened(self, place: FilePlace, number: int) -> pq.ParquetFile:
         whole = SealedFile(self._container, offset=place.offset, size_bytes=place.size_bytes)

@@ -18,18 +18,19 @@ import pyarrow.parquet as pq
 
 from confed import canonical, record
 from confed.data.checking import Finding, examine
-from confed.data.column_types import refuse_objects, type_name
+from confed.data.column_types import column_names, refuse_objects
 from confed.data.croissant import About, croissant
 from confed.data.dataset import FORMAT, DatasetDetail, FilePlace
 from confed.data.described import description_file, read_description
 from confed.data.description import DatasetDescription, encode
+from confed.data.nested import flattened
 from confed.data.sources import is_parquet, read_table, source_files
 from confed.errors import ColumnError, ConfigError, ContractError, EmptyDatasetError, RecipientError
 from confed.journey import Kind
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.vault import KeyFloors
 from confed.manifest import SealedReference
-from confed.preparation.contract import TYPES, Contract
+from confed.preparation.contract import Contract
 from confed.sealing.container import Container, Draft, RecipientEntry, seal_to_file
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import Method
@@ -41,7 +42,7 @@ _ROW_GROUP = 128 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """A dataset as its owner has it: a table to check, and the Parquet bytes to seal, one for each file."""
+    """A dataset as its owner has it: a table to check, without structures, and the Parquet to seal for each file."""
 
     table: pa.Table
     parquet: tuple[bytes | memoryview | mmap.mmap, ...]
@@ -59,7 +60,8 @@ def read_tables(path: Path, contract: Contract) -> Tables:
     """Return the dataset at a path.
 
     Raises:
-        DatasetError: files that cannot be read, are empty, unsafe, or do not have the same columns.
+        DatasetError: files that cannot be read, are empty, unsafe, or do not have the same columns; a column of a type
+            that no contract can name.
         MissingFileError: nothing there.
     """
     files = source_files(path)
@@ -73,7 +75,9 @@ def read_tables(path: Path, contract: Contract) -> Tables:
     parts = [
         _mapped(file) if is_parquet(file) else _as_parquet(table) for file, table in zip(files, tables, strict=True)
     ]
-    return Tables(table=pa.concat_tables(tables), parquet=tuple(parts))
+    whole = flattened(pa.concat_tables(tables))
+    column_names(whole.schema)  # it could not be described, so it could not be sealed
+    return Tables(table=whole, parquet=tuple(parts))
 
 
 def tables_of(table: pa.Table, *, what: str) -> Tables:
@@ -86,7 +90,7 @@ def tables_of(table: pa.Table, *, what: str) -> Tables:
     refuse_objects(table.schema, what=what)
     if table.num_rows == 0:
         raise EmptyDatasetError(what, expected="at least one row", got="none")
-    return Tables(table=table, parquet=(_as_parquet(table),))
+    return Tables(table=flattened(table), parquet=(_as_parquet(table),))
 
 
 def check_tables(tables: Tables, contract: Contract, *, what: str) -> None:
@@ -127,7 +131,7 @@ def seal_tables(
         FloorError: floors of another environment than the owner's.
         OSError: the file system refuses.
     """
-    columns = _column_types(tables.table.schema)
+    columns = column_names(tables.table.schema)
     key_id, key = home.new_key(floors=floors)
     container_id = f"dataset-{os.urandom(16).hex()}"
     detail = DatasetDetail(format=FORMAT, contract=contract.digest, files=_places(tables.parquet))
@@ -205,16 +209,6 @@ def taken_up(path: Path, *, home: OwnerHome, contract: Contract, pipeline: str) 
         size_bytes=container.size_bytes,
     )
     return SealedTables(reference=reference, description=canonical.digest(description_file(path).read_bytes()))
-
-
-def _column_types(schema: pa.Schema) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for field in schema:
-        kind = type_name(field.type)
-        if kind is None:
-            raise ColumnError(f"column {field.name}", expected=f"one of {', '.join(TYPES)}", got=str(field.type)[:80])
-        columns[field.name] = kind
-    return columns
 
 
 def _places(parts: Sequence[bytes | memoryview | mmap.mmap]) -> tuple[FilePlace, ...]:

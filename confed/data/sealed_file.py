@@ -62,6 +62,8 @@ class SealedFile(io.RawIOBase):
         left = max(0, self._size - self._at)
         count = left if size is None or size < 0 else min(size, left)
         found = room_for(count)
+        if not count:  # behind the end there is no place in the container to read nothing from
+            return found
         self._container.read_into(self._offset + self._at, found, count)
         self._at += count
         return found

@@ -20,6 +20,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from confed.data.column_types import arrow_type, refuse_objects
+from confed.data.nested import json_schema, without_unused
 from confed.errors import ColumnError, EmptyDatasetError, MissingFileError, UnreadableDataError, UnsafeDataError
 from confed.preparation.contract import REFUSE, Contract
 
@@ -28,7 +29,7 @@ IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 _UNSAFE = (".npy", ".npz", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".h5", ".hdf5", ".mat", ".rds")
 _CSV_COLUMN = re.compile(r"CSV column #(\d+)")
-_JSON_COLUMN = re.compile(r"Column\(/([^)]*)\)")
+_JSON_COLUMN = re.compile(r"Column\(/([^)]*?)(?:/\[\])?\)")
 
 
 def source_files(path: Path) -> tuple[Path, ...]:
@@ -102,7 +103,7 @@ def _column_in(message: str, path: Path) -> str | None:
     """Return the column that one of Arrow's messages is about: a number in CSV, which its first line names."""
     numbered, named = _CSV_COLUMN.search(message), _JSON_COLUMN.search(message)
     if numbered is None:
-        return None if named is None else named.group(1)
+        return None if named is None else named.group(1).replace("/", ".")
     with path.open(newline="", encoding="utf-8") as file:
         header = next(csv.reader(file))
     return header[int(numbered.group(1))]
@@ -114,16 +115,19 @@ def _read_parquet(path: Path, contract: Contract) -> pa.Table:
 
 
 def _read_csv(path: Path, contract: Contract) -> pa.Table:
+    for name, terms in contract.columns.items():
+        if terms.kind.is_list:
+            raise ColumnError(f"{path}: column {name}", expected="Parquet, Arrow or JSON lines for lists", got="CSV")
     types = {name: arrow_type(terms.type) for name, terms in contract.columns.items()}
     options = pyarrow.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     return pyarrow.csv.read_csv(path, convert_options=options)
 
 
 def _read_json(path: Path, contract: Contract) -> pa.Table:
-    schema = pa.schema([(name, arrow_type(terms.type)) for name, terms in contract.columns.items()])
+    schema = json_schema({name: terms.type for name, terms in contract.columns.items()})
     others = "infer" if contract.others == REFUSE else "ignore"
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=others)
-    return pyarrow.json.read_json(path, parse_options=options)
+    return without_unused(pyarrow.json.read_json(path, parse_options=options), contract.columns)
 
 
 def _read_arrow(path: Path, contract: Contract) -> pa.Table:

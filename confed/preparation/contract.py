@@ -15,6 +15,13 @@ Written as TOML; what a file leaves out is ``null``, and in a manifest everythin
     type = "text"
     nullable = true
     choices = ["benign", "malignant"]
+
+    [columns.readings]                     # of a list the bounds, choices and pattern are of each item
+    type = "list<float32, 64>"
+    least = -50.0
+
+    [columns."scanner.age"]                # a field of a structure, by its path
+    type = "int32"
 """
 
 from __future__ import annotations
@@ -27,13 +34,12 @@ from typing import Any, cast
 
 from confed import canonical, record
 from confed.errors import ConfigError
+from confed.preparation.column_type import FLOATING, TOLD, TYPES, WHOLE, ColumnType, column_type
+
+__all__ = ["FLOATING", "IGNORE", "REFUSE", "TYPES", "WHOLE", "ColumnTerms", "Contract", "RowTerms", "Scalar"]
 
 Scalar = bool | int | float | str
 
-WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-FLOATING = ("float32", "float64")
-TYPES = ("bool", *WHOLE, *FLOATING, "text", "bytes", "date", "datetime")
-"""The closed vocabulary of column types; text is UTF-8, a datetime has microseconds and no zone."""
 IGNORE, REFUSE = "ignore", "refuse"
 
 _MOST_COLUMNS = 20_000
@@ -55,17 +61,17 @@ class RowTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnTerms:
-    """What one column must be; every check but ``nullable`` is about values that are there.
+    """What one column must be; every check but ``nullable`` is about values that are there, in a list about each item.
 
     Attributes:
-        type: one of ``TYPES``.
-        nullable: whether values may be missing; a NaN is missing too, and never within bounds.
-        unique: whether each value may stand once.
+        type: as ``confed.preparation.column_type`` explains it.
+        nullable: whether values may be missing, in a list items too; a NaN is missing too, and never within bounds.
+        unique: whether each value may stand once; not of lists.
         least, most: bounds of a number, both included; ``None`` for none.
         choices: the only values; ``None`` for any.
         pattern: a regular expression that the whole of a text matches, without looking around or back, so that it takes
             time in proportion to the text; ``None`` for any.
-        longest: most characters of a text, or bytes; ``None`` for any.
+        longest: most characters of a text, bytes, or items of a list of any length; ``None`` for any.
     """
 
     type: str
@@ -78,26 +84,40 @@ class ColumnTerms:
     longest: int | None
 
     def __post_init__(self) -> None:
-        _require(self.type in TYPES, "type", f"one of {', '.join(TYPES)}", self.type)
-        number = self.type in (*WHOLE, *FLOATING)
+        kind = self.kind
+        _require(not (self.unique and kind.is_list), "unique", "false for lists", self.unique)
         for name in ("least", "most"):
             bound: float | None = getattr(self, name)
-            _require(bound is None or (number and math.isfinite(bound)), name, "none, or a number's bound", bound)
+            fits = bound is None or (kind.is_number and math.isfinite(bound))
+            _require(fits, name, "none, or a number's bound", bound)
         if self.least is not None and self.most is not None:
             _require(self.least <= self.most, "most", f"at least {self.least}", self.most)
         if self.choices is not None:
             _require(bool(self.choices), "choices", "at least one", "none")
-            _require(self.type in ("text", "bool", *WHOLE), "choices", "none for this type", self.type)
-            kinds: tuple[type, ...] = {"text": (str,), "bool": (bool,)}.get(self.type, (int,))
+            _require(kind.value in ("text", "bool", *WHOLE), "choices", "none for this type", self.type)
+            kinds: tuple[type, ...] = {"text": (str,), "bool": (bool,)}.get(kind.value, (int,))
             fits = all(type(choice) in kinds for choice in self.choices)
             _require(fits, "choices", f"values of type {self.type}", "another")
         if self.pattern is not None:
-            _require(self.type == "text", "pattern", "none for this type", self.type)
+            _require(kind.value == "text", "pattern", "none for this type", self.type)
             _require(len(self.pattern) <= _LONGEST_PATTERN, "pattern", f"at most {_LONGEST_PATTERN} characters", "more")
             _compile(self.pattern)
         if self.longest is not None:
-            _require(self.type in ("text", "bytes"), "longest", "none for this type", self.type)
+            measured = kind.length is None if kind.is_list else kind.value in ("text", "bytes")
+            _require(measured, "longest", "none for this type", self.type)
             _require(self.longest >= 1, "longest", "at least 1", self.longest)
+
+    @property
+    def kind(self) -> ColumnType:
+        """The type taken apart.
+
+        Raises:
+            ConfigError: no type.
+        """
+        kind = column_type(self.type)
+        if kind is None:
+            raise ConfigError("type", expected=f"one of {TOLD}", got=self.type[:60])
+        return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

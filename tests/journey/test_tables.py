@@ -64,6 +64,8 @@ CONTRACT = Contract.from_document(
             "age": {"type": "float64", "least": 0.0, "most": 120.0},
             "kind": {"type": "text", "choices": ["well", "ill"]},
             "name": {"type": "text"},
+            "window": {"type": "list<float64, 2>", "most": 9.0},
+            "scan.dose": {"type": "float64", "nullable": True},
         },
     }
 )
@@ -85,6 +87,8 @@ BROKEN = (
     Finding(column="age", check="most", count=1),
     Finding(column="age", check="null", count=1),
     Finding(column="kind", check="choices", count=2),
+    Finding(column="scan.dose", check="type", count=1),
+    Finding(column="window", check="items", count=1),
 )
 
 
@@ -92,9 +96,15 @@ def table_of(site: str) -> pa.Table:
     """A site's table; what ``west`` has breaks the contract."""
     if site == "west":
         kinds = ["well", CANARY, CANARY]
-        return pa.table({"age": [30.0, CANARY_NUMBER, None], "kind": kinds, "name": ["x", CANARY, "y"]})
+        nested = {"window": [[1.0, 2.0], [CANARY_NUMBER], None], "scan": [{"dose": CANARY}] * 3}
+        return pa.table({"age": [30.0, CANARY_NUMBER, None], "kind": kinds, "name": ["x", CANARY, "y"], **nested})
     ages = [0.0, 20.0, 60.0 + SITES.index(site)]
-    return pa.table({"age": ages, "kind": ["well", "ill", "well"], "name": [CANARY] * 3, "other": [CANARY_NUMBER] * 3})
+    nested = {
+        "window": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+        "scan": [{"dose": 1.0, "by": CANARY}, {"dose": 0.5}, {"dose": 2.0}],
+    }
+    other = {"name": [CANARY] * 3, "other": [CANARY_NUMBER] * 3}
+    return pa.table({"age": ages, "kind": ["well", "ill", "well"], **other, **nested})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -151,6 +161,7 @@ def train(message: Message, context: Context) -> Message:
     labels = labels_of(arrays, "label", classes=1 if site == "south" else 2)
     features = features_of(arrays, ["age"])
     seen[site] = {"columns": table.column_names, "labels": labels.tolist(), "features": features.tolist()}
+    seen[site] |= {"windows": arrays["window"].tolist(), "doses": table["scan.dose"].to_pylist()}
     weights = message.content["arrays"]
     trained = {name: Array(array.numpy()) for name, array in weights.items()}  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
     metrics = MetricRecord({"loss": 0.5, "num-examples": len(labels)})
@@ -193,7 +204,9 @@ def walked(quick_disk: Path) -> Iterator[Walked]:
 
 
 def test_an_app_sees_the_cleaned_and_labelled_table(walked: Walked) -> None:
-    assert seen["east"]["columns"] == ["age", "kind", "name", "label", "label_confidence"]
+    columns = ["age", "kind", "name", "window", "scan.dose", "label", "label_confidence"]
+    assert seen["east"]["columns"] == columns
+    assert (seen["east"]["windows"], seen["east"]["doses"]) == ([[3.0, 4.0], [5.0, 6.0]], [0.5, 2.0])
     assert seen["east"]["labels"] == [1, 0]
     assert seen["north"]["features"] == [[-1.0], [pytest.approx(1.05)]]
 

@@ -30,6 +30,34 @@ BREAKS: list[tuple[str, dict[str, Any], Any, list[tuple[str, str, int]]]] = [
     ("many bytes", {"type": "bytes", "longest": 1}, [b"ab"], [("x", "longest", 1)]),
     ("another type", {"type": "int64"}, ["1"], [("x", "type", 1)]),
     ("a list", {"type": "int64"}, [[1]], [("x", "type", 1)]),
+    ("a value for a list", {"type": "list<int64>"}, [1], [("x", "type", 1)]),
+    ("a list of another type", {"type": "list<int64>"}, [["1"]], [("x", "type", 1)]),
+    ("a list of lists", {"type": "list<int64>"}, [[[1]]], [("x", "type", 1)]),
+    ("a structure in a list", {"type": "list<int64>"}, [[{"y": 1}]], [("x", "type", 1)]),
+    ("items that miss, and lists", {"type": "list<int64>"}, [[1, None], None, []], [("x", "null", 2)]),
+    ("items that are no number", {"type": "list<float64>"}, [[1.0, float("nan")]], [("x", "null", 1)]),
+    (
+        "items out of bounds",
+        {"type": "list<float64>", "nullable": True, "least": 0.0, "most": 3.0},
+        [[1.0, -2.0], [-1.0, 5.0], [None], None, [float("nan")]],
+        [("x", "least", 2), ("x", "most", 2), ("x", "number", 1)],
+    ),
+    ("items that are no choice", {"type": "list<text>", "choices": ["a"]}, [["a", "b", "b"]], [("x", "choices", 1)]),
+    ("items that start well", {"type": "list<text>", "pattern": "[a-z]+"}, [["a1"], ["a"]], [("x", "pattern", 1)]),
+    ("many items", {"type": "list<int64>", "longest": 2}, [[1, 2], [1, 2, 3]], [("x", "longest", 1)]),
+    ("lists of another length", {"type": "list<int64, 2>"}, [[1, 2], [1], [], None], [("x", "items", 2)]),
+    (
+        "lists of one length, the wrong one",
+        {"type": "list<int64, 3>"},
+        pa.array([[1, 2]], pa.list_(pa.int64(), 2)),
+        [("x", "type", 1)],
+    ),
+    (
+        "items of lists of one length",
+        {"type": "list<int64, 2>", "least": 0.0},
+        [[1, 2], [3, -4]],
+        [("x", "least", 1)],
+    ),
 ]
 
 
@@ -50,6 +78,26 @@ def test_a_table_that_keeps_its_contract_has_the_contract_s_columns_in_their_typ
     )
     contract = contract_of({"kind": {"type": "text", "choices": ["a"]}, "when": {"type": "datetime"}})
     assert check(table, contract).to_dicts() == [{"kind": "a", "when": moment}]
+
+
+def test_lists_have_one_length_in_the_table_if_they_have_one_in_the_contract():
+    contract = contract_of(
+        {"a": {"type": "list<float32, 2>", "nullable": True}, "b": {"type": "list<text>"}, "c": {"type": "list<int8>"}}
+    )
+    table = pa.table(
+        {
+            "a": pa.array([[1.0, 2.0], None], pa.large_list(pa.float32())),
+            "b": [["x"], []],
+            "c": pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)),
+        }
+    )
+    found = check(table, contract).to_arrow()
+    assert [str(found.schema.field(name).type) for name in "abc"] == [
+        "fixed_size_list<item: float>[2]",
+        "large_list<item: large_string>",
+        "large_list<item: int8>",
+    ]
+    assert found.to_pydict() == table.to_pydict()
 
 
 def test_missing_columns_rows_and_others_are_found():

@@ -34,6 +34,37 @@ DOES: list[tuple[dict[str, Any], dict[str, list[Any]]]] = [
 ]
 
 
+LISTS = pl.DataFrame({"v": [[1.0, 2.0], None], "a": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int8, 2))})
+
+
+def test_numbers_in_lists_are_standardised_and_brought_into_bounds():
+    steps = (
+        {"step": "standardise", "columns": {"v": [1.0, 2.0], "a": [1.0, 2.0]}},
+        {"step": "clip", "column": "v", "least": 0.25, "most": 9.0},
+        {"step": "clip", "column": "a", "least": 0.0, "most": 1.0},
+    )
+    result = cleaned(*steps, frame=LISTS)
+    assert result["v"].to_list() == [[0.25, 0.5], None]
+    assert result["a"].to_list() == [[0.0, 0.5], [1.0, 1.0]]
+    assert result.schema == {"v": pl.List(pl.Float32), "a": pl.Array(pl.Float32, 2)}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": "clip", "column": "t", "least": 0.0, "most": 1.0},
+        {"step": "filter", "where": {"column": "t", "operator": "==", "value": "a"}},
+        {"step": "fill", "column": "t", "value": "a"},
+        {"step": "encode", "column": "t", "categories": ["a"]},
+        {"step": "cast", "columns": ["t"], "type": "int8"},
+    ],
+    ids=lambda step: step["step"],
+)
+def test_a_step_that_lists_do_not_fit_is_refused(step):
+    with pytest.raises(ColumnError, match=r"steps\[0\]"):
+        cleaned(step, frame=pl.DataFrame({"t": [["a", "b"]]}))
+
+
 @pytest.mark.parametrize(("step", "columns"), DOES, ids=[str(entry[0]["step"]) for entry in DOES])
 def test_each_step_does_what_it_says(step, columns):
     result = cleaned(step)

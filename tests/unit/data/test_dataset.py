@@ -15,6 +15,7 @@ from tables import ages
 
 from confed.data.column_types import refuse_objects
 from confed.data.dataset import SealedDataset
+from confed.data.nested import flattened
 from confed.data.owner import Tables
 from confed.data.sealed_file import SealedFile
 from confed.errors import (
@@ -73,6 +74,33 @@ def test_reading_one_column_opens_only_the_chunks_that_hold_it(owner, monkeypatc
     assert opened.chunk_count > 4 * column_chunks
 
 
+def test_reading_a_field_of_a_structure_opens_only_the_chunks_that_hold_it(owner, monkeypatch):
+    flat = wide()
+    whole = pa.table(
+        {
+            "s": pa.StructArray.from_arrays(
+                [flat[name].combine_chunks() for name in flat.column_names], flat.column_names
+            )
+        }
+    )
+    sealed, data, _ = owner.seal(Tables(table=flattened(whole), parquet=(parquet(whole),)))
+    opened = owner.opened(sealed, data)
+    asked = counting(opened, monkeypatch)
+    assert SealedDataset(opened).read(["s.c3"])["s.c3"].equals(flat["c3"])
+    assert len(asked) <= 200_000 * 8 // CHUNK_BYTES + 3
+
+
+def test_a_name_reads_no_other_column_whose_path_begins_with_it(owner):
+    table = pa.table({"a": [1, 2], "a.b": [3, 4], "s": [{"x": 1, "y": [1]}, None]})
+    sealed, data, _ = owner.seal(table)
+    dataset = SealedDataset(owner.opened(sealed, data))
+    assert dataset.schema.names == ["a", "a.b", "s.x", "s.y"]
+    assert dataset.read(["a"]).to_pydict() == {"a": [1, 2]}
+    assert dataset.read(["s.y", "a.b"]).to_pydict() == {"s.y": [[1], None], "a.b": [3, 4]}
+    with pytest.raises(ColumnError, match="column"):
+        dataset.read(["s"])
+
+
 def test_files_one_after_another_are_one_table(owner):
     parts = [ages(3), ages(5)]
     sealed, data, _ = owner.seal(Tables(table=pa.concat_tables(parts), parquet=tuple(map(parquet, parts))))
@@ -125,6 +153,8 @@ def test_columns_of_objects_are_refused():
     for field in (
         pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "arrow.py_extension_type"}),
         pa.field("x", pa.uuid()),
+        pa.field("x", pa.list_(pa.uuid())),
+        pa.field("x", pa.struct([pa.field("y", pa.binary(), metadata={"ARROW:extension:name": "pickled"})])),
     ):
         with pytest.raises(UnsafeDataError, match="column x"):
             refuse_objects(pa.schema([field]), what="dataset")
@@ -142,6 +172,15 @@ def test_any_seeks_and_reads_are_those_of_a_plain_file(sealed_bytes, data):
         assert file.seek(place) == known.seek(place)
         assert bytes(file.read(count)) == known.read(count)
         assert file.tell() == known.tell()
+
+
+def test_behind_the_end_there_is_nothing_and_no_error(sealed_bytes):
+    opened, plain = sealed_bytes
+    file = SealedFile(opened, offset=len(plain) - 5, size_bytes=5)
+    for place in (5, 6, 10_000):
+        file.seek(place)
+        assert bytes(file.read(3)) == b""
+        assert file.tell() == place
 
 
 @pytest.fixture(scope="module")

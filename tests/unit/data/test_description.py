@@ -4,12 +4,13 @@ import dataclasses
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from sealed_world import Owner
 from tables import AGES, PLAIN, ages, contract_of
 
 from confed import canonical
-from confed.data.croissant import CONFORMS_TO, CONTEXT
+from confed.data.croissant import CONFORMS_TO, CONTEXT, type_told
 from confed.data.described import description_file, read_description
 from confed.data.description import DatasetDescription, decode, encode, verify_description
 from confed.errors import ManifestMismatchError, MissingFileError, SignatureError
@@ -53,6 +54,18 @@ def test_what_anybody_may_know_is_croissant_and_has_no_value_and_no_number_of_ro
     assert (said["confed:contract"], said["confed:pipeline"]) == (AGES.digest, PLAIN.digest)
     assert "4321" not in json.dumps(said)
     assert b"4321" not in Container.parse(data).header.encode()
+
+
+def test_lists_and_fields_of_structures_are_described_by_croissants_words(owners):
+    table = pa.table({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)), "s": [{"tags": ["a"], "n": 1}]})
+    said: Any = unverified(decode(owners["east"].seal(table)[2]), DatasetDescription).croissant
+    fields = said["recordSet"][0]["field"]
+    assert {field["name"]: (field["dataType"], field.get("isArray"), field.get("arrayShape")) for field in fields} == {
+        "v": ("cr:Float32", True, "2"),
+        "s.tags": ("sc:Text", True, "-1"),
+        "s.n": ("cr:Int64", None, None),
+    }
+    assert [type_told(field) for field in fields] == ["cr:Float32[2]", "sc:Text[]", "cr:Int64"]
 
 
 def walk(value: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,77 @@ def test_an_empty_text_is_missing_and_na_is_a_text(tmp_path):
     assert read_tables(tmp_path / "a.csv", AGES).table["name"].to_pylist() == ["NA", None]
 
 
+NESTED = contract_of(
+    {
+        "window": {"type": "list<float64, 2>"},
+        "place.lat": {"type": "float64"},
+        "place.of.name": {"type": "text", "nullable": True},
+    }
+)
+
+
+def nested() -> pa.Table:
+    places = [{"lat": 1.0, "of": {"name": "x"}, "other": 7}, {"lat": 2.0, "of": None, "other": 8}]
+    return pa.table({"window": [[1.0, 2.0], [3.0, 4.0]], "place": places})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".feather", ".arrow"])
+def test_lists_and_structures_are_read_by_path_and_sealed_as_they_are(tmp_path, suffix):
+    tables = read_tables(write(tmp_path / f"a{suffix}", nested()), NESTED)
+    check_tables(tables, NESTED, what="a")
+    assert tables.table.select(["window", "place.lat", "place.of.name"]).to_pydict() == {
+        "window": [[1.0, 2.0], [3.0, 4.0]], "place.lat": [1.0, 2.0], "place.of.name": ["x", None],
+    }  # fmt: skip
+    inside = pq.read_schema(pa.BufferReader(memoryview(tables.parquet[0])))
+    assert pa.types.is_struct(inside.field("place").type)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"window": [1, 2], "place.lat": 1, "place.of.name": "x"}], None),
+        ([{"window": [1, 2], "place.lat": 1}], None),
+        ([{"window": [1, 2], "place.lat": 1}, {"window": [1, 2], "place": {"lat": 1}}], "place.lat: missing"),
+        ([{"window": [1, 2]}], "place.lat: null"),
+        ([{"window": [1], "place": {"lat": 1}}], "window: items"),
+    ],
+    ids=["paths as keys", "some of them", "both spellings", "neither", "a short list"],
+)
+def test_json_spells_a_path_as_a_key_or_as_objects_but_not_both(tmp_path, rows, told):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = read_tables(tmp_path / "a.jsonl", NESTED)
+    if told is None:
+        check_tables(tables, NESTED, what="a")
+    else:
+        with pytest.raises(ContractError, match=told):
+            check_tables(tables, NESTED, what="a")
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [({"window": [CANARY]}, "window"), ({"window": 1}, "window"), ({"place": {"lat": CANARY}}, "place.lat")],
+    ids=["an item", "no list", "a field"],
+)
+def test_a_value_of_another_type_in_a_list_or_structure_is_refused_by_its_path(tmp_path, row, column):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ColumnError, match=re.escape(f"column {column}: ")) as refused:
+        read_tables(tmp_path / "a.jsonl", NESTED)
+    assert CANARY not in "".join(traceback.format_exception(refused.value))
+
+
+def test_csv_has_no_lists(tmp_path):
+    (tmp_path / "a.csv").write_text("window,place.lat,place.of.name\n1,2,x\n")
+    with pytest.raises(ColumnError, match="column window: expected Parquet, Arrow or JSON lines"):
+        read_tables(tmp_path / "a.csv", NESTED)
+
+
+COLUMNS: dict[str, dict[str, pa.Array]] = {
+    "uuid.parquet": {"age": pa.array([bytes(16)], pa.uuid())},
+    "zone.parquet": {"age": pa.array([1.0]), "seen": pa.array([0], pa.timestamp("us", tz="UTC"))},
+    "map.parquet": {"age": pa.array([1.0]), "m": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8()))},
+}
+
+
 def make_bad(folder: Path, what: str) -> Path:
     path = folder / f"{what}"
     if what == "folder":
@@ -90,8 +162,8 @@ def make_bad(folder: Path, what: str) -> Path:
         path.write_text(f"age,name\n1,a\n{CANARY},b\n")
     elif what == "wrong.jsonl":
         path.write_text(f'{{"age": 1.0, "name": "a"}}\n{{"age": "{CANARY}", "name": "b"}}\n')
-    elif what == "uuid.parquet":
-        pq.write_table(pa.table({"age": pa.array([bytes(16)], pa.uuid())}), path)
+    elif what in COLUMNS:
+        pq.write_table(pa.table(COLUMNS[what]), path)
     elif what != "gone.parquet":
         path.write_text(CANARY)
     return path
@@ -113,6 +185,8 @@ BAD: list[tuple[str, type[Exception], str]] = [
     ("wrong.csv", ColumnError, "column age"),
     ("wrong.jsonl", ColumnError, "column age"),
     ("uuid.parquet", UnsafeDataError, "column age"),
+    ("zone.parquet", ColumnError, "column seen: expected one of .*datetime.*, got timestamp"),
+    ("map.parquet", ColumnError, "column m: expected one of .*, got map"),
 ]
 
 

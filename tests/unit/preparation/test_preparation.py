@@ -50,6 +50,15 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("choices of another type", {"type": "int8", "choices": ["a"]}, "age.choices"),
     ("a key that is not known", {"nulable": True}, "age.nulable"),
     ("an infinite bound", {"most": float("inf")}, "age.most"),
+    ("lists of lists", {"type": "list<list<int8>>"}, "age.type"),
+    ("lists of no type", {"type": "list<number>"}, "age.type"),
+    ("lists of length 0", {"type": "list<int8, 0>"}, "age.type"),
+    ("another spelling of a list", {"type": "list<int8,3>"}, "age.type"),
+    ("lists each once", {"type": "list<int8>", "unique": True}, "age.unique"),
+    ("a pattern of lists of numbers", {"type": "list<int8>", "pattern": "a"}, "age.pattern"),
+    ("bounds of lists of text", {"type": "list<text>", "least": 1.0}, "age.least"),
+    ("choices of another type than the items'", {"type": "list<int8>", "choices": ["a"]}, "age.choices"),
+    ("most items of lists of one length", {"type": "list<int8, 3>", "longest": 3}, "age.longest"),
 ]
 
 
