@@ -10,10 +10,12 @@ import base64
 import datetime
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Mapping
@@ -243,7 +245,7 @@ def start_replica(
         raise ConfigError("tee.profile", expected=", ".join(manifest.client_tee.profiles), got=told.tee.profile)
     if told.tee.profile == SIMULATED_PROFILE and image != manifest.code.client_image:
         raise ManifestMismatchError("code", expected=manifest.code.client_image[:16], got=image[:16])
-    model = (folder / told.model.file).resolve()
+    model, carrier = (folder / told.model.file).resolve(), _carrier(manifest, folder, kept)
     launch = InferenceLaunch(
         manifest=base64.b64encode(manifest.encoded).decode(),
         attester=_attester(told, folder, manifest, home),
@@ -257,7 +259,11 @@ def start_replica(
         child_folder=_child_folder(told.child),
         devices=() if told.child is None else told.child.devices,
     )
-    return _spawn(launch, listener, _carrier(manifest, folder, kept), output)
+    process = _spawn(launch, listener, carrier, output)
+    if launch.child_folder:
+        # Not a daemon's: this process ends after it.
+        threading.Thread(target=_remove_after, args=(process, Path(launch.child_folder)), name="child-folder").start()
+    return process
 
 
 def _carrier(manifest: Manifest, folder: Path, kept: HostFolders) -> Carrier | None:
@@ -290,6 +296,12 @@ def _child_folder(told: ChildTable | None) -> str:
         return tempfile.mkdtemp(prefix="confed-", dir=told.memory)  # for this user alone
     except OSError as error:
         raise ConfigError("child.memory", expected="a folder that can be written to", got=told.memory) from error
+
+
+def _remove_after(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Remove what a replica's child wrote, however the replica ended: it was told of a model and of requests."""
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)  # the child, killed with it, may still be writing
 
 
 def _attester(told: ServingFile, folder: Path, manifest: Manifest, home: Path | None) -> AttesterTerms:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from inference_road import Deployment
@@ -176,9 +177,9 @@ max-model-len = 96
 def with_child(quick_disk: Path, language: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     folder = quick_disk / "vllm-road"
     serving, home = folder / "serving", folder / "home"
-    for path in (serving, home, folder / "tmp"):
+    for path in (serving, home, folder / "tmp", folder / "memory"):
         path.mkdir(parents=True)
-    (serving / "serving.toml").write_text(SERVING.format(memory=quick_disk))
+    (serving / "serving.toml").write_text(SERVING.format(memory=folder / "memory"))
     fake_vllm.install(serving)  # the image's code: what the replica may read
     monkeypatch.setenv("CONFED_HOME", str(home))
     OwnerHome.create("anna", home=home, environment="simulation", now_ms=time.time_ns() // 1_000_000).close()
@@ -204,7 +205,8 @@ def with_child(quick_disk: Path, language: Path, monkeypatch: pytest.MonkeyPatch
             time.sleep(0.02)
         words = ("infer", "serve", str(manifest), "--config", str(serving / "serving.toml"), "--broker", str(endpoint))
         processes.append(confed(*words, "--listen", "127.0.0.1:0", home=home, stdout=subprocess.PIPE))
-        yield {**line_of(processes[1]), "policy": RequesterPolicy.of(Manifest.decode(manifest.read_bytes()))}
+        told = {"policy": RequesterPolicy.of(Manifest.decode(manifest.read_bytes())), "memory": folder / "memory"}
+        yield {**line_of(processes[1]), **told, "process": processes[1]}
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
@@ -220,3 +222,9 @@ def test_vllm_answers_from_within_a_confined_tee(with_child: dict[str, Any]) -> 
         data = client.request("POST", "/v1/completions", body=body).read()
     events = [json.loads(line[6:]) for line in data.decode().split("\n\n") if line and line != "data: [DONE]"]
     assert [event["choices"][0]["text"] for event in events] == ["one ", "two ", "three ", ""]
+    # What vLLM wrote goes with the TEE, however that ends.
+    assert list(with_child["memory"].iterdir())
+    (tee,) = psutil.Process(with_child["process"].pid).children()
+    tee.kill()
+    with_child["process"].wait(20)
+    assert not list(with_child["memory"].iterdir())
