@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from confed import canonical
 from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
-from confed.errors import EncodingError, MissingFileError
+from confed.errors import ConfedError, EncodingError, MissingFileError
 from confed.files import write_whole
+
+if TYPE_CHECKING:
+    from confed.inference.live import WindowStream
+    from confed.inference.requester import Proof
 
 _FOLDER_MODE = 0o700
 _JSON = "application/json"
@@ -42,23 +48,40 @@ def stream(
     except OSError as error:
         raise MissingFileError("policy", expected="a file that can be read", got=policy_file) from error
     provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
-    refused = 0
     with ConfidentialClient(url, policy=policy, endorsements=provider) as client:
         path = f"/v2/models/{client.verify().manifest.name}/infer"
-        with client.stream() as windows:
-            for line in sys.stdin.buffer:
-                if line.strip():
-                    found = windows.ask("POST", path, body=line.strip(), headers=(("content-type", _JSON),))
-                    if dict(found.head.headers).get("content-type") != _JSON:
-                        raise EncodingError("answer", expected="JSON: ask for no binary data", got="something else")
-                    sys.stdout.buffer.write(found.body + b"\n")
-                    sys.stdout.buffer.flush()
-                    refused += found.head.status != _OK
-    told = {"exchanges": len(windows.proofs), "refused": refused}
-    if receipts is not None:
-        receipts.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        for proof in windows.proofs:
-            write_whole(receipts / f"{proof.receipt.digest}.json", canonical.encode(proof.to_json()))
-    typer.echo(json.dumps(told), err=True)
+        windows = client.stream()
+        try:
+            refused = _answer(windows, path)
+        except BaseException:
+            with suppress(ConfedError):  # what was answered before has its receipt all the same, where it can
+                windows.close()
+            raise
+        else:
+            windows.close()
+        finally:
+            if receipts is not None:
+                _keep(windows.proofs, receipts)
+    typer.echo(json.dumps({"exchanges": len(windows.proofs), "refused": refused}), err=True)
     if refused:
         raise typer.Exit(3)
+
+
+def _answer(windows: WindowStream, path: str) -> int:
+    """Answer every line of the input; return how many windows the model refused."""
+    refused = 0
+    for line in sys.stdin.buffer:
+        if line.strip():
+            found = windows.ask("POST", path, body=line.strip(), headers=(("content-type", _JSON),))
+            if dict(found.head.headers).get("content-type") != _JSON:
+                raise EncodingError("answer", expected="JSON: ask for no binary data", got="something else")
+            sys.stdout.buffer.write(found.body + b"\n")
+            sys.stdout.buffer.flush()
+            refused += found.head.status != _OK
+    return refused
+
+
+def _keep(proofs: Sequence[Proof], folder: Path) -> None:
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    for proof in proofs:
+        write_whole(folder / f"{proof.receipt.digest}.json", canonical.encode(proof.to_json()))

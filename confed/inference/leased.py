@@ -3,7 +3,7 @@
 1. Nothing is answered once the lease is over: an answer on its way ends with the code of ``LeaseError``.
 2. When it ends, the model and the epochs' keys are dropped. (Freed, that is: Python does not overwrite memory.)
 3. The broker is asked for a new lease from the first quarter of the old one on, with fresh evidence each time. Where
-   it does not answer, or refuses, the old lease runs on to its end.
+   it does not answer, or refuses, the old lease runs on to its end. An engine that fails to open is tried again.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ class Leased:
                 self.renew()
             except ConfedError as error:
                 _report(f"the lease was not renewed: {error.code}")
+            except Exception as error:  # noqa: BLE001 (the thread's edge: an engine that failed once may open later)
+                _report(f"the model was not opened: {type(error).__name__}")
 
     def _drop_in_time(self) -> None:
         while not self._ended.is_set():

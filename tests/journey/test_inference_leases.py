@@ -389,7 +389,14 @@ def test_leases_are_renewed_in_the_background_and_end_in_time(
     change = lambda manifest: with_serving(manifest, lease=LeaseTerms(seconds=1))  # noqa: E731
     with Deployment(folder=folder, change=change, floors={"lease_s": 1}) as deployment:
         replica, away = a_replica(deployment, since_boot)
-        opened = lambda: Door(Linear(replica.open_model(Container.parse(deployment.sealed)), {}), name="linear")  # noqa: E731
+        fails = iter([False, True])  # the engine, at the second opening
+
+        def opened() -> Door:
+            arrays = replica.open_model(Container.parse(deployment.sealed))
+            if next(fails, False):
+                raise RuntimeError("canary-engine")
+            return Door(Linear(arrays, {}), name="linear")
+
         with Leased(replica, terms=LeaseTerms(seconds=1), open_door=opened) as leased:
             waiting(lambda: len(deployment.events("leased")) >= 2)
             away.away = True
@@ -399,6 +406,8 @@ def test_leases_are_renewed_in_the_background_and_end_in_time(
             away.away = False
             waiting(lambda: leased.is_open)
     assert said("the lease is over")
+    assert said("the model was not opened: RuntimeError")
+    assert "canary-engine" not in told
 
 
 def waiting(holds: Callable[[], bool]) -> None:

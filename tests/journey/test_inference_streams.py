@@ -195,7 +195,7 @@ def test_the_replica_ends_a_stream_before_its_key_is_gone(
 
 
 def test_an_idle_stream_is_ended_with_a_receipt_and_the_next_window_goes_on(deployment: Deployment) -> None:
-    with deployment.served(idle_s=0.1, most_at_once=1) as served, deployment.client(served.url) as client:
+    with deployment.served(idle_s=0.5, most_at_once=1) as served, deployment.client(served.url) as client:
         with client.stream() as stream:
             stream.predict({"x": X})
             wait_for(lambda: served.edge._free == 1)
@@ -324,3 +324,9 @@ def test_the_command_answers_json_lines(deployment: Deployment, shared: Served, 
     bad = CliRunner().invoke(infer_app, words, input="{}\n" + json.dumps(lines[0]))
     assert bad.exit_code == 3
     assert ["error" in json.loads(line) for line in bad.stdout.splitlines()] == [True, False]
+    # A window that cannot be sent ends the command; those before it have their receipt.
+    kept = len(list((tmp_path / "receipts").iterdir()))
+    ended = CliRunner().invoke(infer_app, words, input=json.dumps(lines[0]) + "\n" + "x" * (2 * 1024 * 1024 + 1))
+    assert isinstance(ended.exception, SizeError)
+    assert len(ended.stdout.splitlines()) == 1
+    assert len(list((tmp_path / "receipts").iterdir())) == kept + 1
