@@ -9,6 +9,7 @@ A frame: kind (1 byte), length of the name (1 byte), length (8 bytes, big-endian
 
 from __future__ import annotations
 
+import http.client
 import socket
 import struct
 import sys
@@ -20,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from confed.errors import ConfigError, DeliveryError
+from confed.errors import ConfedError, ConfigError, DeliveryError
 from confed.files import PRIVATE, write_whole
 from confed.serving import FILE, STDOUT
 
@@ -135,7 +136,7 @@ class Carrier:
             if place is None:
                 raise ConfigError("outlet", expected="what the manifest lets out", got=kind)
             place(name, content)
-        except (OSError, ConfigError) as error:
+        except (OSError, http.client.HTTPException, ConfedError) as error:
             # Told to the replica, which ends the answer; the content itself is in no log.
             sys.stderr.write(f"inference: an output did not get where it must: {type(error).__name__}\n")
             return False

@@ -180,6 +180,9 @@ class Sink(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         type(self).seen.append(self.rfile.read(int(self.headers["content-length"])))
+        if not type(self).status:
+            self.wfile.write(b"this is no HTTP\r\n\r\n")
+            return
         self.send_response(type(self).status)
         self.send_header("content-length", "0")
         self.send_header("location", "/elsewhere")
@@ -211,6 +214,19 @@ def test_a_line_goes_to_an_address_and_to_no_other(tmp_path: Path, sink: tuple[s
             with pytest.raises(DeliveryError):
                 outlet.send(Leaving.CLEAR, "", b"line\n")
     assert handler.seen == [b"line\n"]
+
+
+def test_an_address_that_answers_nonsense_once_fails_one_line_and_not_the_next(
+    tmp_path: Path, sink: tuple[str, type[Sink]]
+) -> None:
+    address, handler = sink
+    with handed_over(Carrier(sink=address, folder=tmp_path, answers=None)) as outlet:
+        handler.status = 0
+        with pytest.raises(DeliveryError):
+            outlet.send(Leaving.CLEAR, "", b"one\n")
+        handler.status = 200
+        outlet.send(Leaving.CLEAR, "", b"two\n")
+    assert handler.seen == [b"one\n", b"two\n"]
 
 
 def test_a_launcher_that_is_gone_is_told(tmp_path: Path) -> None:
