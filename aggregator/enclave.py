@@ -284,6 +284,7 @@ class Enclave:
             attempt=asked.attempt,
             base=asked.base,
             keys=keys,
+            ticket_for="",
         )
         return _Sent(sign(request, self.signing_key), challenge, binding, envelope)
 

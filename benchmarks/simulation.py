@@ -32,7 +32,7 @@ _NAMES = (
     ("broker serve", "brokers"),
     ("courier serve", "courier"),
     ("aggregator", "aggregator"),
-    ("clients --launch-fd", "clients"),
+    ("-m clients", "clients"),
     ("confed.cli.main run", "governor"),
 )
 

@@ -32,8 +32,18 @@ from confed.statement import Signed, public_bytes, sign
 from confed.wire.addresses import evidence_topic
 from confed.wire.courier_client import CourierClient
 
-Ask = tuple[bytes, bytes, tuple[KeyName, ...]]
-"""A broker, the identity that is acted for, and the keys that are asked for."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A broker, the identity that is acted for, the keys that are asked for, and for which aggregator a ticket.
+
+    ``ticket_for`` is empty where no ticket is asked for.
+    """
+
+    broker: bytes
+    identity: bytes
+    keys: tuple[KeyName, ...]
+    ticket_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +52,7 @@ class Opened:
 
     keys: tuple[bytes, ...]
     credential: Signed | None
+    ticket: Signed | None
 
     def __repr__(self) -> str:
         return "Opened(…)"
@@ -138,7 +149,7 @@ class Releases:
         Raises:
             SessionError: a broker that nobody answers for.
         """
-        groups = by_server(self._brokers, [broker for broker, _, _ in asks])
+        groups = by_server(self._brokers, [ask.broker for ask in asks])
         return Asked(
             [(positions, self._pool.submit(self._release_at, client, positions, asks, terms))
              for client, positions in groups]
@@ -149,12 +160,12 @@ class Releases:
     ) -> _Answers:
         """Ask the brokers of one server."""
         seconds = no_seconds()
-        kept = {at: challenge for at in positions if (challenge := self._challenges.take(asks[at][0])) is not None}
+        kept = {at: challenge for at in positions if (challenge := self._challenges.take(asks[at].broker)) is not None}
         results = self._asked(client, kept, asks, terms, seconds)
         late = [at for at in positions if at not in kept or isinstance(results[at], ChallengeError)]
         if late:
             with timed(seconds, "release"):
-                fresh = dict(zip(late, client.challenge([(asks[at][0], self._digest) for at in late]), strict=True))
+                fresh = dict(zip(late, client.challenge([(asks[at].broker, self._digest) for at in late]), strict=True))
             results |= self._asked(client, fresh, asks, terms, seconds)
         return results, seconds
 
@@ -186,34 +197,34 @@ class Releases:
         self._clock.advance(reply.grant.time)
         self._challenges.keep(reply)
         if item[1]:
-            self._attested[ask[0]] = (terms.round_number, reply.grant.time)
+            self._attested[ask.broker] = (terms.round_number, reply.grant.time)
         keys = tuple(self._hpke.unwrap(wrapped, info=reply.grant.context) for wrapped in reply.wrapped_keys)
-        return Opened(keys=keys, credential=reply.credential)
+        return Opened(keys=keys, credential=reply.credential, ticket=reply.ticket)
 
     def request(self, ask: Ask, terms: Terms, *, nonce: bytes) -> ReleaseItem:
         """Return the signed request under a broker's nonce, with evidence where it is due, and the base's record."""
-        broker, identity, keys = ask
         request = ReleaseRequest(
             request_id=os.urandom(16),
-            broker=broker,
+            broker=ask.broker,
             nonce=nonce,
             manifest=self._digest,
             run=self._manifest.run,
             instance=self._instance,
             role=Role.CLIENT,
             purpose=terms.purpose,
-            identity=identity,
+            identity=ask.identity,
             round=terms.round_number,
             attempt=terms.attempt,
             base=terms.base,
-            keys=keys,
+            keys=ask.keys,
+            ticket_for=ask.ticket_for,
         )
         envelope = b""
-        if self._needs_evidence(broker, terms.round_number):
+        if self._needs_evidence(ask.broker, terms.round_number):
             binding = Binding(
                 profile=self._attester.profile,
                 nonce=nonce,
-                audience=canonical.digest(broker),
+                audience=canonical.digest(ask.broker),
                 manifest=self._digest,
                 role=Role.CLIENT,
                 run=self._manifest.run,

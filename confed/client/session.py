@@ -6,7 +6,8 @@ A step (one round, attempt and purpose) is prepared once for all identities that
 2. every broker is attested to under its own nonce and asked for keys and a credential, in one batch a server, all
    servers side by side (``releases``);
 3. the aggregator's credential (from the site's own broker) and its evidence are verified here;
-4. a ticket is bought for each identity;
+4. a ticket is bought for each identity, after both brokers have agreed; a TEE of many sites asks the model owner's
+   broker first, and then each site's own for credential and ticket at once, where its data are open already;
 5. the base is fetched and opened once, each site's dataset once; the base from the moment that its key is there, beside
    what is left of 2 to 4. Nothing is trained on and nothing sealed before all of them are done.
 """
@@ -17,7 +18,8 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -209,13 +211,25 @@ class ClientSession:
         asks = self._asks(group, version=version, base_attempt=base_attempt)
         makes = self.alone if purpose is Purpose.TRAIN else None
         if makes is not None:
-            broker, identity, names = asks[0]
-            asks[0] = (broker, identity, (*names, *makes.asked(version=version, attempt=attempt, base_record=record)))
+            names = makes.asked(version=version, attempt=attempt, base_record=record)
+            asks[0] = replace(asks[0], keys=(*asks[0].keys, *names))
         terms = Terms(round_number=round_number, attempt=attempt, purpose=purpose, base=base, record=record)
-        asked = self._releases.begin(asks, terms)
+        asked = self._releases.begin(asks if len(group) == 1 else asks[:1], terms)
         opening = None if base in self._bases else self._pool.submit(self._opened_base, base, asked)
         try:
-            model_key, grants = self._granted(group, asked, terms, seconds, named=aggregator)
+            model_key, *replies = asked.all(seconds)
+            if isinstance(model_key, ConfedError):
+                raise model_key
+            known: dict[str, AggregatorCredential | Itself] = {}
+            if len(group) > 1:
+                with timed(seconds, "attest"):
+                    known = self._counterparts(group, asks[1:], terms, named=aggregator)
+                asks = [
+                    replace(ask, ticket_for=known[site.owner.name].instance) if site.owner.name in known else ask
+                    for site, ask in zip(group, asks[1:], strict=True)
+                ]
+                replies = self._releases.begin(asks, terms).all(seconds)
+            grants = self._granted(group, replies, terms, seconds, known=known, named=aggregator)
         finally:
             if opening is not None:
                 wait((opening,))
@@ -237,13 +251,29 @@ class ClientSession:
             frozen=self._frozen,
         )
 
+    def _counterparts(
+        self, group: Sequence[Site], asks: Sequence[Ask], terms: Terms, *, named: str
+    ) -> dict[str, AggregatorCredential | Itself]:
+        """Return the aggregators of those sites that have nothing to open before they buy a ticket."""
+        found: dict[str, AggregatorCredential | Itself] = {}
+        for site, ask in zip(group, asks, strict=True):
+            if not ask.keys:
+                # Who has none is looked at again, and told why, once it has its credential.
+                with suppress(ConfedError):
+                    found[site.owner.name] = self._counterpart_of(site, terms.round_number, named)
+        return found
+
     def _granted(
-        self, group: Sequence[Site], asked: Asked, terms: Terms, seconds: dict[str, float], *, named: str
-    ) -> tuple[Opened, dict[str, Grants | ConfedError]]:
-        """Return the model owner's answer, and what each site was granted (steps 2 to 4)."""
-        model_key, *replies = asked.all(seconds)
-        if isinstance(model_key, ConfedError):
-            raise model_key
+        self,
+        group: Sequence[Site],
+        replies: Sequence[Opened | ConfedError],
+        terms: Terms,
+        seconds: dict[str, float],
+        *,
+        known: Mapping[str, AggregatorCredential | Itself],
+        named: str,
+    ) -> dict[str, Grants | ConfedError]:
+        """Return what each site was granted (steps 3 and 4)."""
         grants: dict[str, Grants | ConfedError] = {}
         waiting: list[tuple[Site, Signed, AggregatorCredential | Itself]] = []
         for site, reply in zip(group, replies, strict=True):
@@ -252,11 +282,18 @@ class ClientSession:
                     raise reply
                 if not self._datasets.has(site):
                     self._datasets.open(site, reply.keys[0], seconds)
-                with timed(seconds, "attest"):
-                    counterpart = self._counterpart_of(site, terms.round_number, named)
+                counterpart = known.get(site.owner.name)
+                if counterpart is None:
+                    with timed(seconds, "attest"):
+                        counterpart = self._counterpart_of(site, terms.round_number, named)
                 if reply.credential is None:
                     raise CredentialError("client credential", expected=f"one for {site.owner.name}", got="none")
-                waiting.append((site, reply.credential, counterpart))
+                if reply.ticket is None:
+                    waiting.append((site, reply.credential, counterpart))
+                    continue
+                self._require_own(site, reply.credential)
+                held = Grants(credential=reply.credential, ticket=reply.ticket, aggregator=counterpart)
+                grants[site.owner.name] = self._shown(site, held, terms)
             except ConfedError as error:
                 grants[site.owner.name] = error
         with timed(seconds, "release"):
@@ -269,7 +306,7 @@ class ClientSession:
                 purpose=terms.purpose,
                 broker_of=lambda broker: self._services.brokers[broker],
             )
-        return model_key, grants
+        return grants
 
     def _opened_base(self, base: str, asked: Asked) -> tuple[Arrays, str, dict[str, float]]:
         """Open the base once its key is there; return it, the digest of what stays frozen, and seconds (step 5)."""
@@ -331,7 +368,8 @@ class ClientSession:
             version=version,
             attempt=base_attempt,
         )
-        asks: list[Ask] = [(self.manifest.model.owner.broker, group[0].owner.identity, (model_key,))]
+        owner = self.manifest.model.owner.broker
+        asks = [Ask(broker=owner, identity=group[0].owner.identity, keys=(model_key,))]
         for site in group:
             keys: tuple[KeyName, ...] = ()
             if site.dataset is not None and not self._datasets.has(site):
@@ -344,7 +382,7 @@ class ClientSession:
                         attempt=0,
                     ),
                 )
-            asks.append((site.owner.broker, site.owner.identity, keys))
+            asks.append(Ask(broker=site.owner.broker, identity=site.owner.identity, keys=keys))
         return asks
 
     def _open_base(self, base: str, key: bytes, seconds: dict[str, float]) -> tuple[Arrays, str]:
@@ -372,9 +410,7 @@ class ClientSession:
             items: list[Signed] = []
             for at in positions:
                 site, credential, aggregator = waiting[at]
-                own = verify(credential, ClientCredential, signer=site.owner.broker)
-                if own.instance != self.instance or own.identity != site.owner.identity:
-                    raise CredentialError("client credential", expected="for this TEE and site", got="for another")
+                self._require_own(site, credential)
                 items.append(sign(self._ticket_request(site, credential, aggregator, terms), self._signing))
             try:
                 replies = client.ticket(items)
@@ -388,6 +424,11 @@ class ClientSession:
                     else self._shown(site, Grants(credential=credential, ticket=reply, aggregator=aggregator), terms)
                 )
         return results
+
+    def _require_own(self, site: Site, credential: Signed) -> None:
+        own = verify(credential, ClientCredential, signer=site.owner.broker)
+        if own.instance != self.instance or own.identity != site.owner.identity:
+            raise CredentialError("client credential", expected="for this TEE and site", got="for another")
 
     def _ticket_request(
         self, site: Site, credential: Signed, aggregator: AggregatorCredential | Itself, terms: Terms

@@ -228,6 +228,7 @@ class Replica:
             attempt=0,
             base=manifest.model.start.digest,
             keys=(_key_of(manifest, self.serving),),
+            ticket_for="",
         )
 
     def _attested(self, nonce: bytes, *, audience: str) -> bytes:

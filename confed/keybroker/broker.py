@@ -13,10 +13,8 @@ The same request again gets the stored bytes. Threads may share a broker; so may
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,7 +24,6 @@ from confed.attestation.evidence import Envelope
 from confed.attestation.verifier import Registry, default_registry
 from confed.errors import (
     BrokerError,
-    ChallengeError,
     ConfedError,
     ManifestMismatchError,
     NotApprovedError,
@@ -41,6 +38,7 @@ from confed.keybroker.heads import head_of, witness
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import Ledger
 from confed.keybroker.lineage import parsed
+from confed.keybroker.nonces import NONCE_BYTES, burn, issue
 from confed.keybroker.release import release
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence
@@ -55,9 +53,6 @@ from confed.statement import Signed, sign, unverified, verify, word_of
 from confed.wire.v1 import confed_pb2 as pb
 
 T = TypeVar("T")
-NONCE_BYTES = 32
-NONCE_LIFE_MS = 120_000
-MOST_NONCES = 4096
 _REQUEST_ID_BYTES = range(8, 65)
 
 
@@ -127,31 +122,10 @@ class Broker:
         # Losing a fresh nonce in a power failure only means that it is refused, so the disk is not waited for.
         with self._store.transaction(durable=False) as tx:
             self._terms_of(tx, manifest)
-            challenge = self._challenge(tx, manifest, now=self._now(tx), most=MOST_NONCES)
+            now = self._now(tx)
+            nonce, expires_at = issue(tx, manifest, now=now)
+        challenge = Challenge(broker=self.public, nonce=nonce, manifest=manifest, issued_at=now, expires_at=expires_at)
         return sign(challenge, self._key)
-
-    def _challenge(self, tx: Transaction, manifest: str, *, now: int, most: int) -> Challenge:
-        """Put a fresh nonce among those that are outstanding.
-
-        Raises:
-            ChallengeError: as many as ``most`` are.
-        """
-        tx.execute("DELETE FROM nonces WHERE expires_at < ?", (now,))
-        row = tx.one("SELECT COUNT(*) FROM nonces WHERE used = 0")
-        if row is not None and row[0] >= most:
-            raise ChallengeError("outstanding nonces", expected=f"below {most}", got=row[0])
-        nonce, expires_at = os.urandom(NONCE_BYTES), now + NONCE_LIFE_MS
-        tx.execute("INSERT INTO nonces (nonce, manifest, expires_at) VALUES (?, ?, ?)", (nonce, manifest, expires_at))
-        return Challenge(broker=self.public, nonce=nonce, manifest=manifest, issued_at=now, expires_at=expires_at)
-
-    def _next_challenge(self, decision: Decision) -> Signed | None:
-        """Return a nonce for a later request; none where so many are outstanding that whoever asks for one needs it."""
-        try:
-            return decision.sign(
-                self._challenge(decision.tx, decision.terms.digest, now=decision.now, most=MOST_NONCES // 2)
-            )
-        except ChallengeError:
-            return None
 
     def release(self, request: Signed, *, envelope: bytes = b"", base_record: bytes = b"") -> Released:
         """Decide about a ``ReleaseRequest``: burn its nonce, then grant with wrapped keys, or refuse.
@@ -170,7 +144,7 @@ class Broker:
             stored = self._stored_reply(decision.tx, asked, request)
             if stored is not None:
                 return stored
-            self._burn(decision, asked)
+            burn(decision, asked)
             return None
 
         def decide(decision: Decision) -> Released:
@@ -178,7 +152,6 @@ class Broker:
             if known is not None:
                 raise RequestReplayError("request id", expected="a new one", got="one used for something else")
             released = release(decision, asked, request, fresh=fresh, base_record=base_record, registry=self._registry)
-            released = replace(released, next_challenge=self._next_challenge(decision))
             sealed = self._vault.seal(released.to_wire().SerializeToString(), kind="reply", name=asked.request_id.hex())
             decision.tx.execute(
                 "INSERT INTO replies VALUES (?, ?, ?, ?)", (asked.request_id, request.digest, request.signer, sealed)
@@ -410,15 +383,6 @@ class Broker:
         verify(request, ReleaseRequest, signer=row[1])
         opened = self._vault.open(row[2], kind="reply", name=asked.request_id.hex())
         return Released.from_wire(pb.ReleaseReplies.Released.FromString(opened))
-
-    def _burn(self, decision: Decision, asked: ReleaseRequest) -> None:
-        if decision.tx.execute("UPDATE nonces SET used = 1 WHERE nonce = ? AND used = 0", (asked.nonce,)) != 1:
-            raise ChallengeError("nonce", expected="one of this broker, unused", got=asked.nonce.hex()[:16])
-        row = decision.tx.one("SELECT manifest, expires_at FROM nonces WHERE nonce = ?", (asked.nonce,))
-        if row is None or row[0] != asked.manifest:
-            raise ChallengeError("nonce manifest", expected="the one it was issued for", got=asked.manifest[:16])
-        if decision.now > row[1]:
-            raise ChallengeError("nonce", expected="one that has not expired", got=asked.nonce.hex()[:16])
 
 
 def _require_request_id(request_id: bytes) -> None:

@@ -49,14 +49,15 @@ ReleaseItem = tuple[Signed, bytes, bytes]
 class Release:
     """What a broker released: the verified grant, its signed form, the wrapped keys in the request's order.
 
-    ``credential``, from a data owner's broker only or an inference TEE's lease, and ``next_challenge``, for a later
-    request, have been checked.
+    ``credential``, from a data owner's broker only or an inference TEE's lease, and ``ticket``, where the request asks
+    for one, have been checked. ``next_challenge``, for a later request, is of the grant.
     """
 
     grant: Grant
     signed_grant: Signed
     wrapped_keys: tuple[bytes, ...]
     credential: Signed | None
+    ticket: Signed | None = None
     next_challenge: Challenge | None = None
 
 
@@ -132,21 +133,9 @@ class BrokerClient:
         def read(at: int) -> Signed:
             asked = unverified(requests[at], TicketRequest)
             signed = unpack(replies[at].ticket)
-            ticket = verify(signed, Ticket, signer=asked.broker)
-            names = (
-                "broker",
-                "identity",
-                "manifest",
-                "run",
-                "round",
-                "attempt",
-                "purpose",
-                "base",
-                "aggregator",
-                "credential",
+            _check_ticket(
+                signed, asked, signer=requests[at].signer, aggregator=asked.aggregator, credential=asked.credential
             )
-            _expect("ticket", [getattr(asked, name) for name in names], [getattr(ticket, name) for name in names])
-            _expect("ticket key", requests[at].signer, ticket.signing_public)
             return signed
 
         return _outcomes(replies, read)
@@ -351,14 +340,41 @@ def _read_release(request: Signed, released: pb.ReleaseReplies.Released) -> Rele
     credential = unpack(released.credential) if released.HasField("credential") else None
     if credential is not None:
         _check_credential(credential, asked, request)
-    following = unpack(released.next_challenge) if released.HasField("next_challenge") else None
+    _expect("ticket", bool(asked.ticket_for), released.HasField("ticket"))
+    ticket = unpack(released.ticket) if asked.ticket_for else None
+    if ticket is not None:
+        named = "" if credential is None else credential.digest
+        _check_ticket(ticket, asked, signer=request.signer, aggregator=asked.ticket_for, credential=named)
     return Release(
         grant=grant,
         signed_grant=signed,
         wrapped_keys=tuple(released.wrapped_keys),
         credential=credential,
-        next_challenge=None if following is None else _read_challenge(following, asked.broker, asked.manifest),
+        ticket=ticket,
+        next_challenge=_next_challenge(grant, asked.manifest),
     )
+
+
+def _next_challenge(grant: Grant, manifest: str) -> Challenge | None:
+    if not grant.next_nonce:
+        return None
+    return Challenge(
+        broker=grant.broker,
+        nonce=grant.next_nonce,
+        manifest=manifest,
+        issued_at=grant.time,
+        expires_at=grant.next_expires_at,
+    )
+
+
+def _check_ticket(
+    signed: Signed, asked: TicketRequest | ReleaseRequest, *, signer: bytes, aggregator: str, credential: str
+) -> None:
+    ticket = verify(signed, Ticket, signer=asked.broker)
+    names = ("broker", "identity", "manifest", "run", "round", "attempt", "purpose", "base")
+    _expect("ticket", [getattr(asked, name) for name in names], [getattr(ticket, name) for name in names])
+    got = (ticket.aggregator, ticket.credential, ticket.signing_public)
+    _expect("ticket maker and key", (aggregator, credential, signer), got)
 
 
 def _check_credential(signed: Signed, asked: ReleaseRequest, request: Signed) -> None:

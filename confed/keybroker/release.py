@@ -10,7 +10,8 @@
 6. every key's own floors hold, its budget of rounds, and the run's privacy budget;
 7. the ledger has the entry; only then are keys derived and wrapped;
 8. a data owner's broker adds the credential: one client instance for each step, one aggregator for each attempt;
-   the model owner's a lease, to an inference TEE whose manifest has terms of one.
+   the model owner's a lease, to an inference TEE whose manifest has terms of one;
+9. and the ticket, where the client asks for it in the same breath, by the rules of ``tickets``.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from confed.keybroker.credentials import credential_for
 from confed.keybroker.decision import Decision
 from confed.keybroker.floors import require_key_floors
 from confed.keybroker.heads import HeadVersion, require_base, witness
+from confed.keybroker.nonces import issue_spare
 from confed.keybroker.origins import require_committed
 from confed.keybroker.replies import Released
 from confed.keybroker.sessions import Evidence, Session, session_for
 from confed.keybroker.spending import require_budget
 from confed.keybroker.statements import Grant, KeyName, ReleaseRequest
+from confed.keybroker.tickets import ticket_beside
 from confed.sealing.derivation import checkpoint_key, container_key, state_key, version_key
 from confed.sealing.recipients import HpkeRecipient
 from confed.statement import Signed, verify
@@ -87,7 +90,9 @@ def release(
         wrapped = tuple(recipient.wrap(_derived(decision, name), info=grant.context) for name in request.keys)
     # 8.
     credential = credential_for(decision, request, session, signed=signed)
-    return Released(grant=decision.sign(grant), wrapped_keys=wrapped, credential=credential)
+    # 9.
+    ticket = ticket_beside(decision, request, signed, credential) if request.ticket_for else None
+    return Released(grant=decision.sign(grant), wrapped_keys=wrapped, credential=credential, ticket=ticket)
 
 
 def _require_step(decision: Decision, request: ReleaseRequest) -> None:
@@ -195,6 +200,7 @@ def _grant(decision: Decision, request: ReleaseRequest, digest: str, session: Se
         ],
         instance=request.instance,
     )
+    next_nonce, next_expires_at = issue_spare(decision)
     return Grant(
         broker=decision.party.broker,
         binding=session.binding,
@@ -203,6 +209,8 @@ def _grant(decision: Decision, request: ReleaseRequest, digest: str, session: Se
         claims=session.claims,
         entry=entry,
         time=decision.now,
+        next_nonce=next_nonce,
+        next_expires_at=next_expires_at,
     )
 
 

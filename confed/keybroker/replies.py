@@ -11,15 +11,12 @@ from confed.wire.v1 import confed_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """A signed grant, the keys wrapped to the enclave in the request's order, and a data owner's credential.
-
-    ``next_challenge`` is a nonce for a later request, the same where the answer is given again.
-    """
+    """A signed grant, the keys wrapped to the enclave in the request's order, a data owner's credential and ticket."""
 
     grant: Signed
     wrapped_keys: tuple[bytes, ...]
     credential: Signed | None
-    next_challenge: Signed | None = None
+    ticket: Signed | None = None
 
     def __repr__(self) -> str:
         return f"Released({self.grant.digest[:16]}, {len(self.wrapped_keys)} keys)"
@@ -29,18 +26,17 @@ class Released:
         message = pb.ReleaseReplies.Released(grant=pack(self.grant), wrapped_keys=self.wrapped_keys)
         if self.credential is not None:
             message.credential.CopyFrom(pack(self.credential))
-        if self.next_challenge is not None:
-            message.next_challenge.CopyFrom(pack(self.next_challenge))
+        if self.ticket is not None:
+            message.ticket.CopyFrom(pack(self.ticket))
         return message
 
     @classmethod
     def from_wire(cls, message: pb.ReleaseReplies.Released) -> Released:
         """Return the reply of a message; nothing is verified yet."""
         credential = unpack(message.credential) if message.HasField("credential") else None
-        following = unpack(message.next_challenge) if message.HasField("next_challenge") else None
         return cls(
             grant=unpack(message.grant),
             wrapped_keys=tuple(message.wrapped_keys),
             credential=credential,
-            next_challenge=following,
+            ticket=unpack(message.ticket) if message.HasField("ticket") else None,
         )

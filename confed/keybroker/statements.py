@@ -5,8 +5,9 @@ The order in which they are made in one round:
 1. ``Challenge``         broker: a single-use nonce.
 2. ``ReleaseRequest``    enclave: I attested under your nonce; I ask for these keys (and a credential) for this step.
 3. ``Grant``             broker: what was decided; the sealed keys are bound to it. With it, for a data owner's own
-                         client a ``ClientCredential``, for the aggregator an ``AggregatorCredential``.
-4. ``TicketRequest``     client: I am about to seal one result for this aggregator.
+                         client a ``ClientCredential``, for the aggregator an ``AggregatorCredential``; and a nonce
+                         for the next request.
+4. ``TicketRequest``     client: I am about to seal one result for this aggregator. A ``ReleaseRequest`` may say so.
 5. ``Ticket``            broker: charged; at most one result may be sent under it.
 6. ``Candidate``         aggregator: this would be the next version.
 7. ``Countersignature``  every owner's broker: the only successor of this base and attempt that I sign.
@@ -73,7 +74,8 @@ class ReleaseRequest:
     """What an enclave asks for; signed by its signing key, under a fresh nonce of the broker.
 
     ``identity`` is the site that a client acts for (its identity key), empty for the aggregator. ``base`` is the
-    file digest of the version that this step starts from.
+    file digest of the version that this step starts from. ``ticket_for`` is the aggregator instance for which a client
+    asks for a ticket beside its credential, empty where it asks for none: then this is a ``TicketRequest`` as well.
     """
 
     TYPE: ClassVar[str] = "confed/v1/release-request"
@@ -90,6 +92,7 @@ class ReleaseRequest:
     attempt: int
     base: str
     keys: tuple[KeyName, ...]
+    ticket_for: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,8 @@ class Grant:
     """What a broker decided about a request: signed, in the ledger before any key is wrapped.
 
     ``context`` = SHA-256 of canonical {binding, request, policy, claims, entry}: the HPKE ``info`` of every wrapped
-    key. ``entry`` is the digest of the ledger entry.
+    key. ``entry`` is the digest of the ledger entry. ``next_nonce`` is a nonce for a later request under the same
+    manifest, until ``next_expires_at``: a ``Challenge`` as any other; empty and 0 where the broker has no room for one.
     """
 
     TYPE: ClassVar[str] = "confed/v1/grant"
@@ -108,6 +112,8 @@ class Grant:
     claims: str
     entry: str
     time: int
+    next_nonce: bytes
+    next_expires_at: int
 
     @property
     def context(self) -> bytes:

@@ -2,7 +2,7 @@
 
 One for each step, for an aggregator that this broker credentialed (for the client itself, where it makes the version);
 none for an attempt older than one already
-ticketed; charged when issued, never refunded.
+ticketed; charged when issued, never refunded. It is asked for once the client has its credential, or beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from confed.keybroker.floors import charge_round
 from confed.keybroker.heads import head_of, require_base
 from confed.keybroker.key_budget import charge_release
 from confed.keybroker.spending import require_budget
-from confed.keybroker.statements import ClientCredential, Ticket, TicketRequest
+from confed.keybroker.statements import ClientCredential, ReleaseRequest, Ticket, TicketRequest
 from confed.manifest import Unchecked
 from confed.statement import Signed, unverified, verify
 
@@ -37,8 +37,7 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
     terms = decision.terms
     if terms.site is None or request.identity != decision.party.identity:
         raise TicketError("ticket identity", expected="this broker's owner", got=request.identity.hex()[:16])
-    if request.purpose not in _RESULTS:
-        raise PurposeError("ticket purpose", expected="train or evaluate", got=request.purpose)
+    _require_result(request)
     credential = _credential_of(decision, request, signed)
     repeated = _repeated_ticket(decision, request, signed.digest)
     if repeated is not None:
@@ -46,11 +45,52 @@ def ticket(decision: Decision, request: TicketRequest, signed: Signed) -> Signed
     decision.require_open()
     if not 0 <= request.attempt < terms.manifest.max_attempts:
         raise BudgetError("attempt", expected=f"below {terms.manifest.max_attempts}", got=request.attempt)
-    if decision.now > credential.expires_at:
-        raise CredentialError("client credential time", expected="now within its validity", got="expired")
     head = head_of(decision)
     require_base(decision, head, purpose=request.purpose, round_number=request.round, base=request.base)
     require_budget(terms.manifest, head.privacy, purpose=request.purpose, attempt=request.attempt)
+    return _charged(decision, request, signed, credential)
+
+
+def ticket_beside(decision: Decision, asked: ReleaseRequest, signed: Signed, credential: Signed | None) -> Signed:
+    """Return the one ticket of the step of a release that was just decided, charging it.
+
+    What the release's own rules have checked is not checked again: the signer, that the run goes on, attempt, base and
+    the run's privacy budget.
+
+    Raises:
+        TicketError: nobody that a ticket can be for, or a second one for this step.
+        CredentialError, PurposeError, RoundError, BudgetError, PrivacyBudgetError, InstanceError: as ``ticket``.
+    """
+    if credential is None or asked.identity != decision.party.identity:
+        raise TicketError("ticket identity", expected="this broker's owner", got=asked.identity.hex()[:16])
+    request = TicketRequest(
+        request_id=asked.request_id,
+        broker=asked.broker,
+        identity=asked.identity,
+        manifest=asked.manifest,
+        run=asked.run,
+        round=asked.round,
+        attempt=asked.attempt,
+        purpose=asked.purpose,
+        base=asked.base,
+        aggregator=asked.ticket_for,
+        credential=credential.digest,
+    )
+    _require_result(request)
+    if _earlier_ticket(decision, request, signed.digest) is not None:
+        raise TicketError("ticket", expected="one for each step", got="a second")
+    return _charged(decision, request, signed, unverified(credential, ClientCredential))
+
+
+def _require_result(request: TicketRequest) -> None:
+    if request.purpose not in _RESULTS:
+        raise PurposeError("ticket purpose", expected="train or evaluate", got=request.purpose)
+
+
+def _charged(decision: Decision, request: TicketRequest, signed: Signed, credential: ClientCredential) -> Signed:
+    terms = decision.terms
+    if decision.now > credential.expires_at:
+        raise CredentialError("client credential time", expected="now within its validity", got="expired")
     maker_key(decision, instance=request.aggregator, round_number=request.round)
     if not terms.manifest.scenario.combines and request.aggregator != credential.instance:
         raise TicketError("ticket", expected="for the client itself: nobody combines", got=request.aggregator[:16])
@@ -76,8 +116,12 @@ def _repeated_ticket(decision: Decision, request: TicketRequest, digest: str) ->
     row = decision.tx.one("SELECT request FROM ticket_requests WHERE request_id = ?", (request.request_id,))
     if row is not None and row[0] != digest:
         raise RequestReplayError("request id", expected="a new one", got="one used for something else")
-    tickets = decision.issued("ticket", request.purpose, request.round)
-    for issued in tickets:
+    return _earlier_ticket(decision, request, digest)
+
+
+def _earlier_ticket(decision: Decision, request: TicketRequest, digest: str) -> Signed | None:
+    """Return the ticket that this very request got before, and refuse a second and an older one."""
+    for issued in decision.issued("ticket", request.purpose, request.round):
         if issued.attempt == request.attempt:
             if issued.about == digest:
                 return issued.signed

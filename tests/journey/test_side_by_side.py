@@ -121,3 +121,54 @@ def test_a_nonce_that_the_broker_does_not_know_any_more_is_asked_for_anew(road: 
     held = road.hold(SITE, 2)
     assert held.step.arrays
     assert sorted(asked) == sorted([OWNER, OWNER, SITE])  # the enclave asks its owner's broker, the client both
+
+
+# A TEE of many sites: one request at each site's broker, after the model owner's has agreed.
+
+
+def one_tee(road: Road, number: int, session: Any, **step: Any) -> None:
+    road.aggregators[0].open(number, **step)
+    for name in road.land.sites:
+        digest = road.seal(road.hold(name, number, session=session, **step))
+        road.aggregators[0].governor.submit(site=name, digest=digest)
+
+
+def test_a_tee_of_many_sites_asks_for_credential_and_ticket_at_once(road: Road, monkeypatch: Any) -> None:
+    session = road.session(*road.land.sites)
+    asked = calls_of(road, "ticket", monkeypatch)
+    one_tee(road, 1, session)
+    road.aggregators[0].close_round()
+    assert sorted(asked) == sorted(road.land.sites)  # in the first round their data are opened in between
+    one_tee(road, 1, session, purpose=Purpose.EVALUATE)
+    assert road.aggregators[0].close_round().cohort_size == len(road.land.sites)
+    one_tee(road, 2, session)
+    assert road.aggregators[0].close_round().cohort_size == len(road.land.sites)
+    assert sorted(asked) == sorted(road.land.sites)
+    assert [body["purpose"] for body in road.events(SITE, "ticketed")] == ["train", "evaluate", "train"]
+
+
+def test_no_site_is_charged_where_the_model_owner_s_broker_does_not_agree(road: Road) -> None:
+    session = road.session(*road.land.sites)
+    one_tee(road, 1, session)
+    road.aggregators[0].close_round()
+    road.aggregators[0].open(2)
+    road.servers[OWNER].stop(0)
+    with pytest.raises(UnreachableError):
+        road.hold(SITE, 2, session=session)
+    for name in road.land.sites:
+        assert [body["round"] for body in road.events(name, "ticketed")] == [1]
+
+
+def test_one_site_s_refusal_is_its_own(road: Road) -> None:
+    session = road.session(*road.land.sites)
+    one_tee(road, 1, session)
+    road.aggregators[0].close_round()
+    road.aggregators[0].open(2)
+
+    def refuse() -> None:
+        raise LineageError("base", expected="the head", got="another")
+
+    road.doors[SITE].release = before(road.doors[SITE].broker.release, refuse)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(LineageError):
+        road.hold(SITE, 2, session=session)
+    assert all(road.hold(name, 2, session=session).grants for name in road.land.sites if name != SITE)

@@ -30,7 +30,7 @@ from confed.attestation import appraisal
 from confed.attestation.tee.simulated import SimulatedPlatform, SimulatedVerifier
 from confed.attestation.verifier import Registry
 from confed.client import counterpart
-from confed.client.releases import Terms
+from confed.client.releases import Ask, Terms
 from confed.client.session import ClientSession
 from confed.errors import (
     BindingMismatchError,
@@ -515,7 +515,8 @@ def item_of(road: Road, session: ClientSession, name: str, nonce: bytes) -> Rele
     site = road.manifest.site_named(name)
     assert site.dataset is not None
     key = KeyName(key_id=site.dataset.key_id, use=Use.DATA, container=site.dataset.container_id, version=0, attempt=0)
-    return session._releases.request((site.owner.broker, site.owner.identity, (key,)), terms, nonce=nonce)
+    ask = Ask(broker=site.owner.broker, identity=site.owner.identity, keys=(key,))
+    return session._releases.request(ask, terms, nonce=nonce)
 
 
 def nonce_of(road: Road, session: ClientSession, name: str = SITE) -> bytes:

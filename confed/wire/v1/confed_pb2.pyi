@@ -75,16 +75,16 @@ class ReleaseReplies(_message.Message):
         refusal: Refusal
         def __init__(self, released: _Optional[_Union[ReleaseReplies.Released, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
     class Released(_message.Message):
-        __slots__ = ("grant", "wrapped_keys", "credential", "next_challenge")
+        __slots__ = ("grant", "wrapped_keys", "credential", "ticket")
         GRANT_FIELD_NUMBER: _ClassVar[int]
         WRAPPED_KEYS_FIELD_NUMBER: _ClassVar[int]
         CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
-        NEXT_CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+        TICKET_FIELD_NUMBER: _ClassVar[int]
         grant: Signed
         wrapped_keys: _containers.RepeatedScalarFieldContainer[bytes]
         credential: Signed
-        next_challenge: Signed
-        def __init__(self, grant: _Optional[_Union[Signed, _Mapping]] = ..., wrapped_keys: _Optional[_Iterable[bytes]] = ..., credential: _Optional[_Union[Signed, _Mapping]] = ..., next_challenge: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
+        ticket: Signed
+        def __init__(self, grant: _Optional[_Union[Signed, _Mapping]] = ..., wrapped_keys: _Optional[_Iterable[bytes]] = ..., credential: _Optional[_Union[Signed, _Mapping]] = ..., ticket: _Optional[_Union[Signed, _Mapping]] = ...) -> None: ...
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ReleaseReplies.Item]
     def __init__(self, items: _Optional[_Iterable[_Union[ReleaseReplies.Item, _Mapping]]] = ...) -> None: ...

@@ -215,6 +215,8 @@ class SigningBrokers:
                 claims="1" * 64,
                 entry="2" * 64,
                 time=self.time,
+                next_nonce=b"",
+                next_expires_at=0,
             )
             grant = self._said("grant", grant)
             recipient = HpkeRecipient(self.bindings[request.broker].hpke_public)

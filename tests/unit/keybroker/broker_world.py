@@ -291,6 +291,7 @@ class World:
             "attempt": 0,
             "base": self.base(version),
             "keys": self._good_keys(enclave, name, version, changes.get("attempt", 0)),
+            "ticket_for": "",
         }
         return ReleaseRequest(**{**values, **changes})
 

@@ -13,15 +13,17 @@ from confed.errors import ChallengeError
 from confed.journey import Role
 from confed.keybroker.next_challenges import NextChallenges
 from confed.keybroker.replies import Released
-from confed.keybroker.statements import Challenge
+from confed.keybroker.statements import Challenge, Grant
 from confed.statement import Signed, sign, verify
 
 SITE = "north"
 
 
-def next_of(world: World, released: Released) -> Challenge:
-    assert released.next_challenge is not None
-    return verify(released.next_challenge, Challenge, signer=world.public(SITE))
+def next_of(world: World, released: Released) -> Grant:
+    grant = verify(released.grant, Grant, signer=world.public(SITE))
+    assert grant.next_nonce
+    assert grant.next_expires_at > grant.time
+    return grant
 
 
 def request_of(world: World, client: Enclave, nonce: bytes, **changes: Any) -> Signed:
@@ -31,17 +33,16 @@ def request_of(world: World, client: Enclave, nonce: bytes, **changes: Any) -> S
 def test_it_serves_one_later_request_and_no_second(world: World) -> None:
     client = Enclave(world, Role.CLIENT)
     challenge = next_of(world, world.release(client, SITE))
-    assert (challenge.broker, challenge.manifest) == (world.public(SITE), world.digest)
-    released = world.brokers[SITE].release(request_of(world, client, challenge.nonce))
+    released = world.brokers[SITE].release(request_of(world, client, challenge.next_nonce))
     assert len(world.unwrap(client, SITE, released)) == 1
     with pytest.raises(ChallengeError):
-        world.brokers[SITE].release(request_of(world, client, challenge.nonce))
-    assert next_of(world, released).nonce != challenge.nonce
+        world.brokers[SITE].release(request_of(world, client, challenge.next_nonce))
+    assert next_of(world, released).next_nonce != challenge.next_nonce
 
 
 def test_a_refusal_burns_it_too_and_gives_none(world: World) -> None:
     client = Enclave(world, Role.CLIENT)
-    nonce = next_of(world, world.release(client, SITE)).nonce
+    nonce = next_of(world, world.release(client, SITE)).next_nonce
     with pytest.raises(Exception, match="round"):
         world.brokers[SITE].release(request_of(world, client, nonce, round=2))
     with pytest.raises(ChallengeError):
@@ -50,18 +51,19 @@ def test_a_refusal_burns_it_too_and_gives_none(world: World) -> None:
 
 def test_it_ends_with_its_time(world: World) -> None:
     client = Enclave(world, Role.CLIENT)
-    nonce = next_of(world, world.release(client, SITE)).nonce
+    nonce = next_of(world, world.release(client, SITE)).next_nonce
     world.now += 121_000
     with pytest.raises(ChallengeError):
         world.brokers[SITE].release(request_of(world, client, nonce))
 
 
 def test_the_half_of_what_may_be_outstanding_is_for_whoever_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confed.keybroker.broker.MOST_NONCES", 4)
+    monkeypatch.setattr("confed.keybroker.nonces.MOST_NONCES", 4)
     client = Enclave(world, Role.CLIENT)
     next_of(world, world.release(client, SITE))
     world.nonce(SITE)
-    assert world.release(client, SITE, evidence=False).next_challenge is None
+    grant = verify(world.release(client, SITE, evidence=False).grant, Grant, signer=world.public(SITE))
+    assert (grant.next_nonce, grant.next_expires_at) == (b"", 0)
     world.nonce(SITE)
     world.nonce(SITE)
 

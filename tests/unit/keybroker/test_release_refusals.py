@@ -513,7 +513,7 @@ def test_a_challenge_is_only_for_an_approved_manifest(world: World) -> None:
 
 
 def test_outstanding_nonces_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confed.keybroker.broker.MOST_NONCES", 3)
+    monkeypatch.setattr("confed.keybroker.nonces.MOST_NONCES", 3)
     for _ in range(3):
         world.nonce("north")
     with pytest.raises(ChallengeError):

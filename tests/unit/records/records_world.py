@@ -308,6 +308,7 @@ class RecordedRun:
             attempt=attempt,
             base=self.base(version),
             keys=keys,
+            ticket_for="",
         )
         envelope = b""
         if (enclave.instance, name) not in self._attested:
