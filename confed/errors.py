@@ -68,6 +68,7 @@
         │   ├── StaleEpochError         sealed to a key whose time is over: verify again
         │   ├── ReplayedError           a request that was taken before
         │   ├── BusyError               more at once than it answers
+        │   ├── MayHaveRunError         sent, and neither answered nor refused by signature: not sent again
         │   ├── AnswerError             the served model refused what was asked of it
         │   ├── LeaseError              a replica whose time without its owner's broker is over, or a lease not for it
         │   └── DeliveryError           an answer, or what leaves of it in clear, that did not get where it must
@@ -951,6 +952,12 @@ class BusyError(ExchangeError):
     """More requests at once than the inference TEE takes; this one was not run."""
 
     code = "busy"
+
+
+class MayHaveRunError(ExchangeError):
+    """A request that was sent, and neither answered nor refused by its replica's signature: it may have run."""
+
+    code = "may-have-run"
 
 
 class DeliveryError(ExchangeError):

@@ -2,7 +2,9 @@
 
 1. A replica is verified before anything is sealed to it, and again when the policy says its evidence has aged.
 2. A request is sent to one replica. It goes to the next one, or to the same one once more, only where it has certainly
-   not run: the replica could not be reached, was too busy to take it, had no lease, or no longer held the key (422).
+   not run: its last frame was never handed over, or the replica has signed that it will not run it, since it is too
+   busy, has no lease, or no longer holds the key (``confed.inference.refusals``). Whatever anybody else says, or where
+   nothing is said, it may have run: that is an error, and nothing is sent again.
 3. An answer counts when its last frame and its receipt have come and hold; otherwise reading it raises.
 """
 
@@ -13,8 +15,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -26,17 +27,25 @@ from confed.attestation.endorsements import EndorsementProvider
 from confed.attestation.evidence import from_base64
 from confed.errors import (
     AnswerError,
-    BusyError,
     ConfigError,
-    EncodingError,
-    LeaseError,
+    MayHaveRunError,
     RefusedError,
     SignatureError,
-    SizeError,
     StaleEpochError,
     TruncatedError,
     UnreachableError,
-    error_for,
+)
+from confed.inference.attempts import (
+    ELSEWHERE,
+    LARGEST_REPLY_BYTES,
+    NotRunError,
+    body_of_refusal,
+    claimed,
+    field,
+    limited,
+    lost,
+    refused,
+    unreachable,
 )
 from confed.inference.duplex import BROKEN, Duplex
 from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCHANGE_TYPE
@@ -44,6 +53,7 @@ from confed.inference.epochs import EPOCH_MS, EpochKey
 from confed.inference.exchange import Sealing
 from confed.inference.live import Exchange, WindowStream
 from confed.inference.messages import TENANT_BYTES, Headers, Request, RequestHead
+from confed.inference.refusals import REFUSAL_LIMIT_BYTES
 from confed.inference.replica import NONCE_BYTES
 from confed.inference.reply import Reply
 from confed.inference.requester import Attestation, RequesterPolicy, VerifiedReplica, verify_replica
@@ -51,11 +61,11 @@ from confed.inference.tensors import Array, read_tensors, require_answer, write_
 from confed.inference.windows import STREAM_HEAD, STREAM_PATH
 from confed.statement import Signed
 
-_LARGEST_REPLY_BYTES = 8 * 1024 * 1024
 _OK = 200
 _AT_ONCE_BYTES = 64 * 1024
 """Up to this size a sealed request goes out as one piece; a larger one is opened while the rest of it is sealed."""
 _WAITS_S = 600.0
+_QUIET_MS = 30_000
 _WAITS = httpx.Timeout(10.0, read=_WAITS_S)
 _Begun = TypeVar("_Begun")
 CARRIED = frozenset({"accept", "content-type", "inference-header-content-length", "confed-output", "confed-recipients"})
@@ -75,6 +85,13 @@ class _Place:
         self.lock = threading.Lock()
         self.replica: VerifiedReplica | None = None
         self.epoch: tuple[str, EpochKey] | None = None
+        self.heard_at = 0
+
+    def forget(self, replica: VerifiedReplica) -> None:
+        """Verify afresh before the next request, unless another replica has been verified meanwhile."""
+        with self.lock:
+            if self.replica is replica:
+                self.replica = self.epoch = None
 
 
 class ConfidentialClient:
@@ -120,18 +137,18 @@ class ConfidentialClient:
         self.close()
 
     def verify(self) -> VerifiedReplica:
-        """Verify the first replica that can be reached, afresh, and return it.
+        """Verify the first replica that can be reached and that serves now, afresh, and return it.
 
         Raises:
-            UnreachableError: none can.
+            UnreachableError, BusyError, LeaseError, StaleEpochError: there is none.
             RefusedError: evidence, manifest or key that the policy does not accept.
         """
-        failure: UnreachableError | None = None
+        failure: RefusedError | None = None
         for place in self._places:
             try:
                 with place.lock:
                     return self._verify(place)
-            except UnreachableError as error:
+            except ELSEWHERE as error:
                 failure = error
         raise failure or UnreachableError("replicas", expected="one that answers", got="none")
 
@@ -139,12 +156,14 @@ class ConfidentialClient:
         """Send a request, sealed, and return its answer as it begins to come.
 
         Raises:
-            UnreachableError: no replica could be reached, or one was lost after it may have begun: not sent again.
-            RefusedError: a replica that the policy does not accept, or a request that it refused.
+            UnreachableError, BusyError, LeaseError, StaleEpochError: no replica took it; it has not run.
+            SizeError: larger than the manifest permits; it has not run.
+            MayHaveRunError: neither an answer nor a refusal that holds came: it may have run, and is not sent again.
+            RefusedError: a replica that the policy does not accept; or no answer to this request, which may have run.
         """
         return self._anywhere(
             lambda place, sealing, replica: Reply(
-                self._post(place, sealing, request), request=request, sealing=sealing, replica=replica
+                self._post(place, sealing, replica, request), request=request, sealing=sealing, replica=replica
             )
         )
 
@@ -236,40 +255,49 @@ class ConfidentialClient:
         for place in self._places:
             try:
                 return self._at(place, begin)
-            except (_NotSentError, BusyError, LeaseError) as error:
-                failure = error.reason if isinstance(error, _NotSentError) else error
+            except NotRunError as error:
+                failure = error.reason
+            if not isinstance(failure, ELSEWHERE):
+                break
         raise failure or UnreachableError("replicas", expected="one that answers", got="none")
 
     def _at(self, place: _Place, begin: Callable[[_Place, Sealing, VerifiedReplica], _Begun]) -> _Begun:
         for last in (False, True):
-            replica, epoch = self._ready(place)
+            try:
+                replica, epoch = self._ready(place)
+            except ELSEWHERE as error:
+                raise NotRunError(error) from error
             sealing = Sealing(manifest=replica.digest, replicas=[epoch], padding=replica.serving.padding)
             try:
-                return begin(place, sealing, replica)
-            except StaleEpochError:
-                if last:
+                begun = begin(place, sealing, replica)
+            except NotRunError as error:
+                if isinstance(error.reason, UnreachableError):
+                    place.forget(replica)
+                if last or not isinstance(error.reason, StaleEpochError):
                     raise
-            with place.lock:  # its key is gone, and perhaps the instance: verify again, and send once more
-                place.replica = place.epoch = None
+            except MayHaveRunError:
+                place.forget(replica)  # perhaps another instance is there now
+                raise
+            else:
+                place.heard_at = self._now()
+                return begun
+            place.forget(replica)  # its key is gone: verify again, and send once more
         raise AssertionError  # the second turn returns or raises
 
-    def _post(self, place: _Place, sealing: Sealing, request: Request) -> httpx.Response:
+    def _post(self, place: _Place, sealing: Sealing, replica: VerifiedReplica, request: Request) -> httpx.Response:
         size = sealing.request_bytes(request)
-        frames = sealing.request(request)
         outer = self._http.build_request(
             "POST",
             place.url + EXCHANGE_PATH,
-            content=b"".join(frames) if size <= _AT_ONCE_BYTES else frames,
+            content=_sealed(sealing, request, at_once=size <= _AT_ONCE_BYTES),
             headers={"content-type": EXCHANGE_TYPE, "content-length": str(size)},
         )
         try:
             response = self._http.send(outer, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _NotSentError(_unreachable(place, error)) from error
         except httpx.HTTPError as error:
-            raise _unreachable(place, error) from error
+            raise lost(place.url, error, sealing=sealing) from error
         if response.status_code != _OK:
-            raise _refusal(response)
+            raise refused(place.url, response, sealing=sealing, replica=replica)
         return response
 
     def _streamed(self, place: _Place, sealing: Sealing, replica: VerifiedReplica) -> Exchange:
@@ -278,26 +306,25 @@ class ConfidentialClient:
         try:
             connection = Duplex(place.url, STREAM_PATH, content_type=EXCHANGE_TYPE, wait_s=_WAITS_S)
         except BROKEN as error:
-            raise _NotSentError(_unreachable(place, error)) from error
+            raise NotRunError(unreachable(place.url, error)) from error
         try:
             connection.send(b"".join(sealing.request(Request(head=STREAM_HEAD, body=b"", tenant=self._tenant))))
             if connection.status() != _OK:
-                raise _refused(_limited(iter(connection.read, b"")))
+                reason = claimed(limited(iter(connection.read, b""), limit_bytes=REFUSAL_LIMIT_BYTES))
+                raise NotRunError(reason)
             return Exchange(connection, sealing=sealing, replica=replica, epoch=epoch)
         except BaseException as error:
             connection.close()
             if isinstance(error, (*BROKEN, TruncatedError)):
-                raise _NotSentError(_unreachable(place, error)) from error
+                raise NotRunError(unreachable(place.url, error)) from error
             raise
 
     def _is_current(self, place: _Place | None, exchange: Exchange) -> bool:
         """Whether a replica's evidence and key are still those that an exchange with it was begun under."""
         if place is None:
             return False
-        try:
-            replica, (epoch, _) = self._ready(place)
-        except _NotSentError as error:
-            raise error.reason from error
+        place.heard_at = self._now()  # it answers windows
+        replica, (epoch, _) = self._ready(place)
         return replica is exchange.replica and epoch == exchange.epoch
 
     def _ready(self, place: _Place) -> tuple[VerifiedReplica, tuple[str, EpochKey]]:
@@ -306,25 +333,23 @@ class ConfidentialClient:
             now = self._now()
             replica, epoch = place.replica, place.epoch
             if replica is None or now - replica.verified_at >= self._policy.tee.reattest_s * 1000:
-                try:
-                    replica = self._verify(place)
-                except UnreachableError as error:
-                    raise _NotSentError(error) from error
+                replica = self._verify(place)
                 epoch = place.epoch
-            if epoch is None or now >= epoch[1].not_before + EPOCH_MS:
+            # What is sealed to an instance that was started again may have run, as far as anybody can prove: so who has
+            # not been heard for a while is asked first.
+            is_quiet = now - place.heard_at >= _QUIET_MS
+            if epoch is None or now >= epoch[1].not_before + EPOCH_MS or is_quiet:
                 replica, epoch = self._next_epoch(place, replica)
             return replica, epoch
 
     def _next_epoch(self, place: _Place, replica: VerifiedReplica) -> tuple[VerifiedReplica, tuple[str, EpochKey]]:
-        """Return the key of the next hour; where another instance answers by now, that one, verified as any is."""
+        """Return the key of now; where another instance answers by now, that one, verified as any is."""
+        value = self._get(place, "GET", EPOCH_PATH, b"")
         try:
-            value = self._get(place, "GET", EPOCH_PATH, b"")
-            try:
-                place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=self._now())
-            except SignatureError:
-                replica = self._verify(place)
-        except UnreachableError as error:
-            raise _NotSentError(error) from error
+            place.epoch = replica.epoch(Signed.from_json(field(value, "epoch")), now_ms=self._now())
+        except SignatureError:
+            replica = self._verify(place)
+        place.heard_at = self._now()
         if place.epoch is None:
             raise AssertionError  # both ways set it, or raise
         return replica, place.epoch
@@ -334,63 +359,29 @@ class ConfidentialClient:
         value = self._get(place, "POST", EVIDENCE_PATH, nonce)
         attestation = Attestation(
             nonce=nonce,
-            envelope=from_base64("envelope", _field(value, "envelope")),
-            manifest=from_base64("manifest", _field(value, "manifest")),
+            envelope=from_base64("envelope", field(value, "envelope")),
+            manifest=from_base64("manifest", field(value, "manifest")),
         )
         now = self._now()
         replica = verify_replica(attestation, policy=self._policy, now_ms=now, endorsements=self._endorsements)
-        place.epoch = replica.epoch(Signed.from_json(_field(value, "epoch")), now_ms=now)
-        place.replica = replica
+        place.epoch = replica.epoch(Signed.from_json(field(value, "epoch")), now_ms=now)
+        place.replica, place.heard_at = replica, now
         return replica
 
     def _get(self, place: _Place, method: str, path: str, body: bytes) -> Any:
         try:
             with self._http.stream(method, place.url + path, content=body) as response:
                 if response.status_code != _OK:
-                    raise _refusal(response)
-                return canonical.decode(_limited(response.iter_raw()), limit_bytes=_LARGEST_REPLY_BYTES)
+                    raise claimed(body_of_refusal(response))
+                return canonical.decode(limited(response.iter_raw()), limit_bytes=LARGEST_REPLY_BYTES)
         except httpx.HTTPError as error:
-            raise _unreachable(place, error) from error
+            raise unreachable(place.url, error) from error
 
 
-class _NotSentError(Exception):
-    """A request that has certainly not run, and why."""
-
-    def __init__(self, reason: UnreachableError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-def _unreachable(place: _Place, error: Exception) -> UnreachableError:
-    return UnreachableError(f"replica at {place.url}", expected="an answer", got=type(error).__name__)
-
-
-def _refusal(response: httpx.Response) -> RefusedError:
-    data = b""
-    with suppress(SizeError, httpx.HTTPError):
-        data = _limited(response.iter_raw())
-    response.close()
-    return _refused(data)
-
-
-def _refused(data: bytes) -> RefusedError:
-    code = ""
-    with suppress(RefusedError):
-        code = str(_field(canonical.decode(data), "code"))
-    found = error_for(code, "exchange")
-    return found if isinstance(found, RefusedError) else RefusedError(str(found))
-
-
-def _limited(pieces: Iterable[bytes]) -> bytes:
-    data = bytearray()
-    for piece in pieces:
-        data += piece
-        if len(data) > _LARGEST_REPLY_BYTES:
-            raise SizeError("reply size in bytes", expected=f"at most {_LARGEST_REPLY_BYTES}", got="more")
-    return bytes(data)
-
-
-def _field(value: Any, name: str) -> Any:
-    if not isinstance(value, dict) or name not in value:
-        raise EncodingError(f"reply {name}", expected="a value", got="none")
-    return value[name]  # pyright: ignore[reportUnknownVariableType]
+def _sealed(sealing: Sealing, request: Request, *, at_once: bool) -> Iterator[bytes]:
+    """Yield a sealed request, made once it is asked for: so it is known that nothing was handed over before."""
+    frames = sealing.request(request)
+    if at_once:
+        yield b"".join(frames)
+    else:
+        yield from frames

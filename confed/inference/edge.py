@@ -5,7 +5,8 @@
 - ``POST /confed/v1/stream``: an exchange whose windows and answers alternate (``confed.inference.windows``).
 - ``POST /confed/v1/exchange``: a sealed request; a sealed answer, streamed. The status tells only whether the request
   was taken: 422 sealed to a key that is gone, 409 a replay, 413 too large, 503 too many at once or no lease, 400
-  anything else.
+  anything else. A status is nobody's word; beside the code of 422, 413 and 503 stands a refusal that the replica signed
+  (``confed.inference.refusals``), once it knows which request it refuses.
 
 What is refused is told by a stable code; nothing is logged of a request but that code.
 """
@@ -29,6 +30,7 @@ from confed.inference.exchange import Answering
 from confed.inference.messages import Request
 from confed.inference.outlet import Outlet
 from confed.inference.outputs import Answers, Directed
+from confed.inference.refusals import reason_of, told
 from confed.inference.replica import NONCE_BYTES, Replica
 from confed.inference.streaming import IDLE_S, Stream
 from confed.inference.windows import STREAM_PATH, Windows
@@ -98,12 +100,12 @@ class Edge:
             raise EncodingError("nonce size in bytes", expected=NONCE_BYTES, got=len(nonce))
         loop = asyncio.get_running_loop()
         envelope = await loop.run_in_executor(self._attesting, self._replica.attest, nonce)
-        told = {
+        shown = {
             "envelope": base64.b64encode(envelope).decode(),
             "epoch": self._replica.epochs.current().signed.to_json(),
             "manifest": base64.b64encode(self._replica.manifest.encoded).decode(),
         }
-        await send_json(send, 200, told)
+        await send_json(send, 200, shown)
 
     async def _epoch(self, receive: Receive, send: Send) -> None:
         del receive
@@ -111,21 +113,17 @@ class Edge:
         await send_json(send, 200, {"epoch": self._replica.epochs.current().signed.to_json()})
 
     async def _exchange(self, receive: Receive, send: Send) -> None:
-        with self._place():
-            opening = self._replica.opening()
-            async for piece in body_of(receive, None, idle_s=self._idle_s):
-                opening.feed(piece)
-            request, answering = opening.finish()
-            await self._answer(request, answering, receive, send)
+        with self._place() as place:
+            opened = await self._opened(place, body_of(receive, None, idle_s=self._idle_s), send)
+            if opened is not None:
+                await self._answer(*opened, receive, send)
 
     async def _stream(self, receive: Receive, send: Send) -> None:
-        with self._place():
-            opening = self._replica.opening()
-            async for piece in body_of(receive, None, idle_s=self._idle_s):
-                opening.feed(piece)
-                if opening.has_ended:
-                    break
-            request, answering = opening.finish()
+        with self._place() as place:
+            opened = await self._opened(place, body_of(receive, None, idle_s=self._idle_s), send, until_ended=True)
+            if opened is None:
+                return
+            request, answering = opened
             largest = self._replica.serving.largest_request_bytes
             windows = Windows(answering, request, largest_bytes=largest)
             await send_start(send)
@@ -147,16 +145,50 @@ class Edge:
             return False
         return True
 
-    @contextmanager
-    def _place(self) -> Generator[None]:
-        """Hold one of the places for answers at once."""
-        if self._free <= 0:
-            raise BusyError("answers at once", expected="fewer", got="as many as there may be")
-        self._free -= 1
+    async def _opened(
+        self, place: Callable[[], None], pieces: AsyncIterator[bytes], send: Send, *, until_ended: bool = False
+    ) -> tuple[Request, Answering] | None:
+        """Return a request, taken as used; ``None`` where it was refused, and that was said.
+
+        Args:
+            place: takes a place for it.
+            pieces: of its body.
+            send: of the ASGI application.
+            until_ended: read no further than its last frame.
+
+        Raises:
+            ConfedError: it is refused, and not by signature.
+        """
+        opening = self._replica.opening(admit=place)
         try:
-            yield
+            async for piece in pieces:
+                opening.feed(piece)
+                if until_ended and opening.has_ended:
+                    break
+            return opening.finish()
+        except ConfedError as error:
+            reason, signed = reason_of(error), self._replica.refusal(opening, error)
+            if reason is None or signed is None:
+                raise
+            await send_json(send, status_of(error), told(signed, reason))
+            return None
+
+    @contextmanager
+    def _place(self) -> Generator[Callable[[], None]]:
+        """Give what takes one of the places for answers at once, which is free again afterwards."""
+        held = 0
+
+        def take() -> None:
+            nonlocal held
+            if self._free <= 0:
+                raise BusyError("answers at once", expected="fewer", got="as many as there may be")
+            self._free -= 1
+            held += 1
+
+        try:
+            yield take
         finally:
-            self._free += 1
+            self._free += held
 
     async def _answer(self, request: Request, answering: Answering, receive: Receive, send: Send) -> None:
         pump = Pump(asyncio.get_running_loop())

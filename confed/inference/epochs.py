@@ -1,13 +1,15 @@
 """Keys that requests are sealed to: a new one every hour, signed by the attested instance, gone ten minutes after it.
 
-What was sealed to a key that is gone cannot be opened by anybody, the TEE included. With each key goes the list of
-requests that it was used for, so none runs twice, and the list needs no longer life than the key.
+What was sealed to a key that is gone cannot be opened by anybody, the TEE included. Each key has the list of requests
+that it was used for, so none runs twice; a request that is refused by signature stands there too, so it never runs. The
+list outlives its key by a while: who refuses what was sealed to a key that is gone must know that it was not taken
+before.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +21,8 @@ from confed.statement import Signed, sign, verify
 
 EPOCH_MS = 3600 * 1000
 OVERLAP_MS = 600 * 1000
+REMEMBERED_MS = OVERLAP_MS
+"""How long after a key's time its list is kept: a refusal that comes later than that comes without a signature."""
 MOST_REQUESTS = 1_000_000
 """Requests that an epoch remembers; then a new one begins early."""
 SKEW_MS = 30_000
@@ -60,12 +64,12 @@ def verify_epoch(signed: Signed, *, manifest: str, instance: str, signing_public
 
 
 class OpenEpoch:
-    """An epoch whose private key is held: what was sealed to it can be opened, once."""
+    """An epoch: while its private key is held, what was sealed to it can be opened, once."""
 
     def __init__(self, *, key: EpochKey, signed: Signed, identity: HpkeIdentity) -> None:
         self.key = key
         self.signed = signed
-        self._identity = identity
+        self._identity: HpkeIdentity | None = identity
         self._taken: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -84,22 +88,48 @@ class OpenEpoch:
 
         Raises:
             RecipientError, WrongKeyError: not wrapped to this key with this ``info``.
+            StaleEpochError: the key is gone.
         """
-        return self._identity.unwrap(wrapped, info=info)
+        identity = self._identity
+        if identity is None:
+            raise _gone()
+        return identity.unwrap(wrapped, info=info)
+
+    def close(self) -> None:
+        """Let the key go: nothing that was sealed to it is taken from now on, not even what has been opened."""
+        with self._lock:
+            self._identity = None
 
     def take(self, transcript: bytes) -> None:
         """Note that a request is about to run; of several callers with the same one, one succeeds.
 
         Raises:
-            ReplayedError: it was taken before.
+            ReplayedError: it was taken, or refused, before.
+            StaleEpochError: the key has gone meanwhile.
             BusyError: the epoch is full.
         """
         with self._lock:
-            if transcript in self._taken:
-                raise ReplayedError("request", expected="one that was not taken before", got="a replay")
+            self._require_new(transcript)
+            if self._identity is None:
+                raise _gone()
             if self.is_full:
                 raise BusyError("requests in this epoch", expected=f"at most {MOST_REQUESTS}", got="more")
             self._taken.add(transcript)
+
+    def refuse(self, transcript: bytes) -> None:
+        """Make sure that this request is never taken: note it, unless nothing more is taken anyway.
+
+        Raises:
+            ReplayedError: it was taken, or refused, before.
+        """
+        with self._lock:
+            self._require_new(transcript)
+            if self._identity is not None and not self.is_full:
+                self._taken.add(transcript)
+
+    def _require_new(self, transcript: bytes) -> None:
+        if transcript in self._taken:
+            raise ReplayedError("request", expected="one that was not taken before", got="a replay")
 
 
 class Epochs:
@@ -118,6 +148,7 @@ class Epochs:
         self._now = now
         self._lock = threading.Lock()
         self._held: list[OpenEpoch] = []
+        self._past: list[OpenEpoch] = []
         self._number = 0
 
     def current(self) -> OpenEpoch:
@@ -135,10 +166,31 @@ class Epochs:
             self._drop()
             return next((epoch for epoch in self._held if epoch.name == name), None)
 
+    def refuse(self, names: Sequence[str], transcript: bytes) -> str | None:
+        """Make sure that a request is never taken, and return the first of its epochs that is this instance's.
+
+        Args:
+            names: of the epochs that it was sealed to.
+            transcript: of the request.
+
+        Returns:
+            ``None`` where no such epoch is remembered: then nobody knows whether the request was taken.
+
+        Raises:
+            ReplayedError: it was taken, or refused, before.
+        """
+        with self._lock:
+            self._drop()
+            known = {epoch.name: epoch for epoch in (*self._held, *self._past)}
+        mine = [known[name] for name in names if name in known]
+        for epoch in mine:
+            epoch.refuse(transcript)
+        return mine[0].name if mine else None
+
     def drop_all(self) -> None:
         """Let every key go: what was sealed to them can be opened by nobody."""
         with self._lock:
-            self._held.clear()
+            self._let_go(self._held)
 
     def left_ms(self, name: str) -> int:
         """Return how long an epoch's key is still held: 0 if it is not."""
@@ -147,7 +199,14 @@ class Epochs:
 
     def _drop(self) -> None:
         now = self._now()
-        self._held = [epoch for epoch in self._held if now < epoch.key.not_after]
+        self._let_go([epoch for epoch in self._held if now >= epoch.key.not_after])
+        self._past = [epoch for epoch in self._past if now < epoch.key.not_after + REMEMBERED_MS]
+
+    def _let_go(self, epochs: Sequence[OpenEpoch]) -> None:
+        for epoch in epochs:
+            epoch.close()
+        self._past += epochs
+        self._held = [epoch for epoch in self._held if epoch not in epochs]
 
     def _begin(self) -> OpenEpoch:
         identity, now = HpkeIdentity.generate(), self._now()
@@ -163,3 +222,7 @@ class Epochs:
         epoch = OpenEpoch(key=key, signed=sign(key, self._signing), identity=identity)
         self._held.append(epoch)
         return epoch
+
+
+def _gone() -> StaleEpochError:
+    return StaleEpochError("epoch", expected="one whose key is held", got="one whose time is over")

@@ -2,8 +2,9 @@
 
 1. The requester draws a secret and wraps it (HPKE, MLKEM768-X25519) to the epoch key of one or several replicas.
    Header: manifest, a fresh request id, for each replica its epoch and the wrapped secret. Transcript: its digest.
-2. Request frames go under HKDF(secret, transcript): the caller's tenant (``messages.Request``) with the head, then the
-   body; the last one is marked.
+2. Request frames go under HKDF(secret, transcript ‖ epoch) of the one replica whose turn it is: the caller's tenant
+   (``messages.Request``) with the head, then the body; the last one is marked. Its frames open at no other replica, and
+   the next one gets some only once this one has signed that it will never run the request (``refusals``).
 3. The replica unwraps, opens, and, once the last frame is authentic, takes the transcript as used: a second time is a
    replay. Only then does anything run.
 4. Its answer starts with which wrapped secret it used and a fresh nonce; answer frames go under HKDF(secret, transcript
@@ -19,16 +20,16 @@ Sources: RFC 9180 (HPKE); RFC 9458 §4 (an answer's key from the request's secre
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from confed import canonical, record
+from confed import canonical
 from confed.errors import (
     ConfedError,
     EncodingError,
     ExchangeError,
+    LineageError,
     ManifestMismatchError,
     SizeError,
     StaleEpochError,
@@ -36,22 +37,20 @@ from confed.errors import (
 )
 from confed.inference.epochs import EpochKey, Epochs, OpenEpoch
 from confed.inference.frames import PIECE_BYTES, Frame, FrameOpener, FrameSealer, sealed_bytes
+from confed.inference.header import ExchangeHeader, HeaderReader, SealedHeader, Wrapped, wrapping_info
 from confed.inference.messages import HEAD_LIMIT_BYTES, TENANT_BYTES, AnswerHead, Commitment, Request, RequestHead
+from confed.inference.refusals import Refusal
 from confed.sealing.derivation import (
     exchange_answer_key,
     exchange_request_key,
     exchange_window_key,
     receipt_salt,
 )
-from confed.sealing.recipients import WRAPPED_KEY_BYTES, HpkeRecipient
+from confed.sealing.recipients import HpkeRecipient
 from confed.serving import PaddingTerms
 from confed.statement import Signed
 
-REQUEST_MAGIC = b"confed-exchange/1\n"
 ANSWER_MAGIC = b"confed-answer/1\n"
-MOST_REPLICAS = 16
-_LENGTH_BYTES = 4
-_HEADER_LIMIT_BYTES = 64 * 1024
 _SECRET_BYTES = 32
 _NONCE_BYTES = 32
 _ANSWER_START = len(ANSWER_MAGIC) + 1 + _NONCE_BYTES
@@ -59,41 +58,13 @@ HEAD, BODY, RECEIPT, REFUSED = 1, 2, 3, 4
 """Kinds of frames."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wrapped:
-    """The secret for one replica: its epoch's name, and the secret wrapped to that epoch's key."""
-
-    epoch: str
-    wrapped: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeHeader:
-    """What of a request stands in clear, and is bound into all its keys.
-
-    Raises:
-        EncodingError: no replica or too many, one twice, or a part of another length.
-    """
-
-    manifest: str
-    request_id: bytes
-    replicas: tuple[Wrapped, ...]
-
-    def __post_init__(self) -> None:
-        epochs = {entry.epoch for entry in self.replicas}
-        if not 1 <= len(epochs) == len(self.replicas) <= MOST_REPLICAS:
-            raise EncodingError("exchange replicas", expected=f"1 to {MOST_REPLICAS}, each once", got="others")
-        sizes = {len(entry.wrapped) for entry in self.replicas}
-        if len(self.request_id) != 16 or sizes != {WRAPPED_KEY_BYTES}:
-            raise EncodingError("exchange header", expected="a request id and wrapped secrets", got="another length")
-
-
 class Sealing:
     """The requester's end of one exchange; use it for one request.
 
     Args:
         manifest: digest of the manifest that the replicas were verified against.
-        replicas: verified epoch keys with their signed statements' digests; whoever holds one of them can answer.
+        replicas: verified epoch keys with their signed statements' digests. Whoever holds one of them can open the
+            secret; the request goes to one after the other, and to the next only where the one before has refused it.
         padding: the manifest's.
     """
 
@@ -101,41 +72,79 @@ class Sealing:
         request_id, self._secret = os.urandom(16), os.urandom(_SECRET_BYTES)
         self.epochs = tuple(name for name, _ in replicas)
         wrapped = [
-            _recipient(key.hpke_public).wrap(self._secret, info=_info(manifest, request_id, name))
+            _recipient(key.hpke_public).wrap(self._secret, info=wrapping_info(manifest, request_id, name))
             for name, key in replicas
         ]
-        header = ExchangeHeader(
-            manifest=manifest,
-            request_id=request_id,
-            replicas=tuple(
-                Wrapped(epoch=name, wrapped=secret) for name, secret in zip(self.epochs, wrapped, strict=True)
-            ),
+        self._header = SealedHeader.of(
+            ExchangeHeader(
+                manifest=manifest,
+                request_id=request_id,
+                replicas=tuple(
+                    Wrapped(epoch=name, wrapped=secret) for name, secret in zip(self.epochs, wrapped, strict=True)
+                ),
+            )
         )
-        self._header = canonical.encode(record.to_json(header))
-        self.transcript = _transcript(self._header)
+        self.transcript = self._header.transcript
         self.salt = receipt_salt(self._secret, transcript=self.transcript)
         self._padding = padding
+        self._turn = 0
+        self._begun = False
+        self.handed_over = False
+        """Whether the last frame for the replica whose turn it is has been given out: from then on it may run there."""
         self.committed = ""
         """The request's commitment, once ``request`` has been read."""
+
+    @property
+    def epoch(self) -> str:
+        """The name of the epoch of the replica whose turn it is.
+
+        Raises:
+            ExchangeError: all have refused.
+        """
+        if self._turn >= len(self.epochs):
+            raise ExchangeError("request", expected="a replica that has not refused it", got="none")
+        return self.epochs[self._turn]
 
     def request_bytes(self, request: Request) -> int:
         """Return how long the sealed request is."""
         whole, rest = divmod(len(request.body), PIECE_BYTES)
         contents = [TENANT_BYTES + len(request.head.encoded), *([PIECE_BYTES] * whole), *([rest] if rest else [])]
-        front = len(REQUEST_MAGIC) + _LENGTH_BYTES + len(self._header)
-        return front + sum(sealed_bytes(size, padding=self._padding) for size in contents)
+        return len(self._header.front) + sum(sealed_bytes(size, padding=self._padding) for size in contents)
 
     def request(self, request: Request) -> Iterator[bytes]:
-        """Yield the sealed request, frame by frame."""
-        yield REQUEST_MAGIC + len(self._header).to_bytes(_LENGTH_BYTES, "big") + self._header
-        sealer = FrameSealer(exchange_request_key(self._secret, transcript=self.transcript), padding=self._padding)
+        """Yield the sealed request, frame by frame, for the replica whose turn it is.
+
+        Raises:
+            ExchangeError: it was sealed to this replica before; a key seals once.
+        """
+        key = exchange_request_key(self._secret, transcript=self.transcript, epoch=self.epoch)
+        if self._begun:
+            raise ExchangeError("request", expected="to be sealed once for a replica", got="again")
+        self._begun = True
+        yield self._header.front
+        sealer = FrameSealer(key, padding=self._padding)
         head = request.head.encoded
         commitment = Commitment(self.salt, head)
-        yield sealer.seal(HEAD, request.tenant + head, final=not request.body)
+        sealed = sealer.seal(HEAD, request.tenant + head, final=not request.body)
+        self.handed_over = not request.body
+        yield sealed
         for piece, final in _pieces(request.body):
             commitment.add(piece)
-            yield sealer.seal(BODY, piece, final=final)
+            sealed = sealer.seal(BODY, piece, final=final)
+            self.handed_over = final
+            yield sealed
         self.committed = commitment.digest
+
+    def refused(self, refusal: Refusal) -> None:
+        """Go on to the next replica: the one whose turn it was has refused (a verified refusal).
+
+        Raises:
+            LineageError: a refusal of another request, or by another replica.
+        """
+        if (refusal.request, refusal.epoch) != (self.transcript.hex(), self.epoch):
+            raise LineageError("refusal", expected="of this request, by whose turn it is", got="another")
+        self._turn += 1
+        self._begun = self.handed_over = False
 
     def answer(self) -> AnswerOpening:
         """Return what opens the answer."""
@@ -249,13 +258,17 @@ class Opening:
         epochs: the instance's.
         manifest: digest of its manifest.
         largest_bytes: of head and body together.
+        admit: is called once the header is there, before anything is opened; what it raises refuses the request.
     """
 
-    def __init__(self, *, epochs: Epochs, manifest: str, largest_bytes: int) -> None:
+    def __init__(self, *, epochs: Epochs, manifest: str, largest_bytes: int, admit: Callable[[], None]) -> None:
         self._epochs = epochs
         self._manifest = manifest
         self._largest = largest_bytes
-        self._start = bytearray()
+        self._admit = admit
+        self._reader = HeaderReader()
+        self.header: SealedHeader | None = None
+        """Which request it is, once that is known."""
         self._frames: FrameOpener | None = None
         self._head: RequestHead | None = None
         self._tenant = b""
@@ -272,14 +285,15 @@ class Opening:
             WrongKeyError, RecipientError: a secret that was not wrapped to them for this request.
             ManifestMismatchError: sealed for another manifest.
             TamperedError, SizeError, EncodingError: not a request of its one form, or too large.
+            ConfedError: it is not admitted.
         """
         frames = self._frames
         if frames is None:
-            self._start += data
-            begun = self._begin()
-            if begun is None:
+            read = self._reader.feed(data)
+            if read is None:
                 return
-            frames, data = begun
+            self.header, data = read
+            frames = self._begin(self.header)
         for frame in frames.feed(data):
             self._read(frame)
 
@@ -293,7 +307,8 @@ class Opening:
 
         Raises:
             TruncatedError: its last frame did not come.
-            ReplayedError: it was taken before.
+            ReplayedError: it was taken before, or refused.
+            StaleEpochError, BusyError: its epoch's key has gone meanwhile, or its list is full.
         """
         if self._frames is None or self._opened is None:
             raise EncodingError("request", expected="a request", got="its end before it began")
@@ -313,34 +328,21 @@ class Opening:
         )
         return request, answering
 
-    def _begin(self) -> tuple[FrameOpener, bytes] | None:
-        """Open the secret once the header is whole; return what opens the frames, and the bytes after the header."""
-        at = len(REQUEST_MAGIC)
-        if not REQUEST_MAGIC.startswith(bytes(self._start[:at])):
-            raise EncodingError("request", expected="a sealed request", got="something else")
-        if len(self._start) < at + _LENGTH_BYTES:
-            return None
-        size = int.from_bytes(self._start[at : at + _LENGTH_BYTES], "big")
-        if size > _HEADER_LIMIT_BYTES:
-            raise SizeError("exchange header in bytes", expected=f"at most {_HEADER_LIMIT_BYTES}", got=size)
-        end = at + _LENGTH_BYTES + size
-        if len(self._start) < end:
-            return None
-        encoded, rest = bytes(self._start[at + _LENGTH_BYTES : end]), bytes(self._start[end:])
-        header = record.from_json(ExchangeHeader, canonical.decode(encoded), at="exchange")
+    def _begin(self, sealed: SealedHeader) -> FrameOpener:
+        """Open the secret and return what opens the frames."""
+        header = sealed.header
         if header.manifest != self._manifest:
             raise ManifestMismatchError("exchange manifest", expected=self._manifest[:16], got=header.manifest[:16])
+        self._admit()
         epoch, index = self._epoch_of(header)
-        info = _info(header.manifest, header.request_id, epoch.name)
-        secret = epoch.unwrap(header.replicas[index].wrapped, info=info)
+        secret = epoch.unwrap(header.replicas[index].wrapped, info=sealed.info(epoch.name))
         if len(secret) != _SECRET_BYTES:
             raise SizeError("exchange secret in bytes", expected=_SECRET_BYTES, got=len(secret))
-        transcript = _transcript(encoded)
-        self._opened = (epoch, index, secret, transcript)
-        self._salt = receipt_salt(secret, transcript=transcript)
-        key = exchange_request_key(secret, transcript=transcript)
+        self._opened = (epoch, index, secret, sealed.transcript)
+        self._salt = receipt_salt(secret, transcript=sealed.transcript)
+        key = exchange_request_key(secret, transcript=sealed.transcript, epoch=epoch.name)
         self._frames = FrameOpener(key, what="request", largest_bytes=self._largest)
-        return self._frames, rest
+        return self._frames
 
     def _epoch_of(self, header: ExchangeHeader) -> tuple[OpenEpoch, int]:
         for index, entry in enumerate(header.replicas):
@@ -433,12 +435,3 @@ def _pieces(body: bytes | bytearray | memoryview) -> Iterator[tuple[memoryview, 
 def _recipient(public: bytes) -> HpkeRecipient:
     """Return an epoch's public key, parsed once for all requests of the hour."""
     return HpkeRecipient(public)
-
-
-def _info(manifest: str, request_id: bytes, epoch: str) -> bytes:
-    value = ["confed/v1/exchange", manifest, request_id.hex(), epoch]
-    return bytes.fromhex(canonical.digest(canonical.encode(value)))
-
-
-def _transcript(header: bytes) -> bytes:
-    return hashlib.sha256(b"confed/v1/exchange-transcript\x00" + header).digest()

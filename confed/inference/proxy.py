@@ -1,21 +1,21 @@
 """A proxy on the requester's machine: plain HTTP in on loopback, sealed exchanges out; an ASGI application.
 
 So any client of the interfaces (curl, an OpenAI client) talks to an attested TEE, and nobody past this machine reads a
-word. What cannot be sent sealed is not sent: an error of the client is status 502 with its stable code. A page in a
+word. What cannot be sent sealed is not sent: an error of the client is status 502 with its stable code. What may have
+run is not sent again, and clients are told not to: "busy" they hear only where a replica has signed it. A page in a
 browser is refused: who sends an ``Origin`` did not mean to use this.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from confed.errors import BusyError, ConfedError, EncodingError, SizeError
+from confed.errors import ConfedError, EncodingError
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Pump, Receive, Scope, Send, body_of, gone
+from confed.inference.own_errors import WholeAnswer, own_error, told_error
 from confed.inference.reply import Reply
 from confed.inference.requester import Proof
 
@@ -53,7 +53,8 @@ class Proxy:
         told = dict(headers)
         path = "?".join(part.decode("latin-1") for part in (scope["raw_path"], scope["query_string"]) if part)
         if told.get("host", "").rpartition(":")[0] not in _LOCAL or "origin" in told:
-            await _error(send, path, 403, "forbidden", "this proxy is for programs on this machine")
+            message = "this proxy is for programs on this machine"
+            await _send_error(send, told_error(path, status=403, code="forbidden", message=message))
             return
         loop = asyncio.get_running_loop()
         try:
@@ -63,7 +64,7 @@ class Proxy:
                 lambda: self._client.request(scope["method"], path, body=body, headers=headers),
             )
         except ConfedError as error:
-            await _error(send, path, _status_of(error), error.code, str(error), again=isinstance(error, BusyError))
+            await _send_error(send, own_error(path, error))
             return
         await self._carry(reply, receive, send)
 
@@ -91,22 +92,7 @@ class Proxy:
                 self._keep(reply.proof)
 
 
-def _status_of(error: ConfedError) -> int:
-    if isinstance(error, SizeError):
-        return 413
-    return 503 if isinstance(error, BusyError) else 502
-
-
-async def _error(send: Send, path: str, status: int, code: str, message: str, *, again: bool = False) -> None:
-    """Send an error in the form of the interface that a path belongs to."""
-    value: dict[str, Any] = {"error": {"message": message, "type": "confed", "param": None, "code": code}}
-    if path.startswith("/v2"):
-        value = {"error": f"{message} ({code})"}
-    body = json.dumps(value).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-should-retry", b"true" if again else b"false"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _send_error(send: Send, error: WholeAnswer) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in error.headers]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})

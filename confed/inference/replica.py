@@ -25,6 +25,7 @@ from confed.inference.exchange import Opening
 from confed.inference.lease import HeldLease, since_boot
 from confed.inference.outlet import Leaving, Outlet
 from confed.inference.receipts import Receipt
+from confed.inference.refusals import Refusal, reason_of
 from confed.journey import Kind, Purpose, Role, Use
 from confed.keybroker.client import BrokerClient
 from confed.keybroker.clock import EnclaveClock
@@ -144,15 +145,39 @@ class Replica:
         with self._attesting:
             return self._attested(nonce, audience=REQUESTER_AUDIENCE)
 
-    def opening(self) -> Opening:
-        """Return what opens one sealed request.
+    def opening(self, *, admit: Callable[[], None]) -> Opening:
+        """Return what opens one sealed request; it takes none once the lease is over.
+
+        Args:
+            admit: raises where there is no place for it.
+        """
+
+        def admitted() -> None:
+            self.lease.require()
+            admit()
+
+        largest = self.serving.largest_request_bytes
+        return Opening(epochs=self.epochs, manifest=self.digest, largest_bytes=largest, admit=admitted)
+
+    def refusal(self, opening: Opening, error: ConfedError) -> Signed | None:
+        """Return the signed refusal of a request that has not been taken, which from now on it never will be.
+
+        ``None`` where there is nothing to sign: it is not known which request it is, its epoch is not remembered, or
+        the error is none of the reasons (``confed.inference.refusals``).
 
         Raises:
-            LeaseError: the lease is over.
+            ReplayedError: it was taken, or refused, before.
         """
-        self.lease.require()
-        largest = self.serving.largest_request_bytes
-        return Opening(epochs=self.epochs, manifest=self.digest, largest_bytes=largest)
+        reason, header = reason_of(error), opening.header
+        if reason is None or header is None or header.header.manifest != self.digest:
+            return None
+        epoch = self.epochs.refuse(header.header.epochs, header.transcript)
+        if epoch is None:
+            return None
+        request = header.transcript.hex()
+        return self.sign(
+            Refusal(manifest=self.digest, instance=self.instance, epoch=epoch, request=request, reason=reason)
+        )
 
     @property
     def signing_key(self) -> Ed25519PrivateKey:

@@ -23,6 +23,7 @@ from confed.errors import ConfigError, EncodingError, LineageError, ManifestMism
 from confed.inference.epochs import EpochKey, verify_epoch
 from confed.inference.messages import Commitment
 from confed.inference.receipts import Receipt, verify_receipt
+from confed.inference.refusals import Refusal, verify_refusal
 from confed.inference.replica import REQUESTER_AUDIENCE
 from confed.journey import Role
 from confed.manifest import Manifest, TeePolicy, TrustTerms
@@ -169,6 +170,16 @@ class VerifiedReplica:
             "output": self.serving.output.digest,
         }
         return verify_receipt(signed, signing_public=self.signing_public, expected=expected)
+
+    def refusal(self, signed: Signed, *, epoch: str, request: bytes) -> Refusal:
+        """Return this replica's refusal of one request, by its epoch's name and its transcript.
+
+        Raises:
+            SignatureError, EncodingError: signed by another, or no refusal.
+            LineageError: it is of another request.
+        """
+        expected = {"manifest": self.digest, "instance": self.instance, "epoch": epoch, "request": request.hex()}
+        return verify_refusal(signed, signing_public=self.signing_public, expected=expected)
 
 
 def verify_replica(

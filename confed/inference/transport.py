@@ -12,17 +12,26 @@ since each takes its own alone::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from confed.errors import ConfedError, SizeError
+from confed.inference.attempts import ELSEWHERE
 from confed.inference.client import ConfidentialClient
+from confed.inference.own_errors import WholeAnswer, own_error, told_error
 from confed.inference.reply import Reply
+
+_REPEATS = "x-stainless-retry-count"
+"""A header of clients that repeat by themselves whatever failed (``openai``'s, and others of the same make)."""
+_HAS_NOT_RUN = (*ELSEWHERE, SizeError)
+_EVENTS = "text/event-stream"
 
 
 def confidential_transport(client: ConfidentialClient, *, library: Any) -> Any:
     """Return a transport of ``library`` (the module ``httpx`` or ``httpx2``) over a client.
 
-    Errors of the client are raised as they are: nothing is sent in any other way.
+    Errors of the client are raised as they are: nothing is sent in any other way. Only who sends again by itself what
+    failed (it says so in a header) gets what may have run as an answer instead, which says not to: status 502.
     """
 
     class _Body(library.SyncByteStream):
@@ -38,8 +47,31 @@ def confidential_transport(client: ConfidentialClient, *, library: Any) -> Any:
     class _Transport(library.BaseTransport):
         def handle_request(self, request: Any) -> Any:
             path = request.url.raw_path.decode("ascii")
-            headers = tuple((name, value) for name, value in request.headers.items())
-            reply = client.request(request.method, path, body=request.read(), headers=headers)
-            return library.Response(reply.head.status, headers=list(reply.head.headers), stream=_Body(reply))
+            headers = tuple((name.lower(), value) for name, value in request.headers.items())
+
+            def ask() -> Reply:
+                return client.request(request.method, path, body=request.read(), headers=headers)
+
+            found = _asked_once(path, ask) if _REPEATS in dict(headers) else ask()
+            if isinstance(found, Reply):
+                return library.Response(found.head.status, headers=list(found.head.headers), stream=_Body(found))
+            return library.Response(found.status, headers=list(found.headers), content=found.body)
 
     return _Transport()
+
+
+def _asked_once(path: str, ask: Callable[[], Reply]) -> Reply | WholeAnswer:
+    """Return an answer for who sends again whatever raises: raise only where the request has certainly not run."""
+    try:
+        reply = ask()
+    except _HAS_NOT_RUN:
+        raise
+    except ConfedError as error:
+        return own_error(path, error)
+    if dict(reply.head.headers).get("content-type", "").startswith(_EVENTS):
+        return reply  # who reads event by event does not send again what breaks off
+    try:
+        with reply:
+            return WholeAnswer(status=reply.head.status, headers=reply.head.headers, body=reply.read())
+    except ConfedError as error:  # whatever the reason, it had begun
+        return told_error(path, status=502, code=error.code, message=str(error))

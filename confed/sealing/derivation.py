@@ -97,13 +97,13 @@ def key_commitment(data_key: bytes, *, salt: bytes) -> bytes:
     return _derive(data_key, salt=salt, info=b"confed/v1/key-commitment\x00")
 
 
-def exchange_request_key(secret: bytes, *, transcript: bytes) -> bytes:
-    """Return the key of a sealed request's frames; ``transcript`` is the digest of its header (32 bytes).
+def exchange_request_key(secret: bytes, *, transcript: bytes, epoch: str) -> bytes:
+    """Return the key of a sealed request's frames for one replica's epoch; ``transcript`` is its header's digest.
 
     Raises:
         SizeError: a secret that is not 32 bytes.
     """
-    return _derive(secret, salt=transcript, info=b"confed/v1/exchange-request\x00")
+    return _derive(secret, salt=transcript, info=b"confed/v1/exchange-request\x00" + bytes.fromhex(epoch))
 
 
 def exchange_answer_key(secret: bytes, *, transcript: bytes, epoch: str, nonce: bytes) -> bytes:

@@ -28,7 +28,7 @@ from confed.errors import (
     WrongKeyError,
 )
 from confed.inference.apis import Door
-from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, Edge
+from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, Edge
 from confed.inference.lease import HeldLease, since_boot
 from confed.inference.leased import Leased
 from confed.inference.listening import Serving, bound_socket
@@ -130,7 +130,7 @@ def site(deployment: Deployment) -> Iterator[Site]:
 
 
 def refusals(url: str) -> list[tuple[int, str]]:
-    asked = (("POST", EVIDENCE_PATH, bytes(32)), ("GET", EPOCH_PATH, b""), ("POST", EXCHANGE_PATH, b"x"))
+    asked = (("POST", EVIDENCE_PATH, bytes(32)), ("GET", EPOCH_PATH, b""))
     found = [httpx.request(method, url + path, content=body) for method, path, body in asked]
     return [(entry.status_code, entry.json().get("code", "")) for entry in found]
 
@@ -150,7 +150,7 @@ def test_a_replica_serves_while_its_lease_lasts_and_drops_model_and_keys_when_it
         site.clock.now += 1
         with pytest.raises(LeaseError):
             client.predict({"x": X})
-        assert refusals(site.url) == [(503, "lease")] * 3
+        assert refusals(site.url) == [(503, "lease")] * 2
         assert not ended
         assert site.leased.drop_if_over()
         assert not site.leased.is_open

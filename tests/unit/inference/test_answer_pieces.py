@@ -43,7 +43,7 @@ def sealed(body: bytes = b"asked", padding: PaddingTerms = PLAIN) -> tuple[Seali
     epoch = epochs.current()
     sealing = Sealing(manifest=MANIFEST, replicas=[(epoch.name, epoch.key)], padding=padding)
     request = Request(head=RequestHead(method="POST", path="/v1/x", headers=()), body=body)
-    return sealing, request, Opening(epochs=epochs, manifest=MANIFEST, largest_bytes=1024**2)
+    return sealing, request, Opening(epochs=epochs, manifest=MANIFEST, largest_bytes=1024**2, admit=lambda: None)
 
 
 def answered(body: Any) -> tuple[Iterator[bytes], AnswerOpening]:

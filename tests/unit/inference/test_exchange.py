@@ -22,6 +22,7 @@ from confed.errors import (
     EvidenceFormatError,
     ExchangeError,
     LeaseError,
+    LineageError,
     ManifestMismatchError,
     RecipientError,
     ReplayedError,
@@ -39,14 +40,15 @@ from confed.inference.exchange import (
     BODY,
     HEAD,
     RECEIPT,
-    REQUEST_MAGIC,
     Answering,
     AnswerOpening,
     Opening,
     Sealing,
 )
 from confed.inference.frames import LARGEST_CONTENT_BYTES, PIECE_BYTES, FrameOpener, FrameSealer
+from confed.inference.header import REQUEST_MAGIC
 from confed.inference.messages import AnswerHead, Commitment, Request, RequestHead
+from confed.inference.refusals import Reason, Refusal
 from confed.sealing.derivation import exchange_answer_key
 from confed.serving import Padding, PaddingTerms
 from confed.statement import Signed, public_bytes, sign
@@ -82,7 +84,7 @@ class Replica:
         return epoch.name, epoch.key
 
     def opening(self, largest_bytes: int = LARGEST) -> Opening:
-        return Opening(epochs=self.epochs, manifest=self.manifest, largest_bytes=largest_bytes)
+        return Opening(epochs=self.epochs, manifest=self.manifest, largest_bytes=largest_bytes, admit=lambda: None)
 
     def open(self, pieces: list[bytes], **changes: Any) -> tuple[Request, Answering]:
         opening = self.opening(**changes)
@@ -213,17 +215,63 @@ def test_nothing_of_a_request_or_an_answer_is_in_its_bytes() -> None:
     assert not any(word in sent + back for word in (b"canary", b"accept", b"text/plain", b"POST"))
 
 
-def test_any_of_several_replicas_can_answer_and_no_two_under_one_key() -> None:
+def refusal_of(replica: Replica, asked: Sealing, epoch: str) -> Refusal:
+    """What a replica signs once it has noted a request."""
+    assert replica.epochs.refuse(asked.epochs, asked.transcript) == epoch
+    return Refusal(
+        manifest=MANIFEST, instance=INSTANCE, epoch=epoch, request=asked.transcript.hex(), reason=Reason.BUSY
+    )
+
+
+def test_a_request_for_several_replicas_runs_at_one_and_at_the_next_only_once_that_has_refused() -> None:
     one, other = Replica(), Replica()
     asked = sealing(one, other)
     sent = list(asked.request(a_request()))
-    answers = [b"".join(an_answer(replica.open(sent)[1], b"same")) for replica in (one, other)]
-    for answer, replica in zip(answers, (one, other), strict=True):
-        opening = asked.answer()
-        assert b"same" in read(opening, [answer])
-        assert opening.close().epoch == replica.named[0]
-    start = len(ANSWER_MAGIC) + 33
-    assert answers[0][start:] != answers[1][start:]
+    with pytest.raises(TamperedError):
+        other.open(sent)  # it can open the secret, and not one frame
+    assert asked.handed_over
+    honest = refusal_of(one, asked, one.named[0])
+    for wrong in ({"epoch": other.named[0]}, {"request": "dd" * 32}):
+        with pytest.raises(LineageError):
+            asked.refused(dataclasses.replace(honest, **wrong))  # type: ignore[arg-type]
+    asked.refused(honest)
+    assert not asked.handed_over
+    again = list(asked.request(a_request()))
+    _, answering = other.open(again)
+    opening = asked.answer()
+    assert b"same" in read(opening, [b"".join(an_answer(answering, b"same"))])
+    assert opening.close().epoch == other.named[0]
+    for late in (sent, again):
+        with pytest.raises(ReplayedError if late is sent else TamperedError):
+            one.open(late)
+    with pytest.raises(ReplayedError):
+        other.open(again)
+
+
+def test_a_request_is_sealed_once_for_each_replica() -> None:
+    """A key's frames have numbers: two bodies under one key would have them twice."""
+    replica = Replica()
+    asked = sealing(replica)
+    list(asked.request(a_request()))
+    with pytest.raises(ExchangeError):
+        list(asked.request(a_request()))
+    asked.refused(refusal_of(replica, asked, replica.named[0]))
+    with pytest.raises(ExchangeError):
+        list(asked.request(a_request()))
+
+
+def test_two_keys_of_one_replica_do_not_let_a_request_run_twice() -> None:
+    replica = Replica()
+    first = replica.named
+    replica.clock.now += EPOCH_MS
+    asked = Sealing(manifest=MANIFEST, replicas=[first, replica.named], padding=PLAIN)
+    sent = list(asked.request(a_request()))
+    replica.open(sent)
+    replica.clock.now += OVERLAP_MS
+    with pytest.raises(TamperedError):
+        replica.open(sent)  # the first key is gone, and the second one's list does not have it
+    with pytest.raises(ReplayedError):
+        replica.epochs.refuse(asked.epochs, asked.transcript)
 
 
 def test_two_answers_to_one_secret_share_no_key() -> None:
