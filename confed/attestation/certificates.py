@@ -64,8 +64,6 @@ _KNOWN_CRITICAL = frozenset({
     x509.ExtendedKeyUsage.oid,
 })  # fmt: skip
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-
 
 @dataclass(frozen=True, slots=True)
 class Certificate:

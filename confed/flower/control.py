@@ -14,7 +14,6 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
-    StopRunRequest,
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.constant import NodeStatus
@@ -129,14 +128,6 @@ class ControlConnection:
         """
         status = call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict[run_id].status
         return RunStatus(status=status.status, sub_status=status.sub_status, details=status.details)
-
-    def stop_run(self, run_id: int) -> None:
-        """Stop the run.
-
-        Raises:
-            UnreachableError, DeploymentError: the SuperLink does not answer, or refuses.
-        """
-        call(self._client.StopRun, StopRunRequest(run_id=run_id))
 
 
 def build_bundle(app: Path, *, server_app: str, run_config: Mapping[str, bool | int | float | str]) -> bytes:

@@ -354,19 +354,6 @@ def verify_commit_record(
     return lineage.verify(record, round_number=round_number, purpose=purpose, attempt=attempt, base=base)
 
 
-def base_of(manifest: Manifest, record: CommitRecord | None, *, version: int) -> str:
-    """Return the file digest of ``version``: the manifest's start, or what a verified record commits.
-
-    Raises:
-        LineageError: no record for a version after the start, or one of another version.
-    """
-    if version == 0:
-        return manifest.model.start.digest
-    if record is None:
-        raise LineageError("commit record", expected=f"one for version {version}", got="none")
-    return verify_commit_record(record, manifest=manifest, round_number=version).digest
-
-
 def lineage_of(manifest: Manifest) -> Lineage:
     """Return the one ``Lineage`` of this process for a manifest (a digest is computed once an object)."""
     with _lock:

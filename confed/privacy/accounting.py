@@ -22,7 +22,6 @@ from confed.errors import DeploymentError, LineageError, PrivacyBudgetError
 from confed.privacy.floor import Release
 from confed.privacy.terms import BY_ENCLAVE, FixedClip, PrivacyState, PrivacyTerms
 
-_MOST_RELEASES = 10_000_000
 _SAME = 1e-6
 """Relative difference of two epsilons that are the same: machines differ in the last bits of logarithms."""
 
@@ -47,24 +46,6 @@ def composed(releases: Mapping[Release, int], *, delta: float) -> float:
     """
     ordered = sorted((one.multiplier, one.rate, count) for one, count in releases.items() if count)
     return _composed(tuple(ordered), delta) if ordered else 0.0
-
-
-def releases_within(terms: PrivacyTerms) -> int:
-    """Return how many releases the budget has room for.
-
-    Raises:
-        DeploymentError: dp-accounting is not installed.
-    """
-    fits, too_many = 0, 1
-    while too_many <= _MOST_RELEASES and epsilon(terms, too_many) <= terms.epsilon_budget:
-        fits, too_many = too_many, too_many * 2
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if epsilon(terms, middle) <= terms.epsilon_budget:
-            fits = middle
-        else:
-            too_many = middle
-    return fits
 
 
 def after(terms: PrivacyTerms, base: PrivacyState, *, attempt: int, next_clip: float) -> PrivacyState:

@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -163,11 +162,6 @@ class RunDirectory:
     def write_approvals(self, approvals: Iterable[Signed]) -> None:
         """Write the owners' signed approvals."""
         write_bytes(self.approvals_file, canonical.encode([signed.to_json() for signed in approvals]))
-
-    def add_version(self, version: int, source: Path) -> None:
-        """Copy a sealed version from where it is."""
-        with source.open("rb") as origin, _replacing(self.version_file(version)) as target:
-            shutil.copyfileobj(origin, target, _LINE_LIMIT_BYTES)
 
     def write_version(self, version: int, sealed: bytes | memoryview) -> None:
         """Write a sealed version that is in memory."""

@@ -129,14 +129,6 @@ class FlowerProcesses:
         """The ids of the processes that were started; each is also the id of a process group."""
         return self._processes.process_ids
 
-    def log_of(self, process: str) -> Path:
-        """Return the log file of a process: ``superlink``, ``node-0``, ``server-app-<run id>``.
-
-        Raises:
-            KeyError: no such process was started.
-        """
-        return self._processes[process].log
-
     def wait_until_online(self, *, timeout_s: float) -> None:
         """Wait until every node is online; a node is once its host has connected.
 

@@ -116,7 +116,7 @@ def test_an_error_reply_survives_encoding() -> None:
                 "ConfirmMessageReceived"
             ),
         ),
-        (ControlHttpClient, "ListNodes RegisterNode StartRun ListRuns StopRun"),
+        (ControlHttpClient, "ListNodes RegisterNode StartRun ListRuns"),
     ],
 )
 def test_the_clients_have_the_calls_that_are_made(client: type[ProtobufClient], methods: str) -> None:

@@ -31,9 +31,6 @@ from confed.attestation.tee.tpm_evidence import CONFIGURATION_REGISTER, TpmEvide
 from confed.attestation.tee.tpm_structures import LAST_REGISTER, parse_quote
 from confed.errors import ConfigError, EvidenceUnavailableError, SessionError
 
-EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-"""Where Linux shows the firmware's event log."""
-
 # go-tpm-tools, client/handles.go: certificate and template of Google's attestation keys.
 _GOOGLE_KEYS = {"rsa": (0x01C10000, 0x01C10001), "ecc": (0x01C10002, 0x01C10003)}
 _ATTEMPTS = 3

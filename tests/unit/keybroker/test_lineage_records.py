@@ -20,7 +20,7 @@ from confed.errors import (
     TicketError,
 )
 from confed.journey import Purpose
-from confed.keybroker.lineage import base_of, lineage_of, verify_commit_record
+from confed.keybroker.lineage import lineage_of, verify_commit_record
 from confed.keybroker.statements import Candidate, ClearMetrics, Commit, CommitRecord, Countersignature, Ticket
 from confed.statement import Signed, sign, unverified
 
@@ -210,16 +210,6 @@ def test_a_good_record_is_refused_for(trained: World, sentence: str) -> None:
     verify_commit_record(record, manifest=trained.manifest, round_number=1, attempt=0, base=trained.base(0))
     with pytest.raises(LineageError):
         verify_commit_record(record, manifest=trained.manifest, **arguments)
-
-
-def test_the_base_is_the_start_or_what_a_record_commits(trained: World) -> None:
-    record = CommitRecord.from_bytes(trained.records[1])
-    assert base_of(trained.manifest, None, version=0) == trained.manifest.model.start.digest
-    assert base_of(trained.manifest, record, version=1) == trained.base(1)
-    with pytest.raises(LineageError):
-        base_of(trained.manifest, None, version=1)
-    with pytest.raises(LineageError):
-        base_of(trained.manifest, record, version=2)
 
 
 def test_what_is_remembered_belongs_to_one_manifest(trained: World) -> None:

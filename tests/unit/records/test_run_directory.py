@@ -50,14 +50,6 @@ def test_a_record_of_ten_thousand_sites_is_read_back(directory: RunDirectory, ru
     assert directory.commit(Purpose.TRAIN, 2).to_bytes() == large
 
 
-def test_a_version_is_copied_from_a_file(directory: RunDirectory, tmp_path: Path) -> None:
-    source = tmp_path / "sealed"
-    source.write_bytes(b"ciphertext" * 1000)
-    directory.add_version(3, source)
-    assert directory.version_file(3).read_bytes() == source.read_bytes()
-    assert directory.versions() == (0, 1, 2, 3)
-
-
 def test_a_directory_holds_one_run(directory: RunDirectory) -> None:
     with pytest.raises(EncodingError):
         RunDirectory.create(directory.path)
