@@ -1,11 +1,12 @@
 """A step of tuning in a client beside plain transformers and PEFT: the same model, batches and optimizer, in one run.
 
-    python -m benchmarks.tuning [--hidden 256] [--layers 4] [--steps 40] [--full] [--json]
+    python -m benchmarks.tuning [--hidden 256] [--layers 4] [--steps 60] [--full] [--json]
 
 Plain: a directory loaded by ``from_pretrained``, PEFT's ``get_peft_model``, an ordinary loop. confed: the same
 directory as the tensors of a sealed model, opened from memory (``clients.tasks.causal_lm``), the ClientApp's own step.
-Steps of both alternate, so that what else the machine does hits both; torch has one thread, as in a client TEE, so
-the least processor time of a step says it also on a machine that others use. The other figure is the ratio of medians.
+Steps of both take turns in one process, with one thread of torch, as in a client TEE; each step is compared with
+the one beside it, by the wall and in processor time, and the median of these ratios is told with the interval
+that it lies in (``benchmarks.paired``).
 ``open`` is the time from opened bytes to a model that can train, and what ``from_pretrained`` takes from a file in the
 cache.
 """
@@ -26,6 +27,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.paired import Paired, in_turns, ratio
 from clients.tasks.causal_lm import open_model, step
 from clients.tasks.instructions import Batch
 from confed.adapter import SINGLE, AdapterTerms
@@ -81,8 +83,8 @@ def plain_step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer) -> No
     optimizer.step()
 
 
-def measure(*, hidden: int, layers: int, steps: int, sequences: int, tokens: int, full: bool) -> dict[str, float]:
-    """Return seconds of a step, and from bytes to a model, each beside plain."""
+def measure(*, hidden: int, layers: int, steps: int, sequences: int, tokens: int, full: bool) -> dict[str, Any]:
+    """Return seconds of a step, and from bytes to a model, each beside plain; ratios as ``Paired`` in JSON."""
     torch.set_num_threads(1)
     terms = AdapterTerms(method=SINGLE, rank=8, alpha=16.0, dropout=0.0, targets=TARGETS, ranks=None)
     with tempfile.TemporaryDirectory() as name:
@@ -106,25 +108,16 @@ def measure(*, hidden: int, layers: int, steps: int, sequences: int, tokens: int
         lambda: step(tuning, batch, own),
         lambda: plain_step(plain, batch, theirs),
     )
-    seconds: tuple[list[float], list[float]] = ([], [])
-    processor: tuple[list[float], list[float]] = ([], [])
-    for number in range(steps + 3):
-        for at in (0, 1) if number % 2 else (1, 0):
-            started, cpu = time.perf_counter(), time.process_time()
-            ways[at]()
-            if number >= 3:
-                seconds[at].append(time.perf_counter() - started)
-                processor[at].append(time.process_time() - cpu)
-    confed_step, plain_step_s = (statistics.median(each) for each in seconds)
-    confed_cpu, plain_cpu = (min(each) for each in processor)
+    own_s, plain_s = in_turns(ways, turns=steps, warm=3)
+    walls, busy = ([[taken[at] for taken in way] for way in (own_s, plain_s)] for at in (0, 1))
     return {
         "parameters": float(sum(p.numel() for p in plain.parameters())),
-        "step_s": confed_step,
-        "plain_step_s": plain_step_s,
-        "step_ratio": confed_step / plain_step_s,
-        "processor_s": confed_cpu,
-        "plain_processor_s": plain_cpu,
-        "processor_ratio": confed_cpu / plain_cpu,
+        "step_s": statistics.median(walls[0]),
+        "plain_step_s": statistics.median(walls[1]),
+        "processor_s": statistics.median(busy[0]),
+        "plain_processor_s": statistics.median(busy[1]),
+        "step_ratio": ratio(*walls).json(),
+        "processor_ratio": ratio(*busy).json(),
         "open_s": confed_open,
         "plain_open_s": plain_open,
     }
@@ -135,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--full", action="store_true", help="train every tensor, not an adapter")
@@ -148,7 +141,8 @@ def main() -> None:
         return
     print(f"{found['parameters'] / 1e6:.1f} million parameters, {'all trained' if told['full'] else 'LoRA of rank 8'}")
     print(f"a step     {found['step_s'] * 1e3:7.1f} ms, plain {found['plain_step_s'] * 1e3:7.1f} ms: "
-          f"{found['step_ratio']:.3f} x (processor time {found['processor_ratio']:.3f} x)")  # fmt: skip
+          f"{Paired(**found['step_ratio']).told()} x by the wall,\n"
+          f"           {Paired(**found['processor_ratio']).told()} x in processor time (aim 1.02)")  # fmt: skip
     print(f"to a model {found['open_s'] * 1e3:7.1f} ms, plain {found['plain_open_s'] * 1e3:7.1f} ms")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's ClientApp: trains one segment and says how long its loop took."""
+"""The benchmark's ClientApp: trains one segment in blocks that take turns, and says how long each took."""
 
 import training_loop
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -13,9 +13,6 @@ app = ClientApp(mods=[confed.client.confidential])
 def train(message: Message, context: Context) -> Message:
     model = training_loop.network_of(context.run_config)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    kept = training_loop.Watched(confed.client.checkpoints(context))
-    seconds, busy = training_loop.ready(model, context.run_config, kept)
-    metrics = MetricRecord(
-        {"loop-seconds": seconds, "loop-cpu-seconds": busy, "save-seconds": kept.seconds, "num-examples": 1}
-    )
+    found = training_loop.measured(model, context.run_config, confed.client.checkpoints(context))
+    metrics = MetricRecord({**found, "num-examples": 1})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
