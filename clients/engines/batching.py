@@ -1,14 +1,15 @@
 """Several requests in one batch that goes on all the time: who comes joins at the next token, who is done leaves.
 
-1. A prompt is read by itself, one between two steps of the others, so it holds nobody up for longer than that.
+1. A prompt is read by itself and in pieces, one piece between two steps of the others, so however long it is it holds
+   nobody up for longer than that. Prompts that come together are read by turns: a short one does not wait for a long.
 2. A step reads one token of every request that runs, and draws the next of each by the request's own options.
-3. A request that ended, or that nobody reads any more, gives its place to one that waits.
+3. A request that ended, or that nobody reads or waits for any more, gives its place to one that waits.
 
 Matrix products of several rows may round otherwise than those of one, so numbers can differ in their last bits from
 those of a request by itself; which text follows hardly ever, and never by design.
 
-Source: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models" (OSDI 2022), section 4.1
-(scheduling by iteration).
+Sources: Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models" (OSDI 2022), section
+4.1 (scheduling by iteration); for pieces of prompts see ``decoding.Reading``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections.abc import Generator
 from queue import SimpleQueue
 from typing import Any
 
-from clients.engines.decoding import Draw, PromptReader
+from clients.engines.decoding import Draw, PromptReader, Reading
 from clients.engines.slots import Slots
-from confed.inference.engine import GenerationOptions
+from confed.inference.engine import GenerationOptions, requester_gone
 
 
 class BatchFailedError(Exception):
@@ -36,8 +37,16 @@ class _Request:
         self.salt = options.cache_salt
         self.draw = Draw(options)
         self.left = most
-        self.gone = False
+        self.closed = False
+        self._left = requester_gone()
+        self.reading: Reading | None = None
+        """Its prompt, while that is being read."""
         self.tokens: SimpleQueue[int | Exception | None] = SimpleQueue()
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody reads its tokens any more, or waits for the first."""
+        return self.closed or self._left()
 
     def give(self, token: int) -> None:
         self.ids.append(token)
@@ -52,17 +61,20 @@ class Batched:
         model: whose cache is plain (``decoding.require_plain_cache``).
         reader: reads the prompts.
         ends: tokens that end a request.
-        most: requests that run at a time; more of them wait.
+        most: requests that run, or whose prompts are read, at a time; more of them wait.
+        piece: tokens of a prompt that are read between two steps.
     """
 
-    def __init__(self, model: Any, *, reader: PromptReader, ends: frozenset[int], most: int) -> None:
+    def __init__(self, model: Any, *, reader: PromptReader, ends: frozenset[int], most: int, piece: int) -> None:
         self._model = model
         self._reader = reader
         self._ends = ends
         self._most = most
+        self._piece = piece
         self._slots = Slots(model, most=most)
         self._lock = threading.Lock()
         self._waiting: deque[_Request] = deque()
+        self._reading: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._turning = False
         self.largest = 0
@@ -70,9 +82,9 @@ class Batched:
 
     @property
     def held(self) -> int:
-        """Requests that run or wait."""
+        """Requests that run, are read or wait."""
         with self._lock:
-            return len(self._running) + len(self._waiting)
+            return len(self._running) + len(self._reading) + len(self._waiting)
 
     def tokens(self, ids: list[int], options: GenerationOptions, *, most: int) -> Generator[int, None, None]:
         """Yield the tokens that follow (see ``decoding.Decoder``).
@@ -88,7 +100,7 @@ class Batched:
                     raise BatchFailedError(type(found).__name__) from found
                 yield found
         finally:
-            request.gone = True
+            request.closed = True
 
     def _submit(self, request: _Request) -> None:
         with self._lock:
@@ -102,36 +114,53 @@ class Batched:
         while True:
             self._drop_gone()
             with self._lock:
-                if not self._running and not self._waiting:
+                if not self._running and not self._reading and not self._waiting:
                     self._turning = False
                     return
-                room = self._waiting and len(self._running) < self._most
-                request = self._waiting.popleft() if room else None
-            if request is not None:
-                self._join(request)
+                while self._waiting and len(self._running) + len(self._reading) < self._most:
+                    self._reading.append(self._waiting.popleft())
+            if self._reading:
+                self._read(self._reading[0])
             if self._running:
                 self._step()
 
     def _drop_gone(self) -> None:
         with self._lock:
-            self._waiting = deque(request for request in self._waiting if not request.gone)
+            waiting, self._waiting = self._waiting, deque[_Request]()
+            for request in waiting:
+                if request.gone:
+                    request.tokens.put(None)
+                else:
+                    self._waiting.append(request)
+        for request in [request for request in self._reading if request.gone]:
+            if request.reading is not None and request.reading.count:
+                self._reader.keep(request.ids[: request.reading.count], request.salt, request.reading.cache)
+            self._reading.remove(request)
+            request.tokens.put(None)
         for row in range(len(self._running) - 1, -1, -1):
             if self._running[row].gone:
                 self._leave(row)
 
-    def _join(self, request: _Request) -> None:
-        """Read a prompt and draw its first token (rule 1)."""
+    def _read(self, request: _Request) -> None:
+        """Read a piece of the prompt whose turn it is, and draw its first token once it has been read (rule 1)."""
         try:
-            logits, cache = self._reader.read(request.ids, request.salt)
+            if request.reading is None:
+                request.reading = self._reader.begin(request.ids, request.salt)
+            logits, cache = request.reading.read(self._piece), request.reading.cache
+            if logits is None:
+                self._reading.rotate(-1)
+                return
+            request.reading = None
             request.give(request.draw.token(logits))
             if self._is_done(request):
                 self._reader.keep(request.ids[:-1], request.salt, cache)
                 request.tokens.put(None)
-                return
-            self._slots.add(cache)
-            self._running.append(request)
+            else:
+                self._slots.add(cache)
+                self._running.append(request)
         except Exception as error:  # noqa: BLE001 (the batch's edge: this request alone has failed, and is told)
             request.tokens.put(error)
+        self._reading.popleft()
 
     def _step(self) -> None:
         """Read one token of each and draw the next (rule 2)."""

@@ -60,27 +60,64 @@ class PromptReader:
         self._prefixes = prefixes
         # Only the last token's logits are wanted, where the model can leave the others out.
         able = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last: dict[str, Any] = {"logits_to_keep": 1} if able else {}
+        self._options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if able else {})
 
     @property
     def keeps(self) -> bool:
         """Whether anything is kept from one request for another."""
         return self._prefixes is not None
 
-    def read(self, ids: list[int], salt: str | None) -> tuple[torch.Tensor, Any]:
-        """Return the logits (one row) after a prompt, and the model's keys and values of it."""
+    def begin(self, ids: list[int], salt: str | None) -> Reading:
+        """Begin to read a prompt, where the tenant's cache ends."""
         cache = None if self._prefixes is None or salt is None else self._prefixes.cache_for(salt, ids)
-        known = 0 if cache is None else cache.get_seq_length()
-        with torch.inference_mode():
-            out = self._model(
-                input_ids=torch.tensor([ids[known:]]), past_key_values=cache, use_cache=True, **self._last
-            )
-        return out.logits[0, -1], out.past_key_values
+        return Reading(self._model, ids, cache=cache, options=self._options)
+
+    def read(self, ids: list[int], salt: str | None) -> tuple[torch.Tensor, Any]:
+        """Return the logits (one row) after a prompt that is read whole, and the model's keys and values of it."""
+        reading = self.begin(ids, salt)
+        logits = reading.read(len(ids))
+        assert logits is not None  # noqa: S101 (there is no more than all of it)
+        return logits, reading.cache
 
     def keep(self, ids: list[int], salt: str | None, cache: Any) -> None:
         """Keep the keys and values of a request's tokens for the next one of its tenant."""
         if self._prefixes is not None and salt is not None:
             self._prefixes.keep(salt, ids, cache)
+
+
+class Reading:
+    """One prompt that is read piece by piece.
+
+    A piece attends to everything before it as in the whole, so its numbers are those of the whole but for their last
+    bits: products of fewer rows may round otherwise.
+
+    Args:
+        model: that reads.
+        ids: the prompt.
+        cache: the model's keys and values of its beginning, if there are any.
+        options: of each call of the model.
+
+    Source: Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve" (OSDI 2024),
+    section 4.1 (chunked prefills).
+    """
+
+    def __init__(self, model: Any, ids: list[int], *, cache: Any, options: dict[str, Any]) -> None:
+        self._model = model
+        self._ids = ids
+        self.cache = cache
+        """The model's keys and values of what has been read."""
+        self.count = 0 if cache is None else int(cache.get_seq_length())
+        """Tokens that have been read."""
+        self._options = options
+
+    def read(self, most: int) -> torch.Tensor | None:
+        """Read at most so many further tokens; return the logits (one row) after the prompt, once it has been read."""
+        piece = self._ids[self.count : self.count + most]
+        with torch.inference_mode():
+            out = self._model(input_ids=torch.tensor([piece]), past_key_values=self.cache, **self._options)
+        self.cache = out.past_key_values
+        self.count += len(piece)
+        return out.logits[0, -1] if self.count == len(self._ids) else None
 
 
 class Alone:

@@ -28,6 +28,7 @@ from confed.model.weights import layout_of, pack
 from confed.preparation.terms import PreparationTerms
 from confed.privacy.floor import PrivacyFloor
 from confed.records.trust import Trust
+from confed.scenario import Scenario
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
 from confed.sealing.sealer import Draft, seal_to_file
@@ -107,7 +108,7 @@ def seal_everything(prepared: Prepared, owners: Owners, *, folder: Path) -> tupl
         owners.model,
         prepared.model.arrays,
         kind=Kind.MODEL,
-        floors=_floors(prepared, purposes=(Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE)),
+        floors=_model_floors(prepared),
         path=folder / "start.sealed",
     )
     files[start.digest] = folder / "start.sealed"
@@ -196,6 +197,13 @@ def _floors(prepared: Prepared, *, purposes: Sequence[Purpose]) -> KeyFloors:
         strategies=(code.digest,) if code else (),
         scenarios=(experiment.scenario,),
     )
+
+
+def _model_floors(prepared: Prepared) -> KeyFloors:
+    """Return those of the model's key: its owner may have what the run makes served, by a manifest of its own."""
+    steps = (Purpose.TRAIN, Purpose.EVALUATE, Purpose.AGGREGATE, Purpose.INFER)
+    floors = _floors(prepared, purposes=steps)
+    return replace(floors, scenarios=(*floors.scenarios, Scenario.INFERENCE))
 
 
 def _data_floors(prepared: Prepared) -> KeyFloors:

@@ -136,6 +136,11 @@ def answering_for(gone: Callable[[], bool]) -> collections.abc.Generator[None]:
         _nobody_waits.reset(before)
 
 
+def requester_gone() -> Callable[[], bool]:
+    """Return what says whether the requester whom this thread answers now went away; for engines that make one wait."""
+    return _nobody_waits.get()
+
+
 def while_awaited(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """Yield pieces of an answer that goes out whole, as long as somebody waits for it.
 

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PROGRAM = "confed.cli.main"
@@ -41,6 +42,26 @@ _LIBRARIES = (
 )
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 _LARGEST_REQUEST = 1 << 16
+_SERVES_WITHIN_S = 60.0
+
+
+class Started:
+    """A command that goes on, and has said its one JSON line; use it as a context, which ends it with SIGTERM."""
+
+    def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
+        read_end, write_end = os.pipe()
+        with log.open("wb") as errors, os.fdopen(write_end, "wb") as out:
+            self._number = _warm().start(arguments, environment=environment, files=(out.fileno(), errors.fileno()))
+        with os.fdopen(read_end, "rb") as lines:
+            line = lines.readline()
+        assert line, log.read_text()
+        self.said: Mapping[str, Any] = json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _warm().end(self._number)
 
 
 class _Warm:
@@ -60,21 +81,34 @@ class _Warm:
     def run(
         self, arguments: Sequence[str], *, environment: Mapping[str, str], timeout_s: float
     ) -> subprocess.CompletedProcess[str]:
-        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
+        request = {"arguments": arguments, "environment": dict(environment), "stays": False}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            self._ours.settimeout(timeout_s)
-            socket.send_fds(self._ours, [request], [out.fileno(), err.fileno()])
-            try:
-                answer = self._ours.recv(16)
-            except TimeoutError:
-                self._process.kill()
-                raise
-            assert answer, "the process that forks has ended"
+            answer = self._asked(request, (out.fileno(), err.fileno()), timeout_s=timeout_s)
             texts = []
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode())
-        return subprocess.CompletedProcess(list(arguments), int(answer), *texts)
+        return subprocess.CompletedProcess(list(arguments), answer, *texts)
+
+    def start(self, arguments: Sequence[str], *, environment: Mapping[str, str], files: tuple[int, int]) -> int:
+        """Start a command that goes on, with these files as output and errors, and return its process id."""
+        request = {"arguments": arguments, "environment": dict(environment), "stays": True}
+        return self._asked(request, files, timeout_s=_SERVES_WITHIN_S)
+
+    def end(self, number: int) -> int:
+        """End a command that was started, and return its exit code."""
+        return self._asked({"end": number}, (), timeout_s=_SERVES_WITHIN_S)
+
+    def _asked(self, request: Mapping[str, object], files: Sequence[int], *, timeout_s: float) -> int:
+        self._ours.settimeout(timeout_s)
+        socket.send_fds(self._ours, [json.dumps(request).encode()], files)
+        try:
+            answer = self._ours.recv(16)
+        except TimeoutError:
+            self._process.kill()
+            raise
+        assert answer, "the process that forks has ended"
+        return int(answer)
 
     def close(self) -> None:
         self._ours.close()
@@ -102,13 +136,23 @@ def _serve(control: socket.socket) -> None:
         request, descriptors, _, _ = socket.recv_fds(control, _LARGEST_REQUEST, 2)
         if not request:
             return
+        told = json.loads(request)
+        if "end" in told:
+            os.kill(told["end"], signal.SIGTERM)
+            control.send(_code_of(told["end"]))
+            continue
         parent, child = os.getpid(), os.fork()
         if child == 0:
             control.close()
-            _become(json.loads(request), descriptors, parent)
+            _become(told, descriptors, parent)
         for descriptor in descriptors:
             os.close(descriptor)
-        control.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        control.send(str(child).encode() if told["stays"] else _code_of(child))
+
+
+def _code_of(child: int) -> bytes:
+    """Wait for a process's end and return its exit code."""
+    return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode()
 
 
 def _become(request: Mapping[str, object], descriptors: Sequence[int], parent: int) -> None:

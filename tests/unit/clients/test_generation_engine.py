@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from language_world import asked, byte_tokenizer, hub_directory, said
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from clients.engines.batching import Batched, BatchFailedError
+from clients.engines.decoding import Reading
 from clients.engines.generation import TextGeneration
 from clients.engines.prefixes import Prefixes
 from clients.engines.text import TextStream
 from confed.errors import LanguageModelError
-from confed.inference.engine import InvalidRequestError
+from confed.inference.engine import InvalidRequestError, answering_for
 from confed.model.hub import read_directory
 
 PROMPTS = ["a", "hello world, this is", "once upon a time there was", "xyz", "What? No.", "short"]
@@ -131,10 +133,116 @@ def test_a_batch_that_fails_is_told_to_all_in_it_and_the_next_one_runs(
         said(batched, "a")
     assert "canary" not in str(told.value)
     assert said(batched, "a") == said(alone, "a")
-    batch._reader.read = broken  # type: ignore[method-assign]
+    batch._reader.begin = broken  # type: ignore[method-assign]
     with pytest.raises(BatchFailedError):
         said(batched, "a")
     assert emptied(batch)
+
+
+# A long prompt, read in pieces.
+
+LONG = "It was a dark night in the north of the house, and nobody was awake."
+DRAWS: dict[str, dict[str, Any]] = {
+    "the likeliest": {"temperature": 0},
+    "a draw by a seed": {"temperature": 1.0, "top_p": 0.9, "seed": 5},
+}
+
+
+@pytest.mark.parametrize("how", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("chunk", [1, 7, len(LONG)])
+def test_a_prompt_read_in_pieces_gives_the_tokens_of_one_read_whole(
+    arrays: Arrays, alone: TextGeneration, chunk: int, how: dict[str, Any]
+) -> None:
+    engine = TextGeneration(arrays, {"batch": 3, "prefill-chunk": chunk})
+    with ThreadPoolExecutor(3) as pool:
+        asked_for = [LONG, "short", LONG[5:]]
+        found = list(pool.map(lambda prompt: said(engine, prompt, **how), asked_for))
+    assert found == [said(alone, prompt, **how) for prompt in asked_for]
+    assert emptied(batch_of(engine))
+
+
+class Watched:
+    """What a batch does, in order: pieces of prompts that are read, by their lengths, and steps."""
+
+    def __init__(self, batch: Batched, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[int | str] = []
+        self.before_piece = lambda: None
+        read, stepped = Reading.read, batch._slots.step
+
+        def reading(each: Reading, most: int) -> Any:
+            self.before_piece()
+            before = each.count
+            found = read(each, most)
+            self.done.append(each.count - before)
+            return found
+
+        def stepping(*given: Any) -> Any:
+            self.done.append("step")
+            return stepped(*given)
+
+        monkeypatch.setattr(Reading, "read", reading)
+        batch._slots.step = stepping  # type: ignore[method-assign]
+
+    @property
+    def pieces(self) -> list[int]:
+        return [entry for entry in self.done if isinstance(entry, int)]
+
+
+def test_running_answers_go_on_between_the_pieces_of_a_long_prompt(
+    arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TextGeneration(arrays, {"batch": 2, "prefill-chunk": 10})
+    running = engine.generate("a", asked(max_tokens=80))
+    next(running)
+    watched = Watched(batch_of(engine), monkeypatch)
+    assert said(engine, LONG, max_tokens=2)
+    between = watched.done[: watched.done.index(len(LONG) % 10) + 1]
+    pieces = [at for at, entry in enumerate(between) if entry != "step"]
+    assert [between[at] for at in pieces] == [10] * (len(LONG) // 10) + [len(LONG) % 10]
+    assert all(after - before == 2 for before, after in pairwise(pieces))  # one step in between
+    list(running)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TextGeneration(arrays, {"batch": 2, "prefill-chunk": 4})
+    batch, first = batch_of(engine), threading.Event()
+    watched = Watched(batch, monkeypatch)
+    watched.before_piece = lambda: None if batch.held == 2 else first.wait(0.01)  # type: ignore[assignment,return-value]
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(said, engine, LONG, max_tokens=1)
+        assert pool.submit(said, engine, "abcdef", max_tokens=1).result(20) is not None
+        assert not long.done() or watched.pieces.index(2) < len(watched.pieces) - 1
+        long.result(20)
+
+
+def test_who_goes_away_while_its_prompt_is_read_frees_its_place_and_keeps_what_was_read(
+    arrays: Arrays, alone: TextGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TextGeneration(arrays, {"batch": 2, "prefill-chunk": 10, "prefix-cache": 400})
+    batch = batch_of(engine)
+    watched, left, held = Watched(batch, monkeypatch), threading.Event(), threading.Event()
+    watched.before_piece = lambda: len(watched.pieces) == 3 and held.wait(20)  # type: ignore[assignment,return-value]
+
+    def ask() -> str:
+        with answering_for(left.is_set):
+            return said(engine, LONG, cache_salt="one", max_tokens=2)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask)
+        while len(watched.pieces) < 3:
+            pass
+        others = [pool.submit(ask) for _ in range(2)]  # of whom one waits for a place
+        while batch.held < 3:
+            pass
+        left.set()
+        held.set()
+        assert [each.result(20) for each in (first, *others)] == [""] * 3
+    assert emptied(batch)
+    assert watched.pieces == [10] * 4  # no further piece after it had gone, and none of the others'
+    assert said(engine, LONG, cache_salt="two", max_tokens=4) == said(alone, LONG, max_tokens=4)
+    assert found(engine) == 0
+    assert said(engine, LONG, cache_salt="one", max_tokens=4) == said(alone, LONG, max_tokens=4)
+    assert found(engine) == 40
 
 
 def tiny(kind: str) -> Any:
@@ -157,7 +265,9 @@ def test_a_model_with_another_cache_is_refused_by_name(kind: str, setting: str, 
     assert said(TextGeneration(opened, {}), "a", max_tokens=2)
 
 
-@pytest.mark.parametrize("changes", [{"batch": 0}, {"batch": True}, {"batch": "4"}, {"prefix-cache": -1}])
+@pytest.mark.parametrize(
+    "changes", [{"batch": 0}, {"batch": True}, {"batch": "4"}, {"prefix-cache": -1}, {"prefill-chunk": 0}]
+)
 def test_a_setting_that_is_no_count_is_refused(arrays: Arrays, changes: dict[str, Any]) -> None:
     with pytest.raises(LanguageModelError):
         TextGeneration(arrays, changes)
