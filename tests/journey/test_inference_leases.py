@@ -29,9 +29,11 @@ from confed.errors import (
 )
 from confed.inference.apis import Door
 from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, Edge
+from confed.inference.engine import Answer, stream_answer
 from confed.inference.lease import HeldLease, since_boot
 from confed.inference.leased import Leased
 from confed.inference.listening import Serving, bound_socket
+from confed.inference.messages import Request, RequestHead
 from confed.inference.replica import Replica
 from confed.keybroker.client import BrokerClient
 from confed.keybroker.lease import Lease
@@ -195,6 +197,22 @@ def test_an_answer_on_its_way_ends_with_the_reason_and_does_not_run_elsewhere(si
         # The next request is not taken there, so it may go to the other.
         assert client.predict({"x": X})["y"].shape == (2, 3)
         assert (site.engine.runs, other.engine.runs) == (1, 1)
+
+
+def test_no_piece_of_a_streamed_answer_goes_out_once_the_lease_is_over(site: Site) -> None:
+    class Streams:
+        paths = ()
+
+        def answer(self, _request: Request) -> Answer:
+            return stream_answer(iter([b"one", b"two", b"three"]))
+
+    site.leased._door = Streams()  # type: ignore[assignment]
+    head = RequestHead(method="POST", path="/v1/completions", headers=())
+    pieces = iter(site.leased.answer(Request(head=head, body=b"{}")).body)
+    assert next(pieces) == b"one"
+    site.clock.now += SECONDS
+    with pytest.raises(LeaseError):
+        next(pieces)
 
 
 def test_live_data_ends_with_the_lease(site: Site) -> None:
