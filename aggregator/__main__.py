@@ -78,9 +78,11 @@ def _serve(launch: AggregatorLaunch, layers: tuple[str, ...]) -> None:
     from aggregator.service import AggregatorService  # noqa: PLC0415
     from confed.attestation.attesters.launch import attester_of  # noqa: PLC0415
     from confed.keybroker.client import connect_brokers  # noqa: PLC0415
+    from confed.memory import keep_freed_by_all  # noqa: PLC0415
     from confed.wire.channel import serve  # noqa: PLC0415
     from confed.wire.courier_client import CourierClient  # noqa: PLC0415
 
+    keep_freed_by_all()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())

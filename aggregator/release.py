@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ from aggregator.combine.fold import factors
 from aggregator.combine.weights import Weights
 from aggregator.inbox import SMALL_BYTES, Store
 from confed.errors import SessionError
+from confed.files import begin_writing, forget_pages
 from confed.journey import Kind
 from confed.keybroker.committing import Proposed, hidden, version_draft
 from confed.keybroker.statements import Candidate
 from confed.model.weights import pack
 from confed.sealing.container import Draft, seal, seal_to_bytes
 from confed.statement import sign
+from confed.wire.addresses import handed_folder, object_path
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from confed.privacy.terms import PrivacyState
 
 Timed = Callable[[str], AbstractContextManager[None]]
+
+_AHEAD_BYTES = 8 * 1024 * 1024
+"""After how many bytes the disk is given what was written, so that the courier's fsync waits for the last of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +88,30 @@ class Withheld:
 
 
 class _WithoutFront:
-    """A sink that keeps a container's front in memory, and writes the chunks behind its place."""
+    """A sink that keeps a container's front in memory, and writes the chunks behind its place, on their way to disk.
 
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
+    ``old`` is a file that nobody needs in memory any more: what the kernel holds of it makes room, piece by piece. New
+    memory costs seconds a gigabyte on a virtual machine whose host takes back what is free.
+    """
+
+    def __init__(self, file: FileIO, old: FileIO | None) -> None:
+        self._file, self._old = file, old
+        self._begun = self._written = 0
         self.front = b""
 
     def write(self, data: memoryview, /) -> int | None:
         if not self.front:
             self.front = bytes(data)
-            return self._file.seek(len(self.front))
-        return self._file.write(data)
+            self._begun = self._written = self._file.seek(len(self.front))
+            return self._written
+        if self._old is not None:
+            forget_pages(self._old.fileno(), offset=self._written, size_bytes=len(data))
+        count = self._file.write(data)
+        self._written += count
+        if self._written - self._begun >= _AHEAD_BYTES:
+            begin_writing(self._file, offset=self._begun, size_bytes=self._written - self._begun)
+            self._begun = self._written
+        return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +148,17 @@ class Releaser:
     Args:
         folder: where large ciphertext is written before it is sent.
         threads: how many seal.
-        handing: the courier's folder for files to be taken over, where it is on this machine: large ones are written
-            there and not sent.
+        beside: the courier's directory, where it is on this machine: large ones are written to its folder for files to
+            be taken over, where there is one, and not sent.
     """
 
     def __init__(
-        self, enclave: Enclave, store: Store, *, folder: Path, threads: int = 1, handing: Path | None = None
+        self, enclave: Enclave, store: Store, *, folder: Path, threads: int = 1, beside: Path | None = None
     ) -> None:
         self._enclave = enclave
         self._store = store
-        self._folder = folder if handing is None else handing
-        self._handed = handing is not None
+        self._beside = beside if beside is not None and handed_folder(beside).is_dir() else None
+        self._folder = folder if self._beside is None else handed_folder(self._beside)
         self._threads = threads
 
     def seal_version(
@@ -172,12 +190,13 @@ class Releaser:
                 raise SessionError("state key", expected="one for this attempt", got="none")
             draft = self._draft(Kind.STRATEGY_STATE, step, {"format": STATE_FORMAT})
             with timed("seal"):
-                withheld.append(self._seal(pack(state), draft, keys.following_state))
+                withheld.append(self._seal(pack(state), draft, keys.following_state, base=""))
         state_digest = withheld[0].digest if withheld else ""
         detail = {"layout": weights.layout.digest, "state": state_digest, "cohort": cohort_size}
         draft = self._draft(Kind.MODEL, step, detail)
         with timed("seal"):
-            withheld.append(self._seal(pack(weights.arrays(), like=weights.layout), draft, keys.following))
+            parts = pack(weights.arrays(), like=weights.layout)
+            withheld.append(self._seal(parts, draft, keys.following, base=step.base))
         return SealedVersion(digest=withheld[-1].digest, state=state_digest, withheld=tuple(withheld))
 
     def propose(
@@ -249,19 +268,25 @@ class Releaser:
             detail=detail,
         )
 
-    def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes) -> Withheld:
+    def _seal(self, parts: Sequence[memoryview], draft: Draft, data_key: bytes, *, base: str) -> Withheld:
         """Seal to memory if small, else to a file that lacks its front.
 
         A file of the last version, which is published, or of one that never was, is written over: its pages are there.
+        One that is handed over is a new file each time: it gets the memory of the base, which every client has by now.
         """
         signing_key = self._enclave.signing_key
         if sum(len(part) for part in parts) <= SMALL_BYTES:
             data, sealed = seal_to_bytes(parts, draft, data_key=data_key, signing_key=signing_key)
             return Withheld(digest=sealed.digest, front=data, path=None)
-        own = f"{self._enclave.instance[:16]}." if self._handed else ""
+        own = f"{self._enclave.instance[:16]}." if self._beside is not None else ""
         path = self._folder / f"{own}{draft.kind}.sealed"
-        with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
-            sink = _WithoutFront(file)
+        with path.open("r+b" if path.exists() else "wb", buffering=0) as file, self._stored(base) as old:
+            sink = _WithoutFront(file, old)
             sealed = seal(parts, draft, data_key=data_key, signing_key=signing_key, sink=sink, threads=self._threads)
             file.truncate(sealed.size_bytes)
-        return Withheld(digest=sealed.digest, front=sink.front, path=path, handed=self._handed)
+        return Withheld(digest=sealed.digest, front=sink.front, path=path, handed=self._beside is not None)
+
+    def _stored(self, digest: str) -> AbstractContextManager[FileIO | None]:
+        """Return the courier's file of a version, where it is on this machine and has one."""
+        path = object_path(self._beside, digest) if self._beside is not None and digest else None
+        return path.open("rb", buffering=0) if path is not None and path.is_file() else nullcontext()

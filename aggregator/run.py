@@ -47,7 +47,6 @@ from confed.model.update import Declaration, update_key_info
 from confed.model.weights import unpack
 from confed.sealing.container import Container, OpenContainer
 from confed.statement import unverified
-from confed.wire.addresses import handed_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -146,10 +145,7 @@ class Run:
         self._optimizer = strategy_of(self._manifest, strategy or {})
         self._account = Account(self._manifest)
         self._inbox = Inbox(courier, folder=folder, beside=courier_directory)
-        handing = handed_folder(courier_directory) if courier_directory is not None else None
-        self._releaser = Releaser(
-            enclave, courier, folder=folder, threads=threads, handing=handing if handing and handing.is_dir() else None
-        )
+        self._releaser = Releaser(enclave, courier, folder=folder, threads=threads, beside=courier_directory)
         self._rounds = Rounds(self._manifest, instance=enclave.instance, key_id=enclave.hpke.key_id)
         self._lock = threading.RLock()
         self._room = KeptRoom(blocks=2)  # a base and its successor, which change places

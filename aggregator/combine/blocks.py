@@ -9,7 +9,6 @@ the number of updates only: how many threads there are changes no bit of a resul
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from aggregator.combine.tensor_types import NumberType, number_type
 from aggregator.combine.weights import Weights, spans
+from confed.model.differences import square_of_difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,6 @@ BLOCK_BYTES = 256 * 1024
 """How much of one update is worked on at a time."""
 
 _PART_ALIGNMENT = 64
-_LOST_IN_FLOAT32 = 1e-20
-"""Below this, squares of single differences vanish in float32."""
 
 
 class Chunks(Protocol):
@@ -149,17 +147,5 @@ class Scratch:
         return self._memory[: count * dtype.itemsize].view(dtype)
 
     def square_of_difference(self, numbers: Array, reference: Array) -> float:
-        """Return the sum of squares of ``numbers - reference``, in float64 wherever float32 would lose it.
-
-        The caller has NumPy's warnings of overflow and of invalid values off: what comes of them is looked at.
-        """
-        if numbers.dtype == np.float32:
-            difference = np.subtract(numbers, reference, out=self.take(numbers.dtype, numbers.size))
-            # Sums of one block in float32 (BLAS adds in groups) are within 1e-4, far inside the tolerance of norms;
-            # what overflows or vanishes there is summed again in float64.
-            square = float(np.dot(difference, difference))
-            if math.isfinite(square) and square > _LOST_IN_FLOAT32:
-                return square
-        out = self.take(np.dtype(np.float64), numbers.size)
-        wide = np.subtract(numbers, reference, out=out, dtype=np.float64, casting="unsafe")
-        return float(np.dot(wide, wide))
+        """Return the sum of squares of ``numbers - reference``: see ``confed.model.differences``."""
+        return square_of_difference(numbers, reference, memory=self._memory)

@@ -18,6 +18,7 @@ from confed.governor.callers import Callers
 from confed.governor.courier import Courier, serve_courier
 from confed.governor.expiry import Terms
 from confed.manifest import Manifest
+from confed.memory import keep_freed_by_all
 from confed.wire.channel import TlsIdentity
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -53,6 +54,7 @@ def serve(
     keep: Annotated[list[Path] | None, typer.Option(help="A sealed file to start with; may be repeated.")] = None,
 ) -> None:
     """Serve the courier until SIGTERM or Ctrl-C."""
+    keep_freed_by_all()
     directory.mkdir(parents=True, exist_ok=True)
     terms = None
     if manifest is not None:

@@ -23,7 +23,7 @@ from confed.client.session import ClientSession, Services
 from confed.errors import ManifestMismatchError, SessionError
 from confed.keybroker.client import connect_brokers
 from confed.manifest import Manifest
-from confed.memory import keep_freed
+from confed.memory import keep_freed_by_all
 from confed.wire.boxes import Boxes
 from confed.wire.courier_client import CourierClient
 
@@ -45,9 +45,10 @@ def session_of(launch: ClientLaunch, *, layers: Sequence[str]) -> ClientSession:
     Raises:
         ConfedError: the launch document does not fit the manifest.
     """
-    from confed.flower.arrays import serialize_in_one_copy  # noqa: PLC0415 (imports Flower: after confinement)
+    from confed.flower.arrays import free_views_at_once, serialize_in_one_copy  # noqa: PLC0415 (after confinement)
 
     serialize_in_one_copy()
+    free_views_at_once()
     manifest = launch.manifest_decoded()
     services = Services(
         brokers=connect_brokers(launch.brokers),
@@ -129,9 +130,9 @@ def serve_deployment(launch: ClientLaunch, *, layers: Sequence[str]) -> None:
 
     if launch.flower is None:
         raise SessionError("launch flower", expected="a SuperLink to serve", got="none")
+    keep_freed_by_all()
     session = session_of(launch, layers=layers)
     app = load_client_app(launch, session.manifest)
-    keep_freed()
     gc.freeze()  # what is imported stays: collecting after a large model takes milliseconds then
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())

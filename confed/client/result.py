@@ -16,6 +16,7 @@ from confed.journey import Kind
 from confed.manifest import Manifest, Site
 from confed.memory import room_for
 from confed.model.compressed import CompressedForm, apart, compress
+from confed.model.differences import square_of_difference
 from confed.model.trained import Trained, as_numbers
 from confed.model.update import Declaration, UpdateDetail, update_key_info
 from confed.model.weights import layout_of, pack
@@ -169,15 +170,14 @@ def _compressed(
 
 
 def norm_of(trained: Trained, taken: Arrays, base: Arrays) -> float:
-    """Return the L2 norm of the difference from the base over what travels, in float64, a block at a time."""
+    """Return the L2 norm of the difference from the base over what travels, as the enclave works it out."""
     total = 0.0
-    room = np.empty(_BLOCK)
+    memory = np.empty(8 * _BLOCK, dtype=np.uint8)
     for tensor in trained.part.tensors:
         numbers, reference = (as_numbers(tensor, arrays[tensor.name]).reshape(-1) for arrays in (taken, base))
         for start in range(0, numbers.size, _BLOCK):
-            block = slice(start, min(start + _BLOCK, numbers.size))
-            difference = room[: block.stop - start]
-            with np.errstate(invalid="ignore"):  # infinity less infinity: the declaration refuses what is not finite
-                np.subtract(numbers[block], reference[block], out=difference, dtype=np.float64)
-            total += float(np.dot(difference, difference))
+            block = slice(start, start + _BLOCK)
+            # What overflows, or infinity less infinity: the declaration refuses what is not finite.
+            with np.errstate(over="ignore", invalid="ignore"):
+                total += square_of_difference(numbers[block], reference[block], memory=memory)
     return float(np.sqrt(total))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import gc
 import math
-from functools import lru_cache
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app.message.recorddict import _SyncedDict as _View  # pyright: ignore[reportPrivateUsage]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flwr.app import RecordDict
     from numpy.typing import NDArray
 
 _STYPE = "numpy.ndarray"
@@ -71,20 +73,22 @@ def record_of(
 
 
 def let_go(content: RecordDict) -> None:
-    """Let a message's records go now: Flower's refer to themselves, so that large ones would wait for the collector.
+    """Let a message's records go now, those too that wait for the collector, if they are large.
 
-    A record that an app has kept, in its state say, stays as it is. Small ones wait.
+    A record that an app has kept, in its state say, stays as it is.
 
     Raises:
         Nothing.
     """
-    arrays = [array for record in content.array_records.values() for array in record.values()]
-    large = sum(math.prod(array.shape) for array in arrays) >= _LARGE_ELEMENTS
-    del arrays
+    large = [
+        weakref.ref(record)
+        for record in content.array_records.values()
+        if sum(math.prod(array.shape) for array in record.values()) >= _LARGE_ELEMENTS
+    ]
     for name in list(content):
         del content[name]
-    if large:
-        gc.collect()
+    if any(record() is not None for record in large):
+        gc.collect()  # it looks through everything there is: a tenth of a second and more
 
 
 def numbers_of(array: Array) -> NDArray[Any]:
@@ -124,6 +128,32 @@ def serialize_in_one_copy() -> None:
     Array.from_numpy_ndarray = classmethod(_from_numpy)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def free_views_at_once() -> None:
+    """Let Flower's views of a message's records go when nobody refers to them any more, in this process.
+
+    ``array_records`` and its kin make one whenever they are asked, with references to all records. Each refers to
+    itself by its own check of types, so that a model that an app has looked at would wait for the collector.
+
+    Raises:
+        Nothing.
+    """
+    _View.__init__ = _without_itself  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _without_itself(view: _View[Any], ref_recorddict: RecordDict, allowed_type: type[Any]) -> None:
+    _flowers_view(view, ref_recorddict, allowed_type)
+    view.__dict__["_check_value_fn"] = partial(_checked_by_view, _Allowed(allowed_type))
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """What a view's check looks at of the view."""
+
+    allowed_type: type[Any]
+
+
+_flowers_view = _View.__init__
+_checked_by_view: Callable[[Any, Any], None] = _View.check_value
 _flowers_own = Array.from_numpy_ndarray
 
 

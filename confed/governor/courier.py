@@ -95,7 +95,7 @@ class Courier:
         """Take over the file of this name in ``handed``; return its size.
 
         Raises:
-            EncodingError, MissingObjectError, TamperedError: see ``ObjectStore.take``.
+            EncodingError, MissingObjectError: see ``ObjectStore.take``.
             SizeError: larger than an object or the whole store may be.
             StorageError: the disk is full or fails.
         """

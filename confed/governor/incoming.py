@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from confed.errors import EncodingError, SizeError, TamperedError
-from confed.governor.private_files import begin_writing
+from confed.files import begin_writing
 from confed.wire.addresses import PART_BYTES
 
 IDLE_S = 1.0

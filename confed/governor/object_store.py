@@ -24,10 +24,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confed.errors import MissingObjectError, SizeError, TamperedError
+from confed.errors import MissingObjectError, SizeError
 from confed.files import sync_folder
 from confed.governor.incoming import Running, Upload
-from confed.governor.private_files import begin_writing, open_private, open_to_read, size_of, take_over
+from confed.governor.private_files import open_private, open_to_read, size_of, take_over
 from confed.governor.quota import Quota
 from confed.wire.addresses import PART_BYTES, check_digest, handed_folder
 from confed.wire.upload import Buffer, BufferSource, FileSource
@@ -50,16 +50,17 @@ class Progress:
 class ObjectStore:
     """A content-addressed store of ciphertexts.
 
-    Guarantees: no path from a caller is used; an object becomes visible only whole, verified against its digest and
-    (with ``durable``) on the disk; an upload that is cut, also by kill -9, leaves a part that the next one goes on
-    from, and one with a wrong digest leaves nothing. Safe between threads, and between processes but for the quota.
+    Guarantees: no path from a caller is used; an object becomes visible only whole, verified against its digest (unless
+    it was handed over: see ``take``) and (with ``durable``) on the disk; an upload that is cut, also by kill -9, leaves
+    a part that the next one goes on from, and one with a wrong digest leaves nothing. Safe between threads, and between
+    processes but for the quota.
     """
 
     def __init__(self, directory: Path, *, object_bytes: int, quota: Quota, durable: bool) -> None:
         self._objects, self._partial = directory / "objects", directory / "partial"
         self._spare, self._handed = directory / "spare", handed_folder(directory)
         self._object_bytes, self._quota, self._durable = object_bytes, quota, durable
-        self._lock = threading.Lock()
+        self._lock, self._taking = threading.Lock(), threading.Lock()
         self._running = Running()
         for folder in (self._objects, self._partial, self._spare, self._handed):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -138,24 +139,24 @@ class ObjectStore:
         return digest
 
     def take(self, digest: str) -> int:
-        """Make the file of this name in ``handed`` an object, hashed and not copied; return its size.
+        """Make the file of this name in ``handed`` an object, neither copied nor hashed; return its size.
 
-        Guarantees: the file stays until the object is there, so that after a crash this may be done again.
+        Whoever can put a file there has its name from the bytes, and gives it the name last; readers check the digest.
+
+        Guarantees: the file stays until it is the object, so that after a crash this may be done again.
 
         Raises:
             EncodingError: not a digest.
             MissingObjectError: no such file, and no such object.
             SizeError: larger than an object or the whole store may be.
-            TamperedError: the bytes have another digest; the file is deleted.
             OSError: the disk fails.
         """
-        stored, handed = self.progress(digest), self._handed / digest
-        if not stored.complete:
-            with self._taking(digest, handed) as upload:
-                self._publish(upload)
-                stored = Progress(stored_bytes=upload.written, complete=True)
-        handed.unlink(missing_ok=True)
-        return stored.stored_bytes
+        handed = self._handed / digest
+        with self._taking:
+            if not self.progress(digest).complete:
+                self._take(digest, handed)
+            handed.unlink(missing_ok=True)
+            return self.progress(digest).stored_bytes
 
     def path(self, digest: str) -> Path:
         """Return where a complete object lies, for those on the same machine; its bytes are not verified again.
@@ -237,34 +238,20 @@ class ObjectStore:
             self._settle(upload)
             self._running.remove(upload)
 
-    @contextmanager
-    def _taking(self, digest: str, handed: Path) -> Generator[Upload, None, None]:
-        """Open a handed file as an upload that has come to its end; one of another digest is deleted."""
-        size_bytes, path = size_of(handed), self._partial / f"{digest}.{secrets.token_hex(8)}"
+    def _take(self, digest: str, handed: Path) -> None:
+        """Give a handed file its place among the objects, once it is on the disk."""
+        size_bytes = size_of(handed)
         if not handed.is_file() or handed.is_symlink():
             raise MissingObjectError("handed file", expected="one that is there", got=digest)
         if size_bytes > self._object_bytes:
             raise SizeError("object size in bytes", expected=f"at most {self._object_bytes}", got=size_bytes)
         self._make_room(size_bytes, sparing="")
         try:
-            os.link(handed, path)
-            file = io.FileIO(path, opener=open_to_read)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if self._durable:
-                begin_writing(file, offset=0, size_bytes=size_bytes)  # while it is hashed
-            upload = self._opened(path, file, digest, size_bytes=size_bytes, stored_bytes=size_bytes)
-        except BaseException:
-            self._quota.count(-size_bytes)
-            raise
-        self._running.add(upload)
-        try:
-            yield upload
-        except TamperedError:
-            handed.unlink(missing_ok=True)
-            raise
+            with io.FileIO(handed, opener=open_to_read) as file:
+                self._make_visible(file, handed, digest)
         finally:
-            self._settle(upload)
-            self._running.remove(upload)
+            if handed.exists():  # it did not become the object
+                self._quota.count(-size_bytes)
 
     def _begin(self, digest: str, *, size_bytes: int, offset: int) -> Upload | None:
         path = self._partial / f"{digest}.{secrets.token_hex(8)}"
@@ -308,15 +295,19 @@ class ObjectStore:
 
     def _publish(self, upload: Upload) -> None:
         upload.check_digest_of_bytes()
+        self._make_visible(upload.file, upload.path, upload.digest)  # if it was not the first, _settle drops it
+
+    def _make_visible(self, file: io.FileIO, path: Path, digest: str) -> None:
+        """Put a file on the disk and give it an object's name, unless it is not the first with these bytes."""
         if self._durable:
-            os.fsync(upload.file.fileno())
-        target = self._path(upload.digest)
+            os.fsync(file.fileno())
+        target = self._path(digest)
         target.parent.mkdir(exist_ok=True, mode=0o700)
         with self._lock:
             if target.exists():
-                return  # Another upload of the same bytes was first; _settle drops this one.
-            upload.path.rename(target)
-            self._unlink(self._partial / upload.digest)
+                return
+            path.rename(target)
+            self._unlink(self._partial / digest)
         if self._durable:
             sync_folder(target.parent)
             sync_folder(self._objects)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
 import io
 import os
 from pathlib import Path
 
 _OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
-_WRITE = 2  # Source: Linux, include/uapi/linux/fs.h, SYNC_FILE_RANGE_WRITE
 
 
 def take_over(kept: Path, path: Path, *, size_bytes: int) -> io.FileIO | None:
@@ -48,13 +45,3 @@ def open_private(path: str, flags: int) -> int:
 def open_to_read(path: str, flags: int) -> int:
     """Open a file; an ``opener``."""
     return os.open(path, flags | _OPEN_FLAGS)
-
-
-def begin_writing(file: io.FileIO, *, offset: int, size_bytes: int) -> None:
-    """Have the kernel begin to put a part of a file on the disk, and do not wait: a later fsync has less to wait for.
-
-    Promises nothing: only fsync does. A system that cannot goes on as before.
-    """
-    with contextlib.suppress(AttributeError):
-        write = ctypes.CDLL(None).sync_file_range
-        write(file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _WRITE)

@@ -95,14 +95,13 @@ class CourierClient:
         return address
 
     def hand_over(self, digest: str) -> None:
-        """Have the courier take over the file of this name in its folder for that; it hashes it first.
+        """Have the courier take over the file of this name in its folder for that, as it lies there.
 
         Guarantees: asking again does no harm; what the courier holds already stays as it is.
 
         Raises:
             EncodingError: not a digest.
             MissingObjectError: there is no such file, and no such object.
-            TamperedError: other bytes than those of this digest; the file is gone then.
             SizeError, StorageError, UnreachableError: as ``put``.
         """
         check_digest(digest)

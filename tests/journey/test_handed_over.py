@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ def aggregator(road: Road, handed: Path, monkeypatch: pytest.MonkeyPatch) -> Agg
     monkeypatch.setattr(release, "SMALL_BYTES", 0)
     aggregator = road.aggregator()
     run = aggregator.run
-    run._releaser = release.Releaser(aggregator.enclave, run._courier, folder=run._folder, handing=handed)
+    run._releaser = release.Releaser(aggregator.enclave, run._courier, folder=run._folder, beside=handed.parent)
     return aggregator
 
 
@@ -63,6 +66,38 @@ def test_versions_are_handed_over_whole_and_none_before_it_is_countersigned(
                 np.testing.assert_allclose(array, road.mean(SITES, base)[name], rtol=1e-5, atol=1e-6)
         assert list(handed.iterdir()) == []
     assert seen == [False] * 2 * len(SITES)
+
+
+def test_a_version_gets_the_memory_of_its_base_and_is_on_its_way_to_the_disk_while_it_is_sealed(
+    road: Road, aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[tuple[int, int, int]] = []
+    begun: list[tuple[int, int]] = []
+
+    def forget(descriptor: int, *, offset: int, size_bytes: int) -> None:
+        forgotten.append((os.fstat(descriptor).st_ino, offset, size_bytes))
+
+    def begin(file: FileIO, *, offset: int, size_bytes: int) -> None:
+        assert os.fstat(file.fileno()).st_size >= offset + size_bytes
+        begun.append((offset, size_bytes))
+
+    monkeypatch.setattr(release, "forget_pages", forget)
+    monkeypatch.setattr(release, "begin_writing", begin)
+    monkeypatch.setattr(release, "_AHEAD_BYTES", 1)
+    bases = [road.land.manifest.model.start.digest]
+    for number in (1, 2):
+        forgotten.clear()
+        begun.clear()
+        aggregator.open(number)
+        road.send(aggregator, SITES, number)
+        aggregator.close_round()
+        base, made = road.courier.path(bases[-1]), road.courier.path(road.candidate(number).digest)
+        bases.append(road.candidate(number).digest)
+        (told,) = forgotten
+        assert told[0] == base.stat().st_ino
+        assert begun == [told[1:]]
+        assert sum(begun[0]) == made.stat().st_size
+        assert hashlib.sha256(base.read_bytes()).hexdigest() == bases[-2]
 
 
 def test_a_commit_that_is_tried_again_finds_the_version_handed_over(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from confed.files import PUBLIC, replacing, sync_folder, write_whole
+from confed.files import PUBLIC, begin_writing, forget_pages, replacing, sync_folder, write_whole
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
@@ -65,3 +65,12 @@ def test_only_a_folder_is_synced(tmp_path: Path) -> None:
     (tmp_path / "it").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
         sync_folder(tmp_path / "it")
+
+
+def test_neither_early_writing_nor_forgetting_changes_a_file(tmp_path: Path) -> None:
+    path, data = tmp_path / "it", bytes(range(256)) * 4096
+    with path.open("wb", buffering=0) as file:
+        file.write(data)
+        begin_writing(file, offset=0, size_bytes=len(data))
+        forget_pages(file.fileno(), offset=0, size_bytes=len(data))
+    assert path.read_bytes() == data

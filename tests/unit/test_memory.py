@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +79,30 @@ def test_memory_that_somebody_kept_a_view_of_is_not_lent_to_anybody_else(
     other = kept.lend(1000)
     other[:] = b"y" * 1000
     assert bytes(held) == b"xxxx"
+
+
+FAULTS = """
+import resource, sys, threading
+from confed import memory
+getattr(memory, sys.argv[1])()
+def work():
+    for turn in range(6):
+        if turn == 1:
+            before.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        blocks = [b"x" * (1 << 20) for _ in range(150)]
+        del blocks
+before = []
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before[0])
+"""
+
+
+def faults(setting: str) -> int:
+    told = subprocess.run([sys.executable, "-c", FAULTS, setting], capture_output=True, check=True, text=True)
+    return int(told.stdout)
+
+
+def test_what_a_thread_frees_is_there_for_the_next() -> None:
+    assert faults("keep_freed_by_all") < 1000 < faults("keep_freed")

@@ -7,10 +7,11 @@ import weakref
 
 import numpy as np
 import pytest
-from flwr.app import Array, RecordDict
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.message import recorddict
 
 from confed.flower import arrays
-from confed.flower.arrays import OpenedArray, let_go, numbers_of, record_of, serialize_in_one_copy
+from confed.flower.arrays import OpenedArray, free_views_at_once, let_go, numbers_of, record_of, serialize_in_one_copy
 
 TENSORS = [
     np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -130,3 +131,39 @@ def test_what_is_let_go_of_is_freed_at_once_if_large_unless_an_app_kept_it() -> 
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_what_an_app_has_looked_at_is_freed_without_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorddict._SyncedDict, "__init__", recorddict._SyncedDict.__init__)  # put back afterwards
+    free_views_at_once()
+    base = np.zeros(4_000_000, dtype=np.float32)
+    alive = weakref.ref(base)
+    content = RecordDict({"arrays": record_of({"a": base})})
+    del base
+    [looked_at] = content.array_records.values()
+    assert not looked_at["a"].numpy().any()
+    del looked_at
+
+    def collected() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(gc, "collect", collected)
+    gc.disable()
+    try:
+        let_go(content)
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_views_of_a_message_check_and_write_through_as_flower_s_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorddict._SyncedDict, "__init__", recorddict._SyncedDict.__init__)
+    free_views_at_once()
+    content = RecordDict({"arrays": record_of({"a": np.zeros(1)}), "metrics": MetricRecord({"loss": 1.0})})
+    view = content.metric_records
+    assert list(view) == ["metrics"]
+    with pytest.raises(TypeError):
+        view["metrics"] = ConfigRecord()  # pyright: ignore[reportArgumentType]
+    view["more"] = MetricRecord({"loss": 2.0})
+    del view["metrics"]
+    assert list(content) == ["arrays", "more"]
