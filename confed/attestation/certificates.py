@@ -38,8 +38,6 @@ from confed.errors import (
     CertificateValidityError,
     EndorsementFormatError,
     EvidenceSignatureError,
-    RevocationUnknownError,
-    RevokedError,
     TrustAnchorError,
 )
 
@@ -49,13 +47,11 @@ CERTIFICATE_LIMIT_BYTES = 16 * 1024
 BUNDLE_LIMIT_BYTES = 256 * 1024
 """Largest file of certificates."""
 
-CRL_LIMIT_BYTES = 4 * 1024 * 1024
-"""Largest revocation list."""
-
 _COUNT_LIMIT = 16
 _FILTERS = threading.Lock()
 _RSA_LEAST_BITS = 2048
-_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+"""Hashes of signatures that are not weak."""
 _SEQUENCE, _INTEGER, _BIT_STRING, _VERSION = 0x30, 0x02, 0x03, 0xA0
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _KNOWN_CRITICAL = frozenset({
@@ -139,25 +135,6 @@ def load_certificates(data: bytes, *, what: str, limit: int = _COUNT_LIMIT) -> t
     return tuple(_from_der(_from_pem(block[0], what), what) for block in blocks)
 
 
-def load_crl(data: bytes, *, what: str) -> x509.CertificateRevocationList:
-    """Return the certificate revocation list of DER bytes or PEM text.
-
-    Raises:
-        EndorsementFormatError: anything else, or over-size.
-    """
-    if len(data) > CRL_LIMIT_BYTES:
-        raise EndorsementFormatError(what, expected=f"at most {CRL_LIMIT_BYTES} bytes", got=len(data))
-    try:
-        pem = data.lstrip().startswith(b"-----BEGIN")
-        crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
-        # Names are read when they are first asked for, and may turn out to be none.
-        with _long_names():
-            _ = crl.issuer, crl.last_update_utc, crl.next_update_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise EndorsementFormatError(what, expected="a revocation list", got="something else") from error
-    return crl
-
-
 def require_chain(
     path: Sequence[Certificate],
     *,
@@ -233,7 +210,7 @@ def require_issued(subject: Certificate, issuer: Certificate, *, depth: int = 0,
         raise CertificateChainError(f"{link} issuer", expected="a certificate authority", got="none") from error
     if not constraints.ca or (constraints.path_length is not None and constraints.path_length < depth):
         raise CertificateChainError(f"{link} issuer", expected="an authority for this depth", got="none")
-    if not _may_sign(issuer, "key_cert_sign"):
+    if not may_sign(issuer, "key_cert_sign"):
         raise CertificateChainError(f"{link} issuer", expected="a key that signs certificates", got="another use")
     parsed = subject.parsed
     try:
@@ -246,70 +223,6 @@ def require_issued(subject: Certificate, issuer: Certificate, *, depth: int = 0,
         )
     except EvidenceSignatureError as error:
         raise CertificateChainError(f"{link} signature", expected="its issuer's", got="another") from error
-
-
-def require_not_revoked(
-    certificate: Certificate,
-    *,
-    issuer: Certificate,
-    crl: x509.CertificateRevocationList,
-    now: datetime.datetime,
-    what: str,
-) -> None:
-    """Check a certificate against its issuer's revocation list of this time.
-
-    Raises:
-        RevocationUnknownError: a list of another issuer, of a key that signs none, with a bad signature, outside its
-            time, or of a part only.
-        AlgorithmError: a list whose signature is weak.
-        RevokedError: it is on the list.
-    """
-    if issuer_of(crl) != issuer.parsed.subject:
-        raise RevocationUnknownError(f"{what} revocation list", expected=issuer.subject[:80], got="another issuer's")
-    if not _may_sign(issuer, "crl_sign"):
-        raise RevocationUnknownError(f"{what} revocation list", expected="a key that signs lists", got="another use")
-    _require_whole(crl, what)
-    try:
-        algorithm = crl.signature_hash_algorithm
-        if not isinstance(algorithm, _HASHES):
-            got = getattr(algorithm, "name", "none")
-            raise AlgorithmError(f"{what} revocation list hash", expected="SHA-256 or better", got=got)
-        genuine = crl.is_signature_valid(issuer.public_key)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
-        raise RevocationUnknownError(f"{what} revocation list", expected="a known signature", got="another") from error
-    if not genuine:
-        raise RevocationUnknownError(f"{what} revocation list", expected="its issuer's signature", got="another")
-    until = crl.next_update_utc
-    if until is None or not crl.last_update_utc <= now <= until:
-        raise RevocationUnknownError(f"{what} revocation list", expected="one of this time", got=f"until {until}")
-    if certificate.serial > 0 and crl.get_revoked_certificate_by_serial_number(certificate.serial) is not None:
-        raise RevokedError(
-            f"{what} certificate", expected="one that is not revoked", got=f"serial {certificate.serial}"
-        )
-
-
-def lists_of_this_time(
-    crls: Sequence[x509.CertificateRevocationList], now: datetime.datetime
-) -> Sequence[x509.CertificateRevocationList]:
-    """Return the lists of this time; all of them where none is, so that the check refuses and says why.
-
-    A list that an attester brought along grows old, and says nothing beside the verifier's own of this time.
-    """
-    current = [crl for crl in crls if crl.next_update_utc and crl.last_update_utc <= now <= crl.next_update_utc]
-    return current or crls
-
-
-def issuer_of(crl: x509.CertificateRevocationList) -> x509.Name:
-    """Return whose revocation list it is.
-
-    Raises:
-        EndorsementFormatError: a name that cannot be read.
-    """
-    try:
-        with _long_names():
-            return crl.issuer
-    except ValueError as error:
-        raise EndorsementFormatError("revocation list issuer", expected="a name", got="something else") from error
 
 
 def verify_signature(
@@ -327,7 +240,7 @@ def verify_signature(
         AlgorithmError: a hash below SHA-256, an RSA key below 2048 bits, or another kind of key.
         EvidenceSignatureError: it does not hold.
     """
-    if not isinstance(key, ed25519.Ed25519PublicKey) and not isinstance(algorithm, _HASHES):
+    if not isinstance(key, ed25519.Ed25519PublicKey) and not isinstance(algorithm, HASHES):
         raise AlgorithmError(f"{what} hash", expected="SHA-256 or better", got=getattr(algorithm, "name", "none"))
     try:
         match key:
@@ -347,7 +260,7 @@ def verify_signature(
 
 
 @contextlib.contextmanager
-def _long_names() -> Generator[None]:
+def long_names() -> Generator[None]:
     """Read names that are longer than X.520 has them, as Google's are, without a warning whenever one is read.
 
     Warnings' filters belong to the whole process, so one thread at a time.
@@ -357,35 +270,16 @@ def _long_names() -> Generator[None]:
         yield
 
 
-def _may_sign(issuer: Certificate, use: str) -> bool:
-    """Tell whether a key has a use; without the extension it is not restricted (RFC 5280, section 4.2.1.3)."""
+def may_sign(issuer: Certificate, use: str) -> bool:
+    """Tell whether a key has a use; without the extension it is not restricted (RFC 5280, section 4.2.1.3).
+
+    Raises:
+        EndorsementFormatError: extensions that cannot be read.
+    """
     try:
         return getattr(_extensions(issuer).get_extension_for_class(x509.KeyUsage).value, use)
     except x509.ExtensionNotFound:
         return True
-
-
-def _require_whole(crl: x509.CertificateRevocationList, what: str) -> None:
-    """Refuse a list that speaks of a part of an issuer's certificates, and whatever else is critical in it.
-
-    Source: RFC 5280, sections 5.2.4 (delta lists) and 5.2.5 (lists of some certificates, or for some reasons).
-    """
-    try:
-        extensions = list(crl.extensions)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise RevocationUnknownError(f"{what} revocation list", expected="known extensions", got="others") from error
-    for extension in extensions:
-        match extension.value:
-            case x509.IssuingDistributionPoint() as of:
-                part = of.only_contains_user_certs or of.only_contains_ca_certs or of.only_contains_attribute_certs
-                unknown = bool(part or of.only_some_reasons or of.indirect_crl)
-            case x509.DeltaCRLIndicator():
-                unknown = True
-            case _:
-                unknown = extension.critical
-        if unknown:
-            oid = extension.oid.dotted_string
-            raise RevocationUnknownError(f"{what} revocation list", expected="a whole one", got=f"one with {oid}")
 
 
 def _issued(subject: Certificate, issuer: Certificate) -> bool:
@@ -439,7 +333,7 @@ def _from_der(data: bytes, what: str) -> Certificate:
         if serial < 0 or start == end:
             raise ValueError
         parsed = x509.load_der_x509_certificate(readable)
-        with _long_names():
+        with long_names():
             _ = parsed.extensions, parsed.subject, parsed.issuer, parsed.not_valid_after_utc
     except (
         ValueError,

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from confed import canonical, record
-from confed.attestation.certificates import CRL_LIMIT_BYTES, load_certificates
+from confed.attestation.certificates import load_certificates
 from confed.attestation.evidence import Envelope
+from confed.attestation.revocation import CRL_LIMIT_BYTES
 from confed.errors import EncodingError, EndorsementFormatError, SizeError
 
 BUNDLE_FORMAT = "confed-endorsements/1"

@@ -16,10 +16,11 @@ import re
 from typing import ClassVar
 from urllib.parse import unquote
 
-from confed.attestation.certificates import BUNDLE_LIMIT_BYTES, CRL_LIMIT_BYTES
+from confed.attestation.certificates import BUNDLE_LIMIT_BYTES
 from confed.attestation.endorsements import Endorsement, IntelCollateral, Need
 from confed.attestation.endorsing.accepting import accepted
 from confed.attestation.endorsing.fetching import Answer, Fetcher
+from confed.attestation.revocation import CRL_LIMIT_BYTES
 from confed.errors import EndorsementFetchError
 
 HOST = "api.trustedservices.intel.com"

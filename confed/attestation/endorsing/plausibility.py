@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from confed.attestation.certificates import Certificate, issuer_of, load_certificate, load_certificates, load_crl
+from confed.attestation.certificates import Certificate, load_certificate, load_certificates
 from confed.attestation.endorsements import (
     AmdChain,
     AmdCrl,
@@ -25,6 +25,7 @@ from confed.attestation.endorsements import (
     NvidiaOcsp,
     NvidiaRim,
 )
+from confed.attestation.revocation import issuer_of, load_crl
 from confed.attestation.tee import ocsp, xmldsig
 from confed.attestation.tee.intel_collateral import parse_collateral
 from confed.attestation.tee.nvidia_identity import SWITCH, architecture_of

@@ -34,16 +34,9 @@ from typing import ClassVar
 
 from cryptography import x509
 
-from confed.attestation.certificates import (
-    Certificate,
-    issuer_of,
-    lists_of_this_time,
-    load_certificate,
-    load_certificates,
-    load_crl,
-    require_not_revoked,
-)
+from confed.attestation.certificates import Certificate, load_certificate, load_certificates
 from confed.attestation.evidence import Envelope, Expectation, Report
+from confed.attestation.revocation import issuer_of, lists_of_this_time, load_crl, require_not_revoked
 from confed.attestation.tee.event_log import EV_S_CRTM_VERSION, MeasuredEvent, before_separator
 from confed.attestation.tee.gcp_attestation import GcpAttestation, GcpQuote, parse_attestation
 from confed.attestation.tee.gcp_instance import INSTANCE_EXTENSION, GcpInstance, parse_instance

@@ -30,7 +30,8 @@ import dcap_qvl
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from confed.attestation.certificates import Certificate, load_certificates, load_crl
+from confed.attestation.certificates import Certificate, load_certificates
+from confed.attestation.revocation import load_crl
 from confed.attestation.tee.intel_quote import TeeKind
 from confed.errors import (
     EndorsementFormatError,

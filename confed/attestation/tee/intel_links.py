@@ -30,13 +30,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509 import CertificateRevocationList
 
-from confed.attestation.certificates import (
-    Certificate,
-    load_certificates,
-    require_chain,
-    require_not_revoked,
-    verify_signature,
-)
+from confed.attestation.certificates import Certificate, load_certificates, require_chain, verify_signature
+from confed.attestation.revocation import require_not_revoked
 from confed.attestation.tee.intel_collateral import Collateral, Signed
 from confed.attestation.tee.intel_quote import Quote
 from confed.attestation.tee.intel_reports import read_enclave_report

@@ -30,15 +30,9 @@ from typing import ClassVar
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from confed.attestation.certificates import (
-    Certificate,
-    lists_of_this_time,
-    require_chain,
-    require_issued,
-    require_not_revoked,
-    verify_signature,
-)
+from confed.attestation.certificates import Certificate, require_chain, require_issued, verify_signature
 from confed.attestation.evidence import Envelope, Expectation, Report
+from confed.attestation.revocation import lists_of_this_time, require_not_revoked
 from confed.attestation.tee import sev_snp_report as layout
 from confed.attestation.tee.sev_snp_endorsements import pinned, pinned_roots, read_anchors, read_endorsements
 from confed.attestation.tee.sev_snp_report import GuestPolicyBit, Product, SigningKey, SnpReport

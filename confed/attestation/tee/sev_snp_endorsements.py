@@ -16,13 +16,8 @@ from typing import NamedTuple
 
 from cryptography import x509
 
-from confed.attestation.certificates import (
-    CERTIFICATE_LIMIT_BYTES,
-    Certificate,
-    load_certificate,
-    load_certificates,
-    load_crl,
-)
+from confed.attestation.certificates import CERTIFICATE_LIMIT_BYTES, Certificate, load_certificate, load_certificates
+from confed.attestation.revocation import load_crl
 from confed.attestation.tee.sev_snp_report import Product
 from confed.attestation.tee.sev_snp_vek import common_name
 from confed.errors import EndorsementFormatError

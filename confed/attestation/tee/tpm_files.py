@@ -29,8 +29,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from confed.attestation.certificates import Certificate, load_certificates, load_crl
+from confed.attestation.certificates import Certificate, load_certificates
 from confed.attestation.evidence import from_base64
+from confed.attestation.revocation import load_crl
 from confed.attestation.tee.tpm_enrolment import ENROLMENT_START
 from confed.attestation.tee.tpm_evidence import BANK, EVIDENCE_LIMIT_BYTES, TpmEvidence
 from confed.attestation.tee.tpm_reader import STRUCTURE_LIMIT_BYTES

@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confed.attestation import certificates
+from confed.attestation import certificates, revocation
 from confed.errors import (
     AlgorithmError,
     AttestationError,
@@ -256,11 +256,11 @@ def revocation_list(*serials, by=MIDDLE_KEY, issuer="middle", start=NOW - DAY, e
         builder = builder.add_revoked_certificate(
             x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
         )
-    return certificates.load_crl(builder.sign(by, hashes.SHA384()).public_bytes(DER), what="test")
+    return revocation.load_crl(builder.sign(by, hashes.SHA384()).public_bytes(DER), what="test")
 
 
 def not_revoked(crl, now=NOW):
-    certificates.require_not_revoked(LEAF, issuer=MIDDLE, crl=crl, now=now, what="leaf")
+    revocation.require_not_revoked(LEAF, issuer=MIDDLE, crl=crl, now=now, what="leaf")
 
 
 def test_a_certificate_that_is_not_listed_is_accepted():
@@ -287,7 +287,7 @@ def test_revocation_is_refused_where(crl, now, error):
 def extended(extension, *, critical):
     builder = x509.CertificateRevocationListBuilder().issuer_name(name("middle")).last_update(NOW - DAY)
     builder = builder.next_update(NOW + DAY).add_extension(extension, critical=critical)
-    return certificates.load_crl(builder.sign(MIDDLE_KEY, hashes.SHA384()).public_bytes(DER), what="test")
+    return revocation.load_crl(builder.sign(MIDDLE_KEY, hashes.SHA384()).public_bytes(DER), what="test")
 
 
 def distribution(**part):
@@ -337,21 +337,21 @@ def test_a_list_under_a_weak_hash_is_refused():
     tbs = inner[2 : 2 + size].replace(old, new)
     weak = sequence(b"\x30" + bytes([len(tbs)]) + tbs + inner[2 + size :].replace(old, new))
     with pytest.raises(AlgorithmError):
-        not_revoked(certificates.load_crl(weak, what="test"))
+        not_revoked(revocation.load_crl(weak, what="test"))
 
 
 def test_a_list_that_was_signed_by_a_key_for_something_else_is_refused():
     issuer = issue("middle", MIDDLE_KEY, issuer="root", by=ROOT_KEY, usage=False)
     with pytest.raises(RevocationUnknownError):
-        certificates.require_not_revoked(LEAF, issuer=issuer, crl=revocation_list(8), now=NOW, what="leaf")
+        revocation.require_not_revoked(LEAF, issuer=issuer, crl=revocation_list(8), now=NOW, what="leaf")
     unrestricted = issue("middle", MIDDLE_KEY, issuer="root", by=ROOT_KEY, usage=None)
-    certificates.require_not_revoked(LEAF, issuer=unrestricted, crl=revocation_list(8), now=NOW, what="leaf")
+    revocation.require_not_revoked(LEAF, issuer=unrestricted, crl=revocation_list(8), now=NOW, what="leaf")
 
 
 def test_a_list_that_is_no_list_is_refused():
-    for data in (b"", b"\x30\x00", b"-----BEGIN X509 CRL-----\n", b"\x00" * (certificates.CRL_LIMIT_BYTES + 1)):
+    for data in (b"", b"\x30\x00", b"-----BEGIN X509 CRL-----\n", b"\x00" * (revocation.CRL_LIMIT_BYTES + 1)):
         with pytest.raises(EndorsementFormatError):
-            certificates.load_crl(data, what="test")
+            revocation.load_crl(data, what="test")
 
 
 def test_a_signature_of_a_weak_hash_or_another_key_is_refused():
