@@ -65,7 +65,11 @@ _OK = 200
 _AT_ONCE_BYTES = 64 * 1024
 """Up to this size a sealed request goes out as one piece; a larger one is opened while the rest of it is sealed."""
 _WAITS_S = 600.0
+_IDLE_S = 3.0
+"""How long a connection is kept for the next request: less than the 5 s after which a replica closes it. A request that
+is sent just then may have run, as far as anybody could say."""
 _QUIET_MS = 30_000
+"""After how long a replica is asked whether it is still the instance that was verified."""
 _WAITS = httpx.Timeout(10.0, read=_WAITS_S)
 _Begun = TypeVar("_Begun")
 CARRIED = frozenset({"accept", "content-type", "inference-header-content-length", "confed-output", "confed-recipients"})
@@ -123,7 +127,7 @@ class ConfidentialClient:
         self._policy = policy
         self._endorsements = endorsements
         self._now = now
-        limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
         self._http = httpx.Client(timeout=_WAITS, limits=limits, trust_env=False)
 
     def close(self) -> None:
@@ -335,8 +339,7 @@ class ConfidentialClient:
             if replica is None or now - replica.verified_at >= self._policy.tee.reattest_s * 1000:
                 replica = self._verify(place)
                 epoch = place.epoch
-            # What is sealed to an instance that was started again may have run, as far as anybody can prove: so who has
-            # not been heard for a while is asked first.
+            # Of what is sealed to an instance that was started again nobody can prove that it has not run.
             is_quiet = now - place.heard_at >= _QUIET_MS
             if epoch is None or now >= epoch[1].not_before + EPOCH_MS or is_quiet:
                 replica, epoch = self._next_epoch(place, replica)

@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,11 @@ def routes(model: Any, *, name: str) -> Routes:
 
 
 def error_answer(status: int, reason: str) -> Answer:
-    """Return an error in the interface's form."""
+    """Return an error in the interface's form; clients that repeat by themselves are told not to: it has been asked."""
     error = {"message": reason, "type": _KINDS.get(status, "invalid_request_error"), "param": None, "code": None}
-    return json_answer({"error": error}, status=status)
+    found = json_answer({"error": error}, status=status)
+    head = replace(found.head, headers=(*found.head.headers, ("x-should-retry", "false")))
+    return replace(found, head=head)
 
 
 def _embeddings(model: Embedder, name: str, request: Request) -> Answer:

@@ -40,6 +40,8 @@ class Engine(Linear):
 
     def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         self.runs += 1
+        if texts == ["break"]:
+            raise ValueError("the engine fails")
         return np.ones((len(texts), 2), dtype=np.float32), len(texts)
 
 
@@ -344,6 +346,9 @@ def test_openais_client_repeats_nothing_that_may_have_run(road: Road, way: str) 
         assert road.runs() == (runs[0] + 2, runs[1])
         road.network.instead = as_it_came
         assert len(asked.embeddings.create(model="linear", input="a").data) == 1
+        with pytest.raises(openai.InternalServerError):  # nor what ran, and failed
+            asked.embeddings.create(model="linear", input="break")
+        assert road.runs() == (runs[0] + 4, runs[1])
 
 
 def test_a_transport_raises_what_has_not_run_and_what_nobody_repeats(road: Road) -> None:

@@ -6,12 +6,15 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 
 from confed import canonical
 from confed.errors import (
@@ -32,6 +35,7 @@ from confed.inference import epochs as epochs_module
 from confed.inference.attempts import NotRunError, lost, refused
 from confed.inference.epochs import EPOCH_MS, OVERLAP_MS, REMEMBERED_MS, Epochs
 from confed.inference.exchange import Opening, Sealing
+from confed.inference.header import REQUEST_MAGIC, HeaderReader
 from confed.inference.messages import Request, RequestHead
 from confed.inference.refusals import (
     REFUSAL_LIMIT_BYTES,
@@ -276,6 +280,25 @@ BODIES: dict[str, tuple[bytes, type[ConfedError]]] = {
 def test_what_is_no_refusal_is_not_read_as_one(data: bytes, error: type[ConfedError]) -> None:
     with pytest.raises(error):
         read_refusal(data)
+
+
+WHOLE = canonical.encode(HONEST)
+
+
+@given(at=st.integers(0, len(WHOLE) - 1), bit=st.integers(0, 7))
+def test_no_bit_of_a_refusal_can_be_changed_so_that_it_says_something_else(at: int, bit: int) -> None:
+    changed = WHOLE[:at] + bytes([WHOLE[at] ^ 1 << bit]) + WHOLE[at + 1 :]
+    try:
+        found = verify_refusal(read_refusal(changed), signing_public=public_bytes(SIGNING), expected=EXPECTED)
+    except ConfedError:
+        return
+    assert found == a_refusal()  # a digit in capitals, or a letter of the code beside it, which means nothing
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=200).map(lambda data: REQUEST_MAGIC + data))
+def test_bytes_that_are_no_header_are_refused_by_name(data: bytes) -> None:
+    with suppress(ConfedError):
+        assert HeaderReader().feed(data) is None
 
 
 # What an attempt without an answer means.
