@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,12 @@ from confed.inference.apis import Door
 from confed.inference.clear import verify_line
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import Edge
-from confed.inference.messages import Request, RequestHead
+from confed.inference.messages import AnswerHead, Request, RequestHead
 from confed.inference.outlet import Leaving
 from confed.inference.outputs import Directed
-from confed.inference.requester import RequesterPolicy
-from confed.inference.sealed_answers import MAGIC, open_answer
+from confed.inference.replica import NONCE_BYTES
+from confed.inference.requester import Attestation, RequesterPolicy
+from confed.inference.sealed_answers import MAGIC, AnswerMaker, open_answer, seal_answer
 from confed.manifest import Manifest
 from confed.sealing.identities import HpkeIdentity
 from confed.serving import AnswerRecipient, ClearTerms, OutputMode, OutputTerms
@@ -209,6 +212,26 @@ def test_a_sealed_answer_of_another_maker_is_refused(quick_disk: Path, sealed: R
         there = len(MAGIC) + 4 + int.from_bytes(theirs[len(MAGIC) : len(MAGIC) + 4], "big")
         with pytest.raises(SignatureError):
             open_answer(ours[:at] + theirs[there:], identity=WARD, policy=sealed.deployment.policy)
+
+
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "of another manifest": {"manifest": "dd" * 32},
+    "of another model": {"model": "dd" * 32},
+    "of another instance": {"instance": "dd" * 32},
+}
+
+
+@pytest.mark.parametrize("changed", [{}, *ELSEWHERE.values()], ids=["its own", *ELSEWHERE])
+def test_what_an_attested_replica_sealed_for_something_else_is_no_answer(sealed: Road, changed: dict[str, str]) -> None:
+    replica, head = sealed.served.replica, AnswerHead(status=200, headers=())
+    nonce = os.urandom(NONCE_BYTES)
+    shown = Attestation(nonce=nonce, envelope=replica.attest(nonce), manifest=replica.manifest.encoded)
+    told = {"manifest": replica.digest, "model": replica.manifest.model.start.digest, "instance": replica.instance}
+    maker = AnswerMaker(**{**told, **changed}, time=replica.now(), signing_key=replica.signing_key)
+    recipients, padding = TO_RECIPIENTS.recipients or (), replica.serving.padding
+    _, data = seal_answer(head, b"x", recipients=recipients, maker=maker, attestation=shown, padding=padding)
+    with pytest.raises(ManifestMismatchError) if changed else nullcontext():
+        assert open_answer(data, identity=WARD, policy=sealed.deployment.policy).body == b"x"
 
 
 def test_an_answer_later_than_its_evidence_serves_is_refused(sealed: Road, monkeypatch: pytest.MonkeyPatch) -> None:

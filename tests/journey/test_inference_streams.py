@@ -18,7 +18,16 @@ from inference_road import Cutter, Deployment, Linear, Served
 from typer.testing import CliRunner
 
 from confed.cli.infer import app as infer_app
-from confed.errors import AnswerError, BusyError, ConfedError, LineageError, SizeError, TruncatedError, UnreachableError
+from confed.errors import (
+    AnswerError,
+    BusyError,
+    ConfedError,
+    EncodingError,
+    LineageError,
+    SizeError,
+    TruncatedError,
+    UnreachableError,
+)
 from confed.inference import duplex
 from confed.inference.client import ConfidentialClient, wall_clock
 from confed.inference.edge import EXCHANGE_PATH
@@ -26,7 +35,7 @@ from confed.inference.epochs import EPOCH_MS, OVERLAP_MS
 from confed.inference.exchange import Sealing
 from confed.inference.messages import Request, RequestHead
 from confed.inference.requester import Proof
-from confed.inference.windows import STREAM_HEAD, STREAM_PATH
+from confed.inference.windows import ANSWER_HEAD, STREAM_HEAD, STREAM_PATH, Windows
 from confed.statement import Signed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "chat"))
@@ -125,6 +134,22 @@ def test_a_receipt_over_anything_else_is_refused(
         with pytest.raises(LineageError):
             stream.receipt() if marked else stream.close()
         assert stream.proofs == []
+
+
+def test_an_answer_of_another_kind_or_two_of_them_are_none(
+    deployment: Deployment, shared: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Windows.answer
+    monkeypatch.setattr(Windows, "receipt", lambda self, _signed: honest(self, ANSWER_HEAD, b""))
+    with deployment.client(shared.url) as client:
+        stream = client.stream()
+        stream.predict({"x": X})
+        with pytest.raises(EncodingError):
+            stream.receipt()
+        monkeypatch.setattr(Windows, "answer", lambda self, *parts: honest(self, *parts) + honest(self, *parts))
+        stream = client.stream()
+        with pytest.raises(EncodingError):  # the second one may come a moment later
+            _ = [stream.predict({"x": X}) for _ in range(2)]
 
 
 def test_no_word_of_a_stream_is_on_the_wire(deployment: Deployment, shared: Served) -> None:

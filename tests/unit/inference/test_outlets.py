@@ -27,6 +27,7 @@ CHAT = {
     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "note": "x" * 65}}],
     "usage": {"total_tokens": 7},
     "outputs": [{"name": "alarm", "data": [0.5, 1.5]}, {"name": "y", "data": list(range(MOST_VALUES + 1))}],
+    "many": [{"score": number} for number in range(MOST_VALUES + 1)],
     "none": None,
     "broken": float("inf"),
 }
@@ -41,6 +42,7 @@ FOUND: dict[str, tuple[str, Any]] = {
     "an object of an element": ("choices.message", ...),
     "a long text": ("choices.message.note", ...),
     "a long list": ("outputs.y.data", ...),
+    "a value of too many elements": ("many.score", ...),
     "nothing": ("none", ...),
     "what is not there": ("usage.other", ...),
     "no finite number": ("broken", ...),
