@@ -33,8 +33,9 @@ try:
     from confed.data.croissant import About, type_told
     from confed.data.dataset import DatasetDetail
     from confed.data.described import description_file, read_description
+    from confed.data.explanation import explained, told
     from confed.data.findings import open_findings
-    from confed.data.owner import check_tables, read_tables, seal_tables, told
+    from confed.data.owner import check_tables, read_tables, seal_tables
 except ModuleNotFoundError as error:
     raise MissingPackageError("confed data", expected="the extra confed[data]", got=error.name) from error
 
@@ -90,8 +91,10 @@ def seal(  # noqa: PLR0913 (the options of a command)
     for file in (target, beside):
         if file.exists() and not force:
             raise UsageError(str(file), expected="no such file yet (or --force)", got="a file")
+    if not target.parent.is_dir():
+        raise UsageError("--out", expected="a file in a folder that is there", got=target)
     about = About(
-        name=name or path.name,
+        name=path.name if name is None else name,
         description=description,
         licence=licence,
         derived_from=tuple(derived_from or ("not said",)),
@@ -133,7 +136,7 @@ def check(path: Source, contract: ContractFile, *, as_json: Json = False) -> Non
         typer.echo(json.dumps({"contract": agreed.digest, "findings": [_json(finding) for finding in findings]}))
     else:
         for finding in findings:
-            typer.echo(told(finding))
+            typer.echo(explained(finding, tables.table, agreed))
     check_tables(tables, agreed, what=str(path))
     if not as_json:
         typer.echo(f"{path} keeps contract {agreed.name!r} ({agreed.digest})")

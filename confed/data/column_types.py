@@ -98,12 +98,15 @@ def plain_table(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
         types: contract's types, by column.
 
     Raises:
-        ColumnError: a moment that microseconds cannot hold.
+        ColumnError: a moment that microseconds cannot hold, or text that is not UTF-8.
     """
     try:
-        return table.cast(pa.schema([(name, arrow_type(types[name])) for name in table.column_names]))
+        found = table.cast(pa.schema([(name, arrow_type(types[name])) for name in table.column_names]))
+        found.validate(full=True)  # a Parquet file may call any bytes text, and polars would believe it
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         failed = True
+    else:
+        return found
     # Outside of the block above: Arrow's own error quotes values.
     raise ColumnError("columns", expected="values that their types can hold", got="others" if failed else "")
 

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from confed import canonical, record
-from confed.data.checking import Finding, examine
+from confed.data.checking import examine
 from confed.data.column_types import column_names, refuse_objects
 from confed.data.croissant import About, croissant
 from confed.data.dataset import FORMAT, DatasetDetail, FilePlace
 from confed.data.described import description_file, read_description
 from confed.data.description import DatasetDescription, encode
+from confed.data.explanation import explained
 from confed.data.nested import flattened
 from confed.data.sources import is_parquet, read_table, source_files
 from confed.errors import ColumnError, ConfigError, ContractError, EmptyDatasetError, RecipientError
@@ -102,13 +103,8 @@ def check_tables(tables: Tables, contract: Contract, *, what: str) -> None:
     _, findings = examine(tables.table, contract)
     for first in findings:
         more = f" (and {len(findings) - 1} more findings)" if len(findings) > 1 else ""
-        raise ContractError(what, expected=f"contract {contract.name!r} kept", got=told(first) + more)
-
-
-def told(finding: Finding) -> str:
-    """Return a finding in words."""
-    where = f"column {finding.column}" if finding.column else "the table"
-    return f"{where}: {finding.check}, {finding.count} times"
+        got = explained(first, tables.table, contract) + more
+        raise ContractError(what, expected=f"contract {contract.name!r} kept", got=got)
 
 
 def seal_tables(

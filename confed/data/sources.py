@@ -28,6 +28,7 @@ PARQUET = (".parquet", ".pq")
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 _UNSAFE = (".npy", ".npz", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".h5", ".hdf5", ".mat", ".rds")
+_NOT_UTF8 = re.compile("invalid utf-?8", re.IGNORECASE)
 _CSV_COLUMN = re.compile(r"CSV column #(\d+)")
 _JSON_COLUMN = re.compile(r"Column\(/([^)]*?)(?:/\[\])?\)")
 
@@ -49,8 +50,9 @@ def source_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         raise MissingFileError("dataset", expected="a file or a folder", got=path)
     if _is_image_folder(path):
+        _require_images(path)
         return (path,)
-    files = tuple(sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")))
+    files = tuple(entry for entry in _shown(path) if entry.is_file())
     if not files:
         raise EmptyDatasetError(str(path), expected="at least one file", got="none")
     for file in files:
@@ -91,9 +93,16 @@ def _reading(read: Callable[[], pa.Table], path: Path) -> pa.Table | None:
     """Return what ``read`` does, or ``None``; Arrow's errors quote values, so nothing leads to them."""
     column: str | None = None
     try:
-        return read()
+        table = read()
+        _ = table.column_names  # decoded here
+        table.validate(full=True)  # readers of JSON and Parquet take any bytes for text
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        column = _column_in(str(error), path)
+        encoded = isinstance(error, UnicodeDecodeError) or _NOT_UTF8.search(str(error)) is not None
+        column = None if encoded else _column_in(str(error), path)
+    else:
+        return table
+    if encoded:
+        raise UnreadableDataError(str(path), expected="text in UTF-8", got="another encoding")
     if column is not None:
         raise ColumnError(f"{path}: column {column}", expected="values of its type", got="others")
     return None
@@ -104,7 +113,7 @@ def _column_in(message: str, path: Path) -> str | None:
     numbered, named = _CSV_COLUMN.search(message), _JSON_COLUMN.search(message)
     if numbered is None:
         return None if named is None else named.group(1).replace("/", ".")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         header = next(csv.reader(file))
     return header[int(numbered.group(1))]
 
@@ -120,7 +129,11 @@ def _read_csv(path: Path, contract: Contract) -> pa.Table:
             raise ColumnError(f"{path}: column {name}", expected="Parquet, Arrow or JSON lines for lists", got="CSV")
     types = {name: arrow_type(terms.type) for name, terms in contract.columns.items()}
     options = pyarrow.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
-    return pyarrow.csv.read_csv(path, convert_options=options)
+    table = pyarrow.csv.read_csv(path, convert_options=options)
+    for other, name in ((";", "semicolons"), ("\t", "tabs")):
+        if table.num_columns == 1 and other in table.column_names[0]:
+            raise UnreadableDataError(str(path), expected="commas between its columns", got=name)
+    return table
 
 
 def _read_json(path: Path, contract: Contract) -> pa.Table:
@@ -142,13 +155,7 @@ def _read_arrow(path: Path, contract: Contract) -> pa.Table:
 def _read_images(path: Path, contract: Contract) -> pa.Table:
     """Return bytes and label (the name of its folder) of every image; pictures are not decoded."""
     del contract
-    files = [
-        (file, folder.name)
-        for folder in sorted(path.iterdir())
-        if folder.is_dir()
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGES
-    ]
+    files = [(file, folder.name) for folder in _shown(path) for file in _shown(folder)]
     images = pa.array([file.read_bytes() for file, _ in files], pa.binary())
     return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array([label for _, label in files], pa.string())})
 
@@ -169,10 +176,25 @@ def _require_known(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in _UNSAFE:
         raise UnsafeDataError(str(path), expected=f"one of {', '.join(_READERS)}", got=f"{suffix} (may hold code)")
+    if suffix in IMAGES:
+        raise UnreadableDataError(str(path), expected="a folder with a folder for each class of images", got="an image")
     if suffix not in _READERS:
         raise UnreadableDataError(str(path), expected=f"one of {', '.join(_READERS)}", got=suffix or "no suffix")
 
 
 def _is_image_folder(path: Path) -> bool:
-    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return any(file.suffix.lower() in IMAGES for folder in folders for file in folder.iterdir())
+    return any(file.suffix.lower() in IMAGES for folder in _shown(path) if folder.is_dir() for file in folder.iterdir())
+
+
+def _require_images(path: Path) -> None:
+    """Refuse what is in a folder of images and would be left out without a word; hidden files are."""
+    for entry in _shown(path):
+        if not entry.is_dir():
+            raise UnreadableDataError(str(entry), expected="a folder for each class of images alone", got="a file")
+        for file in _shown(entry):
+            if not file.is_file() or file.suffix.lower() not in IMAGES:
+                raise UnreadableDataError(str(file), expected=f"one of {', '.join(IMAGES)}", got=file.suffix or "none")
+
+
+def _shown(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))

@@ -180,6 +180,8 @@ def _filled(column: Any) -> Any:
 
 def _check_column(name: str, column: Any) -> None:
     """Check one column by itself, so that a mistake in it is named with it."""
+    if not isinstance(column, dict):
+        raise ConfigError(f"contract.columns.{name}", expected="a table", got=type(column).__name__)
     try:
         record.from_json(ColumnTerms, column, error=ConfigError)
     except ConfigError as error:

@@ -88,6 +88,8 @@ MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
     ("an empty file", ("check", "empty.parquet", "--contract", "c.toml"), "at least one row"),
     ("something else as Parquet", ("check", "junk.parquet", "--contract", "c.toml"), "junk.parquet"),
     ("something else as container", ("show", "good.parquet"), "a sealed container"),
+    ("a folder that is not there", ("seal", "good.parquet", "--contract", "c.toml", "--owner", "east", "--out", "gone/x"), "--out"),
+    ("a name without a letter", ("seal", "good.parquet", "--contract", "c.toml", "--owner", "east", "--name", ""), "dataset name"),
     ("a pipeline with a column that is not there", ("seal", "good.parquet", "--contract", "c.toml", "--owner", "east", "--pipeline", "p.toml"), "steps[0].column"),
 ]  # fmt: skip
 

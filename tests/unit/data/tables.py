@@ -26,3 +26,9 @@ PLAIN = Pipeline.from_document({"name": "none"})
 def ages(rows: int = 10, **columns: Any) -> pa.Table:
     values = {"age": [float(row) for row in range(rows)], "name": [f"name {row}" for row in range(rows)], **columns}
     return pa.table(values)
+
+
+def not_utf8() -> pa.Array:
+    """One text whose bytes are Latin-1: no reader of Parquet or Arrow looks."""
+    places = pa.py_buffer((0).to_bytes(4, "little") + (1).to_bytes(4, "little"))
+    return pa.Array.from_buffers(pa.string(), 1, [None, places, pa.py_buffer(b"\xe4")])

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tables import AGES, CANARY, CANARY_NUMBER, ages, contract_of
+from tables import AGES, CANARY, CANARY_NUMBER, ages, contract_of, not_utf8
 
 from confed.data.checking import check, examine
-from confed.errors import ConfigError, ContractError
+from confed.data.explanation import explained
+from confed.errors import ColumnError, ConfigError, ContractError
 
 BREAKS: list[tuple[str, dict[str, Any], Any, list[tuple[str, str, int]]]] = [
     ("a number below", {"type": "float64", "least": 1.0}, [0.5, 1.0, 0.0], [("x", "least", 2)]),
@@ -129,6 +130,41 @@ def test_a_check_that_cannot_be_done_is_no_finding():
     contract = contract_of({"x": {"type": "text", "pattern": "(a{1,1000}){1,1000}"}})
     with pytest.raises(ConfigError, match=r"contract.columns.x.pattern"):
         examine(pa.table({"x": [CANARY]}), contract)
+
+
+def test_text_that_is_none_never_reaches_a_check():
+    with pytest.raises(ColumnError, match="values that their types can hold"):
+        examine(pa.table({"x": not_utf8()}), contract_of({"x": {"type": "text"}}))
+
+
+@pytest.mark.parametrize(
+    ("column", "terms", "told"),
+    [
+        ({"x": ["a"]}, {"type": "int64"}, "column x: type, expected int64, got text"),
+        ({"x": pa.array([1], pa.int32())}, {"type": "int64"}, "column x: type, expected int64, got int32"),
+        ({"x": pa.array([[1]])}, {"type": "list<int64, 2>"}, "column x: items, 1 times"),
+        ({"x": pa.array([[[1]]])}, {"type": "list<int64>"}, "column x: type, expected list<int64>, got list<"),
+        ({"x.a": [1], "x.b": [1]}, {"type": "int64"}, "column x: missing, it is a structure with x.a, x.b"),
+        ({" X": [1]}, {"type": "int64"}, "column x: missing, there is ' X'"),
+        ({CANARY: [1]}, {"type": "int64"}, "column x: missing"),
+        ({"x": [7]}, {"type": "int64", "most": 5.0}, "column x: most, 1 times"),
+    ],
+)
+def test_who_has_the_table_is_told_what_is_there_instead_and_no_value(column, terms, told):
+    table, contract = pa.table(column), contract_of({"x": terms})
+    (finding,) = examine(table, contract)[1]
+    said = explained(finding, table, contract)
+    assert said.startswith(told)
+    assert CANARY not in said
+
+
+def test_rows_and_columns_of_one_name_are_told_by_their_number():
+    contract = contract_of({"x": {"type": "int64"}}, rows={"least": 2, "most": 3})
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
+    assert [explained(finding, table, contract) for finding in examine(table, contract)[1]] == [
+        "the table: rows, expected 2 to 3, got 1",
+        "column x: missing, it is there 2 times",
+    ]
 
 
 def test_a_refusal_s_message_has_no_findings():

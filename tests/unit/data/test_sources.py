@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from tables import AGES, CANARY, ages, contract_of
+from tables import AGES, CANARY, ages, contract_of, not_utf8
 
 from confed.data.owner import check_tables, read_tables
 from confed.errors import (
@@ -138,12 +138,44 @@ def test_csv_has_no_lists(tmp_path):
 COLUMNS: dict[str, dict[str, pa.Array]] = {
     "uuid.parquet": {"age": pa.array([bytes(16)], pa.uuid())},
     "zone.parquet": {"age": pa.array([1.0]), "seen": pa.array([0], pa.timestamp("us", tz="UTC"))},
+    "latin.parquet": {"age": pa.array([1.0]), "name": not_utf8()},
     "map.parquet": {"age": pa.array([1.0]), "m": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8()))},
 }
 
 
+LATIN = f"{CANARY}\u00e4".encode("latin-1")
+BYTES: dict[str, bytes] = {
+    "latin.csv": b"age,name\n1," + LATIN,
+    "header.csv": b"age,n\xe4me\n1,a\n",
+    "latin.jsonl": b'{"age": 1.0, "name": "\xe4"}\n',
+    "semicolons.csv": b"age;name\n1;a\n",
+    "tabs.csv": b"age\tname\n1\ta\n",
+    "image.png": b"x",
+    "wrong.csv": f"age,name\n1,a\n{CANARY},b\n".encode(),
+    "wrong.jsonl": f'{{"age": 1.0, "name": "a"}}\n{{"age": "{CANARY}", "name": "b"}}\n'.encode(),
+}
+IMAGES: dict[str, str] = {
+    "a table beside images": "labels.csv",
+    "another kind of image": "cat/2.heic",
+    "a pickle among images": "cat/2.pkl",
+    "a folder in a folder": "cat/small/1.png",
+}
+
+
+def files_of(what: str) -> dict[str, bytes]:
+    """Return what is written as it stands, by its place in the dataset's path."""
+    if what in IMAGES:
+        return dict.fromkeys(("cat/1.png", "cat/.hidden", IMAGES[what]), b"x")
+    return {"": BYTES[what]} if what in BYTES else {}
+
+
 def make_bad(folder: Path, what: str) -> Path:
     path = folder / f"{what}"
+    for name, data in files_of(what).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    if path.exists():
+        return path
     if what == "folder":
         path.mkdir()
     elif what == "mixed":
@@ -158,10 +190,6 @@ def make_bad(folder: Path, what: str) -> Path:
         write(path, ages(0))
     elif what == "a.npy":
         np.save(path, np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    elif what == "wrong.csv":
-        path.write_text(f"age,name\n1,a\n{CANARY},b\n")
-    elif what == "wrong.jsonl":
-        path.write_text(f'{{"age": 1.0, "name": "a"}}\n{{"age": "{CANARY}", "name": "b"}}\n')
     elif what in COLUMNS:
         pq.write_table(pa.table(COLUMNS[what]), path)
     elif what != "gone.parquet":
@@ -186,6 +214,16 @@ BAD: list[tuple[str, type[Exception], str]] = [
     ("wrong.jsonl", ColumnError, "column age"),
     ("uuid.parquet", UnsafeDataError, "column age"),
     ("zone.parquet", ColumnError, "column seen: expected one of .*datetime.*, got timestamp"),
+    ("latin.parquet", UnreadableDataError, "latin.parquet: expected text in UTF-8"),
+    *(
+        (name, UnreadableDataError, f"{name}: expected text in UTF-8")
+        for name in ("latin.csv", "header.csv", "latin.jsonl")
+    ),
+    ("semicolons.csv", UnreadableDataError, "got semicolons"),
+    ("tabs.csv", UnreadableDataError, "got tabs"),
+    ("image.png", UnreadableDataError, "a folder for each class"),
+    *((what, UnreadableDataError, name) for what, name in IMAGES.items() if "small" not in name),
+    ("a folder in a folder", UnreadableDataError, "cat/small: expected one of .bmp"),
     ("map.parquet", ColumnError, "column m: expected one of .*, got map"),
 ]
 

@@ -67,7 +67,12 @@ BAD = [
     ("a column of the wrong type", "age,name\ncanary-4711,a\n", "column", "column age"),
     ("an empty shard", "age,name\n", "empty-dataset", "at least one row"),
     ("a missing column", "name\ncanary-4711\n", "contract", "column age: missing"),
-    ("more rows than the contract takes", "age,name\n" + "1,a\n" * 10, "contract", "the table: rows, 10 times"),
+    (
+        "more rows than the contract takes",
+        "age,name\n" + "1,a\n" * 10,
+        "contract",
+        "the table: rows, expected 1 to 9, got 10",
+    ),
 ]
 
 

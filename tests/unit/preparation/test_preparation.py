@@ -68,6 +68,11 @@ def test_a_mistake_in_a_column_is_named_with_it(what, column, field):
         contract(**column)
 
 
+def test_a_column_that_is_no_table_is_named():
+    with pytest.raises(ConfigError, match=r"contract.columns.age: expected a table, got str"):
+        Contract.from_document({**CONTRACT, "columns": {"age": "float64"}})
+
+
 def test_ordinary_patterns_are_taken():
     for pattern in (r"[A-Z]{2}\d+", r"(?:a|b)c?", r"\\1", r"(?P<x>a)", r"(?i)ill"):
         assert contract(type="text", pattern=pattern).columns["age"].pattern == pattern
