@@ -21,8 +21,8 @@ from confed.attestation.attester import Attester
 from confed.attestation.evidence import Binding, instance_of
 from confed.errors import ConfedError, ManifestMismatchError, SessionError, ShapeError
 from confed.inference.epochs import Epochs
-from confed.inference.exchange import Opening
 from confed.inference.lease import HeldLease, since_boot
+from confed.inference.opening import Opening
 from confed.inference.outlet import Leaving, Outlet
 from confed.inference.receipts import Receipt
 from confed.inference.refusals import Refusal, reason_of

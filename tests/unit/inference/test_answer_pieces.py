@@ -15,9 +15,10 @@ from confed.errors import DeliveryError, EncodingError, TamperedError, Truncated
 from confed.inference.edge import Edge
 from confed.inference.engine import Answer
 from confed.inference.epochs import Epochs
-from confed.inference.exchange import Answering, AnswerOpening, Opening, Sealing
+from confed.inference.exchange import Answering, AnswerOpening, Sealing
 from confed.inference.frames import PIECE_BYTES, Frame, FrameOpener, FrameSealer
 from confed.inference.messages import AnswerHead, Request, RequestHead
+from confed.inference.opening import Opening
 from confed.serving import OutputTerms, Padding, PaddingTerms
 from confed.statement import sign
 

@@ -42,12 +42,12 @@ from confed.inference.exchange import (
     RECEIPT,
     Answering,
     AnswerOpening,
-    Opening,
     Sealing,
 )
 from confed.inference.frames import LARGEST_CONTENT_BYTES, PIECE_BYTES, FrameOpener, FrameSealer
 from confed.inference.header import REQUEST_MAGIC
 from confed.inference.messages import AnswerHead, Commitment, Request, RequestHead
+from confed.inference.opening import Opening
 from confed.inference.refusals import Reason, Refusal
 from confed.sealing.derivation import exchange_answer_key
 from confed.serving import Padding, PaddingTerms

@@ -34,9 +34,10 @@ from confed.errors import (
 from confed.inference import epochs as epochs_module
 from confed.inference.attempts import NotRunError, lost, refused
 from confed.inference.epochs import EPOCH_MS, OVERLAP_MS, REMEMBERED_MS, Epochs
-from confed.inference.exchange import Opening, Sealing
+from confed.inference.exchange import Sealing
 from confed.inference.header import REQUEST_MAGIC, HeaderReader
 from confed.inference.messages import Request, RequestHead
+from confed.inference.opening import Opening
 from confed.inference.refusals import (
     REFUSAL_LIMIT_BYTES,
     Reason,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from confed.errors import ConfedError, EncodingError, ExchangeError, SizeError, TamperedError, TruncatedError
 from confed.inference.epochs import EPOCH_MS, OVERLAP_MS, Epochs
-from confed.inference.exchange import BODY, HEAD, AnswerOpening, Opening, Sealing
+from confed.inference.exchange import BODY, HEAD, AnswerOpening, Sealing
 from confed.inference.frames import LARGEST_CONTENT_BYTES, FrameSealer
 from confed.inference.messages import AnswerHead, Request, RequestHead
+from confed.inference.opening import Opening
 from confed.inference.windows import END, MARK, STREAM_HEAD, Message, MessageReader, What, Windows, WindowSealer
 from confed.serving import Padding, PaddingTerms
 from confed.statement import sign
