@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from confed.adapter import AdapterTerms
 from confed.errors import ConfigError, ShapeError
-from confed.experiment.config import ModelTable
+from confed.experiment.learning_tables import ModelTable
 from confed.model.adapter import with_adapter
 from confed.model.bfloat16 import narrowed
 from confed.model.trained import Trained, names_of

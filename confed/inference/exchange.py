@@ -202,7 +202,11 @@ class AnswerOpening:
 
     @property
     def commitment(self) -> str:
-        """The commitment of the answer so far, once it has begun."""
+        """The commitment of the answer so far.
+
+        Raises:
+            EncodingError: it has not begun.
+        """
         if self._commitment is None:
             raise EncodingError("answer", expected="a head", got="none")
         return self._commitment.digest

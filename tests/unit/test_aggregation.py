@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from confed.aggregation import SUMMED, AggregationTerms
 from confed.errors import ConfigError
-from confed.experiment.config import AggregationTable
+from confed.experiment.learning_tables import AggregationTable
 from confed.experiment.resolution import AGGREGATED_BY
 from confed.manifest import Manifest, StrategyTerms
 from tests.unit.test_manifest import make

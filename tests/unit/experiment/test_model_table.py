@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from confed.errors import ConfigError
-from confed.experiment.config import ModelTable
+from confed.experiment.learning_tables import ModelTable
 from confed.experiment.starting import starting_model
 from confed.model.bfloat16 import widened
 
