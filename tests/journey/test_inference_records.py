@@ -179,6 +179,28 @@ def without(event: str) -> Change:
     return lambda entry: None if entry.event == event else entry
 
 
+def without_the_first(event: str) -> Change:
+    seen: list[LedgerEntry] = []
+
+    def change(entry: LedgerEntry) -> LedgerEntry | None:
+        seen.extend([entry] if entry.event == event else [])
+        return None if seen[:1] == [entry] else entry
+
+    return change
+
+
+def until(event: str, number: int) -> Change:
+    """Cut off what comes after the event's occurrence of this number."""
+    seen: list[LedgerEntry] = []
+
+    def change(entry: LedgerEntry) -> LedgerEntry | None:
+        over = len(seen) >= number
+        seen.extend([entry] if entry.event == event else [])
+        return None if over else entry
+
+    return change
+
+
 def renamed(event: str, name: str) -> Change:
     return lambda entry: dataclasses.replace(entry, event=name) if entry.event == event else entry
 
@@ -202,6 +224,8 @@ LEDGERS: dict[str, tuple[Change, type[ConfedError]]] = {
     "another key": (with_key(key_id="dd"), PurposeError),
     "another version's key": (with_key(use="version", version=1), PurposeError),
     "no lease": (without("leased"), LeaseError),
+    "no lease with the first release": (without_the_first("leased"), LeaseError),
+    "no lease with the last release": (until("released", 3), LeaseError),
     "a lease without a release": (without("released"), LeaseError),
     "a lease of another instance": (of("leased", instance="dd" * 32), LeaseError),
     "a lease for another request": (of("leased", request="dd" * 32), LeaseError),

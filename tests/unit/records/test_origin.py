@@ -70,6 +70,10 @@ def swapped(manifest: Manifest) -> Manifest:
     return of_model(start=dataclasses.replace(manifest.model.start, digest="dd" * 32))(manifest)
 
 
+def with_another_key(manifest: Manifest) -> Manifest:
+    return of_model(start=dataclasses.replace(manifest.model.start, key_id="dd" * 16))(manifest)
+
+
 def without_origin(manifest: Manifest) -> Manifest:
     assert manifest.serving is not None
     return dataclasses.replace(manifest, serving=dataclasses.replace(manifest.serving, origin=None))
@@ -92,6 +96,7 @@ MANIFESTS: dict[str, tuple[Callable[[Manifest], Manifest], type[ConfedError]]] =
     "another attempt": (of_origin(attempt=0), LineageError),
     "another run": (of_origin(run="digits-2"), ManifestMismatchError),
     "another manifest of the run": (of_origin(manifest="dd" * 32), ManifestMismatchError),
+    "another key of its owner": (with_another_key, ManifestMismatchError),
     "another owner": (of_another_owner, ManifestMismatchError),
     "no origin at all": (without_origin, ManifestMismatchError),
 }
