@@ -37,9 +37,9 @@ from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.server import serve_brokers
-from confed.keybroker.statements import CommitRecord
-from confed.statement import sign
-from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel
+from confed.keybroker.statements import Challenge, Commit, CommitRecord, Countersignature, Grant, Head, Ticket
+from confed.statement import Signed, sign, unverified, word_of
+from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel, unpack
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
 
@@ -64,11 +64,17 @@ def served(world: World, place: Path) -> Iterator[Served]:
         yield Served(world, server, channel, BrokerClient(channel))
 
 
+def told(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, ConfedError):
+            raise reply
+    return replies
+
+
 def release_items(world: World, enclave: Enclave, client: BrokerClient, names: tuple[str, ...]) -> list[Any]:
-    challenges = client.challenge([(world.public(name), world.manifest.digest) for name in names])
+    challenges = told(client.challenge([(world.public(name), world.manifest.digest) for name in names]))
     items = []
     for name, challenge in zip(names, challenges, strict=True):
-        assert not isinstance(challenge, ConfedError)
         request = world.request(enclave, name, nonce=challenge.nonce)
         envelope = enclave.attest(world.public(name), challenge.nonce)
         items.append((sign(request, enclave.signing), envelope, b""))
@@ -88,23 +94,22 @@ def test_a_call_holds_half_of_ten_thousand_sites_and_is_bounded(served: Served) 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
-def test_a_round_goes_over_the_wire(served: Served) -> None:
+def a_round(served: Served) -> None:
+    """Everything that a round asks of brokers, to its commit."""
     world, client = served.world, served.client
     aggregator, trainer = Enclave(world, Role.AGGREGATOR), Enclave(world, Role.CLIENT)
     everyone = (MODEL_OWNER, *SITES)
-    for reply in client.release(release_items(world, aggregator, client, everyone)):
-        assert not isinstance(reply, ConfedError)
+    told(client.release(release_items(world, aggregator, client, everyone)))
     requests = []
-    for site, reply in zip(SITES, client.release(release_items(world, trainer, client, SITES)), strict=True):
-        assert not isinstance(reply, ConfedError)
+    for site, reply in zip(SITES, told(client.release(release_items(world, trainer, client, SITES))), strict=True):
         assert len(trainer.hpke.unwrap(reply.wrapped_keys[0], info=reply.grant.context)) == 32
         assert reply.credential is not None
         requests.append(sign(world.ticket_request(trainer, site, aggregator, reply.credential), trainer.signing))
-    tickets = client.ticket(requests)
+    tickets = told(client.ticket(requests))
     assert client.ticket(requests) == tickets
     signed = sign(world.candidate(aggregator, dict(zip(SITES, tickets, strict=True))), aggregator.signing)
     keys = [world.public(name) for name in SITES]
-    signatures = client.countersign(keys, candidate=signed, tickets=tickets)
+    signatures = told(client.countersign(keys, candidate=signed, tickets=tickets))
     commit = client.commit(world.public(MODEL_OWNER), candidate=signed, tickets=tickets, countersignatures=signatures)
     record = CommitRecord(
         candidate=signed,
@@ -113,7 +118,7 @@ def test_a_round_goes_over_the_wire(served: Served) -> None:
         commit=commit,
         metrics=METRICS,
     ).to_bytes()
-    heads = client.observe([(key, world.manifest.run, os.urandom(32), record) for key in keys])
+    heads = told(client.observe([(key, world.manifest.run, os.urandom(32), record) for key in keys]))
     assert [head.version for head in heads] == [1, 1, 1]
     (early,) = client.close(
         [world.public(MODEL_OWNER)], run="run-1", manifest=world.manifest.digest, final_record=record
@@ -121,6 +126,43 @@ def test_a_round_goes_over_the_wire(served: Served) -> None:
     assert type(early).code == "round"
     for name in everyone:
         verify_ledger(client.records(world.public(name)), broker=world.public(name))
+
+
+def test_a_round_goes_over_the_wire(served: Served) -> None:
+    a_round(served)
+
+
+STATEMENTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a nonce for another manifest": (Challenge, {"manifest": "34" * 32}),
+    "a grant for another request": (Grant, {"request": "34" * 32}),
+    "a ticket for another round": (Ticket, {"round": 2}),
+    "a ticket for another base": (Ticket, {"base": "34" * 32}),
+    "a ticket to another aggregator": (Ticket, {"aggregator": "34" * 32}),
+    "a ticket of another credential": (Ticket, {"credential": "34" * 32}),
+    "a countersignature of another candidate": (Countersignature, {"candidate": "34" * 32}),
+    "a commit of another candidate": (Commit, {"candidate": "34" * 32}),
+    "a commit of another version": (Commit, {"digest": "34" * 32}),
+    "a head of an earlier question": (Head, {"nonce": bytes(32)}),
+    "a head of another run": (Head, {"run": "run-2"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), STATEMENTS.values(), ids=STATEMENTS)
+def test_what_the_right_broker_signed_for_something_else_is_not_believed(
+    served: Served, monkeypatch: pytest.MonkeyPatch, kind: Any, changes: dict[str, Any]
+) -> None:
+    """The network may play again whatever it has seen."""
+    keys = {broker.public: broker._key for broker in served.world.brokers.values()}
+
+    def another(message: pb.Signed) -> Signed:
+        signed = unpack(message)
+        if word_of(signed, "type") != kind.TYPE:
+            return signed
+        return sign(dataclasses.replace(unverified(signed, kind), **changes), keys[signed.signer])
+
+    monkeypatch.setattr("confed.keybroker.client.unpack", another)
+    with pytest.raises(BrokerError, match="an answer to something else"):
+        a_round(served)
 
 
 def test_one_refusal_does_not_fail_a_batch(served: Served) -> None:
