@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import threading
@@ -165,11 +166,13 @@ class ConfidentialClient:
             MayHaveRunError: neither an answer nor a refusal that holds came: it may have run, and is not sent again.
             RefusedError: a replica that the policy does not accept; or no answer to this request, which may have run.
         """
-        return self._anywhere(
-            lambda place, sealing, replica: Reply(
-                self._post(place, sealing, replica, request), request=request, sealing=sealing, replica=replica
-            )
-        )
+
+        def begun(place: _Place, sealing: Sealing, replica: VerifiedReplica) -> Reply:
+            response = self._post(place, sealing, replica, request)
+            lost = functools.partial(place.forget, replica)
+            return Reply(response, request=request, sealing=sealing, replica=replica, lost=lost)
+
+        return self._anywhere(begun)
 
     def stream(self) -> WindowStream:
         """Return a stream of windows (live data, say): each sealed, answered, and sent once, over one exchange.

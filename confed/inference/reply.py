@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import httpx
@@ -18,11 +18,25 @@ class Reply:
     """An answer as it comes: its head, its body in pieces, and at the end its receipt.
 
     Reading it to the end checks that it ended; whoever stops before that should ``close`` it.
+
+    Args:
+        response: of HTTP.
+        request: that is answered.
+        sealing: of the request.
+        replica: that it was sealed to.
+        lost: is told where the answer breaks off: the replica may be gone.
     """
 
     def __init__(
-        self, response: httpx.Response, *, request: Request, sealing: Sealing, replica: VerifiedReplica
+        self,
+        response: httpx.Response,
+        *,
+        request: Request,
+        sealing: Sealing,
+        replica: VerifiedReplica,
+        lost: Callable[[], None],
     ) -> None:
+        self._lost = lost
         self._response = response
         self._request = request
         self._sealing = sealing
@@ -71,11 +85,15 @@ class Reply:
         try:
             for data in self._response.iter_raw():
                 yield from opening.feed(data)
+            answered = opening.close()
         except httpx.HTTPError as error:
+            self._lost()
             raise TruncatedError("answer", expected="its last frame", got="the connection's end") from error
+        except TruncatedError:
+            self._lost()
+            raise
         finally:
             self._response.close()
-        answered = opening.close()
         self.receipt = self._replica.receipt(
             answered.receipt,
             epoch=answered.epoch,

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from inference_road import Deployment, Linear, Served
 
 from confed import canonical
-from confed.errors import BusyError, MayHaveRunError, SizeError, StaleEpochError, UnreachableError
+from confed.errors import BusyError, MayHaveRunError, SizeError, StaleEpochError, TruncatedError, UnreachableError
 from confed.inference.client import ConfidentialClient
 from confed.inference.edge import EVIDENCE_PATH, EXCHANGE_PATH
 from confed.inference.header import HeaderReader
@@ -296,6 +296,14 @@ def test_an_instance_that_was_started_again_while_nobody_asked_is_verified_befor
     assert road.client.predict({"x": X})["y"].shape == (2, 3)
     assert road.runs() == (runs[0], runs[1] + 1)
     assert len(road.network.requests) == 1
+
+
+def test_a_replica_whose_answer_broke_off_is_verified_anew(road: Road) -> None:
+    road.network.instead = lambda _request, answer: (answer[0], answer[1][:-40])
+    with pytest.raises(TruncatedError):
+        road.client.predict({"x": X})
+    road.network.instead, road.network.target = as_it_came, road.second.url  # it fell, and another was started
+    assert road.client.predict({"x": X})["y"].shape == (2, 3)
 
 
 def test_a_replica_that_was_reached_and_is_gone_is_verified_anew(road: Road) -> None:
