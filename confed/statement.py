@@ -157,25 +157,27 @@ def _decoded(payload: bytes) -> Mapping[str, Any]:
 
 
 class _Known:
-    """Signatures that hold, by a digest of signer, signature and payload; the oldest are forgotten.
+    """Signatures that hold, by a digest of signer, signature and payload; the older half is forgotten at once.
 
     Verification is a pure function of these three, so brokers that share a process check a ticket once, and nobody
-    checks what this very process signed.
+    checks what this very process signed. One at a time would cost more than a signature: whoever looks for the oldest
+    of a dictionary passes by all that were taken out of it before.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._names: dict[bytes, None] = {}
+        self._half = max(1, most // 2)
+        self._newer: set[bytes] = set()
+        self._older: set[bytes] = set()
         self._lock = threading.Lock()
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self._names
+        return name in self._newer or name in self._older
 
     def add(self, name: bytes) -> None:
         with self._lock:
-            self._names[name] = None
-            if len(self._names) > self._most:
-                del self._names[next(iter(self._names))]
+            if len(self._newer) >= self._half:
+                self._older, self._newer = self._newer, set()
+            self._newer.add(name)
 
 
 _known = _Known(_MOST_KNOWN)

@@ -54,12 +54,12 @@ class Ledger:
         """
         if event not in EVENTS:
             raise LedgerError("ledger event", expected="a known one", got=event)
-        last = tx.one("SELECT sequence, digest, time FROM ledger ORDER BY sequence DESC LIMIT 1")
+        sequence, previous, earliest = _last(tx)
         entry = LedgerEntry(
             broker=self._public,
-            sequence=0 if last is None else last[0] + 1,
-            previous="" if last is None else last[1],
-            time=time if last is None else max(time, last[2]),
+            sequence=sequence + 1,
+            previous=previous,
+            time=max(time, earliest),
             event=event,
             body=body,
         )
@@ -69,19 +69,18 @@ class Ledger:
             "INSERT INTO ledger VALUES (?, ?, ?, ?, ?)",
             (entry.sequence, digest, entry.time, signed.payload, signed.signature),
         )
+        tx.last_entry = (entry.sequence, digest, entry.time)
         return digest
 
     @staticmethod
     def time(tx: Transaction) -> int:
         """Return the time of the last entry (0 if there is none): the clock may not be before it."""
-        last = tx.one("SELECT time FROM ledger ORDER BY sequence DESC LIMIT 1")
-        return 0 if last is None else last[0]
+        return _last(tx)[2]
 
     @staticmethod
     def tip(tx: Transaction) -> str:
         """Return the digest of the last entry (empty if there is none)."""
-        last = tx.one("SELECT digest FROM ledger ORDER BY sequence DESC LIMIT 1")
-        return "" if last is None else last[0]
+        return _last(tx)[1]
 
     def read(self, store: Store, *, first: int = 0) -> Iterable[Signed]:
         """Yield the entries from a sequence number on, page by page."""
@@ -95,6 +94,14 @@ class Ledger:
             if len(rows) < _PAGE:
                 return
             first = rows[-1][0] + 1
+
+
+def _last(tx: Transaction) -> tuple[int, str, int]:
+    """Return the sequence number, digest and time of the last entry (-1, nothing and 0 before any): read once."""
+    if tx.last_entry is None:
+        row = tx.one("SELECT sequence, digest, time FROM ledger ORDER BY sequence DESC LIMIT 1")
+        tx.last_entry = (-1, "", 0) if row is None else (row[0], row[1], row[2])
+    return tx.last_entry
 
 
 def verify_ledger(

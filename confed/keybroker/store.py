@@ -84,10 +84,14 @@ _STEPS = {
 
 
 class Transaction:
-    """An open transaction; what it wrote happens when the block around it ends."""
+    """An open transaction; what it wrote happens when the block around it ends.
+
+    ``last_entry`` is where the ledger notes its newest entry for as long as nobody else can add one.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.last_entry: tuple[int, str, int] | None = None
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Run one statement and return how many rows it changed."""
@@ -109,6 +113,7 @@ class Transaction:
             yield
         except BaseException:
             self._connection.execute("ROLLBACK TO decision")
+            self.last_entry = None
             raise
         finally:
             self._connection.execute("RELEASE decision")

@@ -6,7 +6,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed.errors import EncodingError, SignatureError
-from confed.statement import Signed, public_bytes, sign, unverified, verify
+from confed.statement import (
+    Signed,
+    _Known,  # pyright: ignore[reportPrivateUsage]
+    public_bytes,
+    sign,
+    unverified,
+    verify,
+)
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 
@@ -103,3 +110,13 @@ def test_what_does_not_change_is_parsed_once_and_what_could_is_not():
     assert first is not second
     with pytest.raises(EncodingError):
         unverified(SIGNED, Threat)
+
+
+def test_what_holds_is_remembered_within_bounds_and_the_older_half_forgotten():
+    known = _Known(100)
+    names = [number.to_bytes(32, "big") for number in range(1_000)]
+    for at, name in enumerate(names):
+        known.add(name)
+        assert all(newest in known for newest in names[max(0, at - 49) : at + 1])
+        assert sum(earlier in known for earlier in names[: at + 1]) <= 100
+    assert names[0] not in known
