@@ -58,6 +58,7 @@
         ├── UnreachableError        a service that must answer did not: fails closed
         │   └── EnclaveLostError        the aggregator enclave itself: the round is taken up by its next instance
         ├── MissingObjectError      the courier holds no complete object of this digest
+        │   └── LostCheckpointError     the newest checkpoint of a training TEE: none older takes its place
         ├── StorageError            a disk that failed while something was stored
         │   └── DiskFullError           a disk that is full
         ├── EvidenceUnavailableError  a TEE, TPM or device that gives no evidence here
@@ -886,6 +887,12 @@ class MissingObjectError(RefusedError):
     """The courier holds no complete object of this digest."""
 
     code = "missing-object"
+
+
+class LostCheckpointError(MissingObjectError):
+    """The newest checkpoint is lost and none older takes its place: start another run from the last version."""
+
+    code = "lost-checkpoint"
 
 
 class StorageError(RefusedError):

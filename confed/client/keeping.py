@@ -31,7 +31,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed import canonical
 from confed.client.tree import Array, Tree
-from confed.errors import ConfedError, ForkError, LineageError, RollbackError, TamperedError
+from confed.errors import (
+    ConfedError,
+    ForkError,
+    LineageError,
+    LostCheckpointError,
+    MissingObjectError,
+    RollbackError,
+    TamperedError,
+)
 from confed.journey import Kind
 from confed.keybroker.client import BrokerClient
 from confed.keybroker.statements import CheckpointNote, NewestCheckpoint
@@ -203,10 +211,13 @@ class Keeper:
             TamperedError, TruncatedError: other bytes than those that were noted.
             LineageError: a checkpoint of another run, round, base or counter.
             WrongKeyError: not sealed under this version's checkpoint key.
-            MissingObjectError: the courier has lost it.
+            LostCheckpointError: the courier does not have it.
         """
         try:
             container = Container.parse(self._courier.get(newest.digest))
+        except MissingObjectError as error:
+            expected = f"the newest, {newest.counter}, with the courier"
+            raise LostCheckpointError("checkpoint", expected=expected, got="none") from error
         except TamperedError as error:
             self._require_not_older(newest, error)
             raise

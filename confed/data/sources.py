@@ -94,7 +94,6 @@ def _reading(read: Callable[[], pa.Table], path: Path) -> pa.Table | None:
     column: str | None = None
     try:
         table = read()
-        _ = table.column_names  # decoded here
         table.validate(full=True)  # readers of JSON and Parquet take any bytes for text
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         encoded = isinstance(error, UnicodeDecodeError) or _NOT_UTF8.search(str(error)) is not None

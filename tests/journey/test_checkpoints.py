@@ -25,7 +25,7 @@ from confed.errors import (
     ForkError,
     InstanceError,
     LineageError,
-    MissingObjectError,
+    LostCheckpointError,
     PurposeError,
     RollbackError,
     RoundError,
@@ -33,6 +33,7 @@ from confed.errors import (
     TamperedError,
     UnreachableError,
     WrongKeyError,
+    error_for,
 )
 from confed.governor.courier import Courier
 from confed.governor.expiry import Expiry, Terms
@@ -207,8 +208,10 @@ def test_a_checkpoint_that_is_not_whole_is_not_taken(
 def test_a_checkpoint_that_the_courier_has_lost_is_not_replaced_by_an_older_one(road: Road) -> None:
     saved(road.hold(SITE), state(1), state(2))
     road.courier.path(digests(road)[1]).unlink()
-    with pytest.raises(MissingObjectError):
+    with pytest.raises(LostCheckpointError):
         restored(started_again(road))
+    # What the person who started the run is told is made of the code alone.
+    assert "from the last version" in str(error_for(LostCheckpointError.code, "the training TEE"))
 
 
 def test_what_was_sent_but_not_noted_never_was(road: Road) -> None:
