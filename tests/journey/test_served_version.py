@@ -137,7 +137,7 @@ def test_the_receipt_names_the_version_and_holds_for_these_texts(road: Road, ask
 
 def kept_since(before: set[Path], folder: Path) -> set[Path]:
     pause = threading.Event()
-    for _ in range(1000):
+    for _ in range(3000):
         if found := set(folder.glob("*.json")) - before:
             return found
         pause.wait(0.01)

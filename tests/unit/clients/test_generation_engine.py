@@ -205,9 +205,15 @@ def test_running_answers_go_on_between_the_pieces_of_a_long_prompt(
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TextGeneration(arrays, {"batch": 2, "prefill-chunk": 4})
-    batch, first = batch_of(engine), threading.Event()
+    batch, both, pause = batch_of(engine), threading.Event(), threading.Event()
     watched = Watched(batch, monkeypatch)
-    watched.before_piece = lambda: None if batch.held == 2 else first.wait(0.01)  # type: ignore[assignment,return-value]
+
+    def until_both_are_there() -> None:
+        while not both.is_set() and batch.held < 2:
+            pause.wait(0.01)
+        both.set()
+
+    watched.before_piece = until_both_are_there
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(said, engine, LONG, max_tokens=1)
         assert pool.submit(said, engine, "abcdef", max_tokens=1).result(20) is not None
