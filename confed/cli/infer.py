@@ -17,7 +17,7 @@ import typer
 from confed import canonical, record
 from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
 from confed.cli.infer_stream import stream
-from confed.errors import ConfigError, EncodingError, MissingFileError
+from confed.errors import ConfigError, DeploymentError, EncodingError, MissingFileError
 from confed.files import PUBLIC, write_whole
 from confed.keybroker.client import BrokerServer
 from confed.manifest import Manifest
@@ -270,7 +270,11 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a replica's end, hand it the signals that are meant for it, and end with its code."""
+    """Wait for a replica's end, hand it the signals that are meant for it, and end with its code.
+
+    Raises:
+        DeploymentError: something killed it.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
@@ -280,5 +284,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     code = process.wait()
-    if code not in (0, -signal.SIGTERM, -signal.SIGINT):
-        raise typer.Exit(code if code > 0 else 1)
+    if code < 0 and code not in (-signal.SIGTERM, -signal.SIGINT):
+        raise DeploymentError("replica", expected="one that runs until it is told to end", got=f"signal {-code}")
+    if code > 0:
+        raise typer.Exit(code)

@@ -226,5 +226,5 @@ def test_vllm_answers_from_within_a_confined_tee(with_child: dict[str, Any]) -> 
     assert list(with_child["memory"].iterdir())
     (tee,) = psutil.Process(with_child["process"].pid).children()
     tee.kill()
-    with_child["process"].wait(20)
+    assert with_child["process"].wait(20) == 2
     assert not list(with_child["memory"].iterdir())
