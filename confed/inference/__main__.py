@@ -16,8 +16,11 @@ import os
 import socket
 import sys
 import tempfile
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
+
+_FAILED = 2
 
 # Threads may only start once a process is confined.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,6 +60,11 @@ def main(arguments: list[str]) -> int:
     except ConfedError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except Exception as error:  # noqa: BLE001 (the TEE's edge: an engine's words may quote the model)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        sys.stderr.write(f"error: the replica failed: {type(error).__name__} at {where}\n")
+        return _FAILED
     return 0
 
 

@@ -93,6 +93,8 @@ class Edge:
             await route(receive, send)
         except ConfedError as error:
             await send_json(send, status_of(error), {"code": error.code})
+        except Exception as error:  # noqa: BLE001 (the service's edge: what is logged of it must not quote a request)
+            report_failure(error)
 
     async def _evidence(self, receive: Receive, send: Send) -> None:
         nonce = b"".join([piece async for piece in body_of(receive, NONCE_BYTES, idle_s=self._idle_s)])
