@@ -19,7 +19,7 @@ from confed.serving import OutputTerms
 CANARY = "canary-weights-4711"
 
 
-def failing(*given: Any) -> Any:
+def failing(*given: Any, **_: Any) -> Any:
     for one in given:
         if isinstance(one, socket.socket):
             one.close()
