@@ -92,6 +92,11 @@ class _Place:
         self.epoch: tuple[str, EpochKey] | None = None
         self.heard_at = 0
 
+    @functools.cached_property
+    def exchange(self) -> httpx.URL:
+        """Where sealed requests go."""
+        return httpx.URL(self.url + EXCHANGE_PATH)
+
     def forget(self, replica: VerifiedReplica) -> None:
         """Verify afresh before the next request, unless another replica has been verified meanwhile."""
         with self.lock:
@@ -129,7 +134,10 @@ class ConfidentialClient:
         self._endorsements = endorsements
         self._now = now
         limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        self._http = httpx.Client(timeout=_WAITS, limits=limits, trust_env=False)
+        # Exchanges use the connections themselves: an HTTP client's cookies, redirects and logins are nothing to them,
+        # and take as long as sealing.
+        self._wire: httpx.BaseTransport = httpx.HTTPTransport(limits=limits, trust_env=False)
+        self._http = httpx.Client(timeout=_WAITS, transport=self._wire, trust_env=False)
 
     def close(self) -> None:
         """Close all connections."""
@@ -293,14 +301,15 @@ class ConfidentialClient:
 
     def _post(self, place: _Place, sealing: Sealing, replica: VerifiedReplica, request: Request) -> httpx.Response:
         size = sealing.request_bytes(request)
-        outer = self._http.build_request(
+        outer = httpx.Request(
             "POST",
-            place.url + EXCHANGE_PATH,
+            place.exchange,
             content=_sealed(sealing, request, at_once=size <= _AT_ONCE_BYTES),
             headers={"content-type": EXCHANGE_TYPE, "content-length": str(size)},
+            extensions={"timeout": _WAITS.as_dict()},
         )
         try:
-            response = self._http.send(outer, stream=True)
+            response = self._wire.handle_request(outer)
         except httpx.HTTPError as error:
             raise lost(place.url, error, sealing=sealing) from error
         if response.status_code != _OK:

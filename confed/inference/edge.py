@@ -17,7 +17,7 @@ import asyncio
 import base64
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +41,7 @@ _AHEAD_BYTES = 1024 * 1024
 """Sealed bytes of one answer that wait for a slow reader, before its engine waits too."""
 
 _TOGETHER_BYTES = 64 * 1024
-"""Pieces that wait go out as one up to this size; larger ones would only be copied once more."""
+"""Pieces that wait go out together up to this size: larger ones would only be copied once more."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -285,12 +285,12 @@ class Pump:
             await self._woken.wait()
             self._woken.clear()
             with self._changed:
-                waiting, size = tuple(self._waiting), self._size
+                waiting = tuple(self._waiting)
                 self._waiting.clear()
                 self._size = 0
                 self._changed.notify()
                 ended = self._ended
-            for data in (b"".join(waiting),) if 0 < size <= _TOGETHER_BYTES else waiting:
+            for data in _together(waiting):
                 yield data
             if ended and not self._waiting:
                 return
@@ -309,6 +309,20 @@ class Pump:
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def _together(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield pieces, small ones joined."""
+    begun: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if begun and size + len(piece) > _TOGETHER_BYTES:
+            yield b"".join(begun)
+            begun, size = [], 0
+        begun.append(piece)
+        size += len(piece)
+    if begun:
+        yield b"".join(begun)
 
 
 def status_of(error: ConfedError) -> int:

@@ -22,8 +22,8 @@ from confed.serving import LARGEST_FRAME_BYTES, PaddingTerms
 _OUTER = struct.Struct(">IB")
 _INNER = struct.Struct(">BI")
 _NONCE = struct.Struct(">4xQ")
-_FLAG_AT = 4
 _TAG_BYTES = 16
+_LEAST_SEALED_BYTES, _MOST_SEALED_BYTES = _INNER.size + _TAG_BYTES, LARGEST_FRAME_BYTES + _TAG_BYTES
 LARGEST_CONTENT_BYTES = LARGEST_FRAME_BYTES - _INNER.size
 """What a frame carries at most."""
 PIECE_BYTES = 64 * 1024 - _INNER.size
@@ -66,8 +66,7 @@ class FrameSealer:
         if self._ended:
             raise ExchangeError("frame", expected="none after the last one", got="one")
         padded = self._padding.padded(_INNER.size + size)
-        zeros = bytes(padded - _INNER.size - size)
-        plaintext = b"".join((_INNER.pack(kind, size), content, zeros))
+        plaintext = b"".join((_INNER.pack(kind, size), content)).ljust(padded, b"\x00")
         outer = _OUTER.pack(padded + _TAG_BYTES, final)
         sealed = self._aead.encrypt(_NONCE.pack(self._count << 8 | final), plaintext, outer)
         self._count += 1
@@ -89,10 +88,10 @@ class FrameOpener:
         largest_bytes: of all contents together; ``None`` for answers, which their reader may stop reading.
     """
 
-    __slots__ = ("_aead", "_buffer", "_count", "_ended", "_largest", "_total", "_what")
+    __slots__ = ("_buffer", "_count", "_decrypt", "_ended", "_largest", "_total", "_what")
 
     def __init__(self, key: bytes, *, what: str, largest_bytes: int | None) -> None:
-        self._aead = AESGCM(key)
+        self._decrypt = AESGCM(key).decrypt
         self._what = what
         self._largest = largest_bytes
         self._buffer = bytearray()
@@ -115,10 +114,13 @@ class FrameOpener:
         """
         frames: list[Frame] = []
         with memoryview(data) as view:
-            at = self._fill(view, frames) if self._buffer else 0
-            while (end := self._end(view, at)) <= len(view):
-                frames.append(self._open(view[at:end]))
-                at = end
+            at, have = self._fill(view, frames) if self._buffer else 0, len(view)
+            while (start := at + _OUTER.size) <= have:
+                size, flag = self._outer(view, at)
+                if start + size > have:
+                    break
+                frames.append(self._open(view[at:start], view[start : start + size], flag))
+                at = start + size
             self._buffer += view[at:]
         if self._buffer:
             self._require_open()
@@ -141,33 +143,31 @@ class FrameOpener:
         """Open the frame that earlier bytes began, if these complete it; return how many of them belong to it."""
         kept, at = self._buffer, 0
         while True:
-            end = self._end(kept, 0)
-            if end == len(kept):
+            known = len(kept) >= _OUTER.size
+            size, flag = self._outer(kept, 0) if known else (0, 0)
+            missing = _OUTER.size + size - len(kept)
+            if known and not missing:
                 with memoryview(kept) as frame:
-                    frames.append(self._open(frame))
+                    frames.append(self._open(frame[: _OUTER.size], frame[_OUTER.size :], flag))
                 kept.clear()
                 return at
             if at == len(view):
                 return at
-            taken = view[at : at + end - len(kept)]
-            kept += taken
-            at += len(taken)
+            kept += view[at : at + missing]
+            at = min(at + missing, len(view))
 
-    def _end(self, view: memoryview | bytearray, at: int) -> int:
-        """Return where the frame that begins there ends, as far as is known: at least where its length does."""
-        start = at + _OUTER.size
-        if start > len(view):
-            return start
-        self._require_open()
-        size, flag = _OUTER.unpack_from(view, at)
-        if not _INNER.size + _TAG_BYTES <= size <= LARGEST_FRAME_BYTES + _TAG_BYTES or flag > 1:
+    def _outer(self, data: memoryview | bytearray, at: int) -> tuple[int, int]:
+        """Return the length of the frame that begins there, and its flag."""
+        if self._ended:
+            self._require_open()
+        size, flag = _OUTER.unpack_from(data, at)
+        if not _LEAST_SEALED_BYTES <= size <= _MOST_SEALED_BYTES or flag > 1:
             raise SizeError(f"{self._what} frame", expected=f"up to {LARGEST_FRAME_BYTES} bytes", got="another")
-        return start + size
+        return size, flag
 
-    def _open(self, frame: memoryview) -> Frame:
-        outer, final = frame[: _OUTER.size], frame[_FLAG_AT] == 1
+    def _open(self, outer: memoryview, sealed: memoryview, flag: int) -> Frame:
         try:
-            plaintext = self._aead.decrypt(_NONCE.pack(self._count << 8 | final), frame[_OUTER.size :], outer)
+            plaintext = self._decrypt(_NONCE.pack(self._count << 8 | flag), sealed, outer)
         except InvalidTag as error:
             where = f"{self._what} frame {self._count}"
             raise TamperedError(where, expected="a matching tag", got="another") from error
@@ -180,5 +180,5 @@ class FrameOpener:
         if self._largest is not None and self._total > self._largest:
             raise SizeError(f"{self._what} size in bytes", expected=f"at most {self._largest}", got="more")
         self._count += 1
-        self._ended = final
-        return Frame(kind, content, final)
+        self._ended = final = flag == 1
+        return tuple.__new__(Frame, (kind, content, final))

@@ -502,10 +502,33 @@ def test_what_the_network_changes_is_an_error(
     between = Between(change)
     with deployment.client(served.url) as client:
         client._http.close()
-        client._http = httpx.Client(transport=between.transport())
+        client._wire = between.transport()
+        client._http = httpx.Client(transport=client._wire)
         with pytest.raises(error):
             client.predict({"x": X})
     between.inner.close()
+
+
+def test_outside_a_sealed_request_stands_its_length_and_nothing_of_its_client(
+    deployment: Deployment, served: Served
+) -> None:
+    between, seen = Between(lambda data: data), list[set[str]]()
+    network = between.transport()
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == EXCHANGE_PATH:
+            assert int(request.headers["content-length"]) == len(request.read())
+            seen.append(set(request.headers))
+        return network.handle_request(request)
+
+    with deployment.client(served.url) as client:
+        client._http.close()
+        client._wire = httpx.MockTransport(handle)
+        client._http = httpx.Client(transport=client._wire)
+        client.predict({"x": X})
+        client.request("POST", "/v2", body=bytes(200_000)).close()
+    between.inner.close()
+    assert seen == [{"host", "content-type", "content-length"}] * 2
 
 
 def test_a_receipt_is_for_this_request_and_answer_alone(deployment: Deployment, client: ConfidentialClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confed.errors import DeliveryError, EncodingError, TamperedError, TruncatedError
-from confed.inference.edge import Edge
+from confed.inference.edge import Edge, Pump
 from confed.inference.engine import Answer
 from confed.inference.epochs import Epochs
 from confed.inference.exchange import Answering, AnswerOpening, Sealing
@@ -169,3 +170,27 @@ def test_a_changed_frame_is_refused_however_its_bytes_are_cut(cut: int) -> None:
 
 def test_a_frame_shows_no_content_where_it_is_printed() -> None:
     assert "secret" not in repr(Frame(1, b"secret", False))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "carried"),
+    [
+        ([300] * 1000, [65400, 65400, 65400, 65400, 38400]),
+        ([300], [300]),
+        ([65536, 1], [65536, 1]),
+        ([1, 65535, 65535, 2], [65536, 65535, 2]),
+        ([100_000, 100_000], [100_000, 100_000]),
+        ([], []),
+    ],
+)
+def test_small_pieces_that_wait_go_out_together_in_their_order(sizes: list[int], carried: list[int]) -> None:
+    made = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+
+    async def carry() -> tuple[list[bytes], bool]:
+        pump = Pump(asyncio.get_running_loop())
+        pump.run(lambda: iter(made))
+        return [piece async for piece in pump.pieces()], pump.whole
+
+    found, whole = asyncio.run(carry())
+    assert ([len(piece) for piece in found], whole) == (carried, True)
+    assert b"".join(found) == b"".join(made)
