@@ -1,4 +1,4 @@
-"""Peak memory and processor time of every process that a benchmark starts, by what the process is."""
+"""Peak memory, processor time and page faults of every process that a benchmark starts, by what the process is."""
 
 from __future__ import annotations
 
@@ -28,12 +28,21 @@ class Processes:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._known: set[int] = {os.getpid()}
         self._seconds: dict[tuple[str, int], float] = {}
+        self._faults: dict[tuple[str, int], int] = {}
         self.peaks_mb: dict[str, float] = {}
 
     def seconds(self) -> dict[str, float]:
         """Return the processor seconds of all processes of each name together."""
         names = sorted({name for name, _ in self._seconds})
         return {name: round(sum(s for (found, _), s in self._seconds.items() if found == name), 2) for name in names}
+
+    def faults(self) -> dict[str, int]:
+        """Return how often all processes of each name together were given memory that they did not have: page faults.
+
+        One is 4 KiB, or up to 2 MiB where the kernel gives huge pages.
+        """
+        names = sorted({name for name, _ in self._faults})
+        return {name: sum(n for (found, _), n in self._faults.items() if found == name) for name in names}
 
     def __enter__(self) -> Self:
         """Begin to watch."""
@@ -72,5 +81,6 @@ class Processes:
         if name and found:
             peak = int(found[1]) * 1024 / 1e6
             self.peaks_mb[name] = max(self.peaks_mb.get(name, 0.0), round(peak, 1))
-            times = (process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]
-            self._seconds[name, int(process.name)] = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+            stat = (process / "stat").read_text().rsplit(")", 1)[1].split()
+            self._seconds[name, int(process.name)] = sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")
+            self._faults[name, int(process.name)] = int(stat[7])

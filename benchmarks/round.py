@@ -4,8 +4,8 @@
 
 Every party is a process of its own on loopback with TLS. Nothing is trained: the app returns the model, changed a
 little; evaluation is off on both sides. Seconds are the median of the rounds after the first (which attests). Peak
-memory is the kernel's, in MB, of the largest process of each kind; processor seconds are of the whole run, all
-processes of a kind together: they tell more than the clock where the machine is shared.
+memory is the kernel's, in MB, of the largest process of each kind; processor seconds and page faults are of the whole
+run, all processes of a kind together: they tell more than the clock where the machine is shared.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     # Of one round alone, its first: the clients attest in it, and every service is called for the first time.
     found |= {"confed_s": median(ends[min(1, arguments.rounds - 1) :]), "seconds_by_stage": stages}
     found |= {"peak_rss_mb": {"confed": ours.peaks_mb}, "cpu_s": {"confed": ours.seconds()}}
+    found |= {"page_faults": {"confed": ours.faults()}}
     if arguments.no_flower:
         return found
     shutil.rmtree(folder / "runs")
@@ -124,6 +125,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     found["ratio"] = round(median(ends[1:]) / median(plain), 3)
     found["peak_rss_mb"] = {"confed": ours.peaks_mb, "flower": theirs.peaks_mb}
     found["cpu_s"] = {"confed": ours.seconds(), "flower": theirs.seconds()}
+    found["page_faults"] = {"confed": ours.faults(), "flower": theirs.faults()}
     return found
 
 
