@@ -107,7 +107,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.opening", description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1000, help="of model (default 1000)")
-    parser.add_argument("--repeat", type=int, default=15, help="turns (default 15)")
+    parser.add_argument("--repeat", type=int, default=11, help="turns (default 11)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     told = parser.parse_args()
     figures = measure(megabytes=told.megabytes, repeat=told.repeat)
