@@ -6,14 +6,19 @@ import asyncio
 import os
 import socket
 import tempfile
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from confed.errors import ConfigError
+from confed.errors import ConfigError, EncodingError
 from confed.inference import __main__ as tee
 from confed.inference.edge import EXCHANGE_PATH, Edge
+from confed.inference.engine import Answer
+from confed.inference.messages import AnswerHead
+from confed.inference.streaming import whole
 from confed.serving import OutputTerms
 
 CANARY = "canary-weights-4711"
@@ -86,3 +91,20 @@ def test_what_fails_at_the_edge_is_logged_by_its_kind_and_frees_its_place(capfd:
     assert CANARY not in told
     assert not sent, "the server ends what was not answered"
     assert edge._free == 1
+
+
+def test_a_window_whose_requester_went_away_is_stopped_at_its_next_piece() -> None:
+    gone, said = threading.Event(), list[str]()
+
+    def pieces() -> Iterator[bytes]:
+        try:
+            for number in range(3):
+                said.append(str(number))
+                yield b"piece"
+                gone.set()
+        finally:
+            said.append("closed")
+
+    with pytest.raises(EncodingError):
+        whole(Answer(head=AnswerHead(status=200, headers=()), body=pieces()), gone=gone)
+    assert said == ["0", "1", "closed"]
