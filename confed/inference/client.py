@@ -134,8 +134,7 @@ class ConfidentialClient:
         self._endorsements = endorsements
         self._now = now
         limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        # Exchanges use the connections themselves: an HTTP client's cookies, redirects and logins are nothing to them,
-        # and take as long as sealing.
+        # Exchanges use the connections themselves: an HTTP client's cookies and redirects are nothing to them, and slow.
         self._wire: httpx.BaseTransport = httpx.HTTPTransport(limits=limits, trust_env=False)
         self._http = httpx.Client(timeout=_WAITS, transport=self._wire, trust_env=False)
 
@@ -302,12 +301,10 @@ class ConfidentialClient:
     def _post(self, place: _Place, sealing: Sealing, replica: VerifiedReplica, request: Request) -> httpx.Response:
         size = sealing.request_bytes(request)
         outer = httpx.Request(
-            "POST",
-            place.exchange,
-            content=_sealed(sealing, request, at_once=size <= _AT_ONCE_BYTES),
+            "POST", place.exchange, content=_sealed(sealing, request, at_once=size <= _AT_ONCE_BYTES),
             headers={"content-type": EXCHANGE_TYPE, "content-length": str(size)},
             extensions={"timeout": _WAITS.as_dict()},
-        )
+        )  # fmt: skip
         try:
             response = self._wire.handle_request(outer)
         except httpx.HTTPError as error:
