@@ -134,7 +134,7 @@ class ConfidentialClient:
         self._endorsements = endorsements
         self._now = now
         limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        # Exchanges use the connections themselves: an HTTP client's cookies and redirects are nothing to them, and slow.
+        # Exchanges use the connections themselves: an HTTP client's cookies and redirects are nothing to them.
         self._wire: httpx.BaseTransport = httpx.HTTPTransport(limits=limits, trust_env=False)
         self._http = httpx.Client(timeout=_WAITS, transport=self._wire, trust_env=False)
 
