@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from broker_world import METRICS, MODEL_OWNER, SITES, Enclave, World
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,9 +39,20 @@ from confed.keybroker.clock import EnclaveClock
 from confed.keybroker.identity import OwnerHome
 from confed.keybroker.ledger import verify_ledger
 from confed.keybroker.server import serve_brokers
-from confed.keybroker.statements import Challenge, Commit, CommitRecord, Countersignature, Grant, Head, Ticket
-from confed.statement import Signed, sign, unverified, word_of
-from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel, unpack
+from confed.keybroker.statements import (
+    Challenge,
+    Closing,
+    ClosingCountersignature,
+    Commit,
+    CommitRecord,
+    Countersignature,
+    Grant,
+    Head,
+    Ticket,
+)
+from confed.statement import Signed, public_bytes, sign, unverified, word_of
+from confed.stopping import Ending
+from confed.wire.channel import Endpoint, RunningServer, TlsIdentity, open_channel, pack, unpack
 from confed.wire.v1 import confed_pb2 as pb
 from confed.wire.v1.confed_pb2_grpc import KeyBrokerStub
 
@@ -163,6 +176,45 @@ def test_what_the_right_broker_signed_for_something_else_is_not_believed(
     monkeypatch.setattr("confed.keybroker.client.unpack", another)
     with pytest.raises(BrokerError, match="an answer to something else"):
         a_round(served)
+
+
+BROKER = Ed25519PrivateKey.generate()
+ENDING = Ending(rule="rounds", round=1)
+CLOSING = Closing(
+    broker=public_bytes(BROKER),
+    run="run-1",
+    manifest="12" * 32,
+    rounds=1,
+    version=1,
+    digest="34" * 32,
+    ending=ENDING,
+    time=1,
+)
+AGREED = ClosingCountersignature(
+    broker=CLOSING.broker,
+    identity=bytes(32),
+    closing="56" * 32,
+    run="run-1",
+    version=1,
+    digest="34" * 32,
+    head="",
+    time=1,
+)
+
+
+@pytest.mark.parametrize(
+    "statement", [dataclasses.replace(CLOSING, run="run-2"), dataclasses.replace(CLOSING, manifest="34" * 32), AGREED]
+)
+def test_a_closing_of_something_else_is_not_believed(statement: Any) -> None:
+    def answered(_call: Any, timeout: float) -> pb.CloseReply:
+        del timeout
+        return pb.CloseReply(items=[pb.CloseReply.Item(signed=pack(sign(statement, BROKER)))])
+
+    client = BrokerClient.__new__(BrokerClient)
+    client._timeout_s, client._stub = 5.0, SimpleNamespace(Close=answered)  # type: ignore[assignment]
+    own = sign(CLOSING, BROKER) if statement is AGREED else None
+    (reply,) = client.close([CLOSING.broker], run="run-1", manifest="12" * 32, final_record=b"", closing=own)
+    assert type(reply) is BrokerError
 
 
 def test_one_refusal_does_not_fail_a_batch(served: Served) -> None:
