@@ -17,6 +17,7 @@ import typer
 from confed import canonical, record
 from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
 from confed.cli.infer_stream import stream
+from confed.cli.tls_options import Authorities, Certificate, Key, tls_context
 from confed.errors import ConfigError, DeploymentError, EncodingError, MissingFileError
 from confed.files import PUBLIC, write_whole
 from confed.keybroker.client import BrokerServer
@@ -104,7 +105,7 @@ def policy(
 
 
 @app.command()
-def proxy(
+def proxy(  # noqa: PLR0913 (one argument an option)
     url: Annotated[list[str], typer.Argument(help="A replica's address; several may be given.")],
     *,
     policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
@@ -114,6 +115,9 @@ def proxy(
     endorsement_bundle: Bundle = None,
     pccs: Pccs = None,
     pccs_ca: PccsAuthorities = None,
+    ca: Authorities = None,
+    certificate: Certificate = None,
+    key: Key = None,
 ) -> None:
     """Let any client on this machine talk to an attested replica, as if it were here.
 
@@ -136,7 +140,8 @@ def proxy(
         receipts.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     listener = bound_socket(listen, loopback_only=True)
     accepted = RequesterPolicy.decode(_read(policy_file, "policy"))
-    with ConfidentialClient(url, policy=accepted, endorsements=provider) as client:
+    tls = tls_context(url, ca, certificate, key)
+    with ConfidentialClient(url, policy=accepted, endorsements=provider, tls=tls) as client:
         replica = client.verify()
         typer.echo(json.dumps({"manifest": replica.digest, "url": address_of(listener)}))
         sys.stdout.flush()

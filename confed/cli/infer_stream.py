@@ -13,6 +13,7 @@ import typer
 
 from confed import canonical
 from confed.cli.endorsement_options import Bundle, Cache, Pccs, PccsAuthorities, endorsement_provider
+from confed.cli.tls_options import Authorities, Certificate, Key, tls_context
 from confed.errors import ConfedError, EncodingError, MissingFileError
 from confed.files import write_whole
 
@@ -25,7 +26,7 @@ _JSON = "application/json"
 _OK = 200
 
 
-def stream(
+def stream(  # noqa: PLR0913 (one argument an option)
     url: Annotated[list[str], typer.Argument(help="A replica's address; several may be given.")],
     *,
     policy_file: Annotated[Path, typer.Option("--policy", help="What you accept (`confed infer policy`).")],
@@ -34,6 +35,9 @@ def stream(
     endorsement_bundle: Bundle = None,
     pccs: Pccs = None,
     pccs_ca: PccsAuthorities = None,
+    ca: Authorities = None,
+    certificate: Certificate = None,
+    key: Key = None,
 ) -> None:
     """Answer windows from standard input: one JSON line in, one out, in order, until the input ends.
 
@@ -48,7 +52,8 @@ def stream(
     except OSError as error:
         raise MissingFileError("policy", expected="a file that can be read", got=policy_file) from error
     provider = endorsement_provider(endorsement_cache, endorsement_bundle, pccs=pccs, pccs_ca=pccs_ca)
-    with ConfidentialClient(url, policy=policy, endorsements=provider) as client:
+    tls = tls_context(url, ca, certificate, key)
+    with ConfidentialClient(url, policy=policy, endorsements=provider, tls=tls) as client:
         path = f"/v2/models/{client.verify().manifest.name}/infer"
         windows = client.stream()
         try:

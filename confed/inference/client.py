@@ -14,6 +14,7 @@ import base64
 import functools
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from confed.inference.attempts import (
     refused,
     unreachable,
 )
+from confed.inference.connections import Connections, tls_for
 from confed.inference.duplex import BROKEN, Duplex
 from confed.inference.edge import EPOCH_PATH, EVIDENCE_PATH, EXCHANGE_PATH, EXCHANGE_TYPE
 from confed.inference.epochs import EPOCH_MS, EpochKey
@@ -114,6 +116,7 @@ class ConfidentialClient:
         now: the requester's clock, Unix milliseconds.
         tenant: what replicas may keep of this client's requests (a prompt's beginning, say) serves this tenant alone.
             32 secret bytes (``messages.Request``); ``None``: drawn here, so that no other client is the same tenant.
+        tls: for ``https``, where something before a replica speaks it; ``None``: the public authorities.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class ConfidentialClient:
         endorsements: EndorsementProvider | None = None,
         now: Callable[[], int] = wall_clock,
         tenant: bytes | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tenant = os.urandom(TENANT_BYTES) if tenant is None else tenant
         urls = (url,) if isinstance(url, str) else tuple(url)
@@ -134,8 +138,10 @@ class ConfidentialClient:
         self._endorsements = endorsements
         self._now = now
         limits = httpx.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=_IDLE_S)
-        # Exchanges use the connections themselves: an HTTP client's cookies and redirects are nothing to them.
-        self._wire: httpx.BaseTransport = httpx.HTTPTransport(limits=limits, trust_env=False)
+        self._tls = tls_for(urls, given=tls)
+        # Exchanges use the connections alone: an HTTP client's cookies and redirects are nothing to them, and slow.
+        self._wire: httpx.BaseTransport = Connections(tls=self._tls, limits=limits)
+        self._http = httpx.Client(timeout=_WAITS, transport=self._wire, trust_env=False)
         self._http = httpx.Client(timeout=_WAITS, transport=self._wire, trust_env=False)
 
     def close(self) -> None:
@@ -317,7 +323,7 @@ class ConfidentialClient:
         """Open a stream; nothing runs by that, so wherever it fails the next replica may be asked."""
         (epoch,) = sealing.epochs
         try:
-            connection = Duplex(place.url, STREAM_PATH, content_type=EXCHANGE_TYPE, wait_s=_WAITS_S)
+            connection = Duplex(place.url, STREAM_PATH, content_type=EXCHANGE_TYPE, wait_s=_WAITS_S, tls=self._tls)
         except BROKEN as error:
             raise NotRunError(unreachable(place.url, error)) from error
         try:

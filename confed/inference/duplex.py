@@ -6,7 +6,6 @@ between; HTTP itself is ``h11``'s. A proxy on the way must not hold a request's 
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 from contextlib import suppress
@@ -31,28 +30,35 @@ class Duplex:
         path: what is asked for.
         content_type: of the body.
         wait_s: how long one read or write may take.
+        tls: for an address with ``https``.
 
     Raises:
-        ConfigError: no address.
+        ConfigError: no address, or one with ``https`` and nothing for it.
         OSError: nobody there.
     """
 
-    def __init__(self, url: str, path: str, *, content_type: str, wait_s: float) -> None:
+    def __init__(self, url: str, path: str, *, content_type: str, wait_s: float, tls: ssl.SSLContext | None) -> None:
         parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if parsed.scheme not in ("http", "https" if tls else "") or not parsed.host:
             raise ConfigError("url", expected="http://HOST:PORT or https://HOST:PORT", got=url)
         port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
         connected = socket.create_connection((parsed.host, port), timeout=_CONNECT_S)
         # A window is small, and waited for: it must not wait for the one before it to be acknowledged.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if parsed.scheme == "https":
-            connected = httpx.create_ssl_context(trust_env=False).wrap_socket(connected, server_hostname=parsed.host)
+        if tls is not None and parsed.scheme == "https":
+            connected = tls.wrap_socket(connected, server_hostname=parsed.host)
         connected.settimeout(wait_s)
+        self._wait_s = wait_s
         self._socket = connected
         self._http = h11.Connection(h11.CLIENT)
+        self._ahead: Any = None
         host = parsed.netloc.decode("ascii")
         headers = [("host", host), ("content-type", content_type), ("transfer-encoding", "chunked")]
-        self._write(h11.Request(method="POST", target=path, headers=headers))
+        try:
+            self._write(h11.Request(method="POST", target=path, headers=headers))
+        except BROKEN:
+            self.close()
+            raise
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body.
@@ -100,9 +106,18 @@ class Duplex:
     @property
     def is_readable(self) -> bool:
         """Whether something has come that was not asked for: the other side has ended, or is gone."""
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-            return True
-        return bool(select.select([self._socket], [], [], 0)[0])
+        # An end of a chunk, or a message of TLS itself (new keys, a question who this is), is nothing of the other
+        # side's: whether there is more only reading tells.
+        self._socket.settimeout(0)
+        try:
+            self._ahead = self._event()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except BROKEN:
+            return True  # who reads is told
+        finally:
+            self._socket.settimeout(self._wait_s)
+        return True
 
     def close(self) -> None:
         """Close the connection."""
@@ -111,6 +126,9 @@ class Duplex:
         self._socket.close()
 
     def _event(self) -> Any:
+        if self._ahead is not None:
+            event, self._ahead = self._ahead, None
+            return event
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(self._socket.recv(_AT_ONCE_BYTES))
         return event

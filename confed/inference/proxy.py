@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from confed.errors import ConfedError, EncodingError
+from confed.errors import ConfedError, EncodingError, RefusedError
 from confed.inference.client import ConfidentialClient
+from confed.inference.connections import Call
 from confed.inference.edge import Pump, Receive, Scope, Send, body_of, gone
 from confed.inference.own_errors import WholeAnswer, own_error, told_error
 from confed.inference.reply import Reply
@@ -59,19 +60,30 @@ class Proxy:
         loop = asyncio.get_running_loop()
         try:
             body = b"".join([piece async for piece in body_of(receive, self._largest, idle_s=None)])
-            reply = await loop.run_in_executor(
-                self._workers,
-                lambda: self._client.request(scope["method"], path, body=body, headers=headers),
-            )
         except ConfedError as error:
             await _send_error(send, own_error(path, error))
             return
-        await self._carry(reply, receive, send)
 
-    async def _carry(self, reply: Reply, receive: Receive, send: Send) -> None:
-        pump = Pump(asyncio.get_running_loop())
-        self._workers.submit(pump.run, lambda: self._pieces(reply))
+        def asked(call: Call) -> Reply:
+            with call:
+                return self._client.request(scope["method"], path, body=body, headers=headers)
+
+        call = Call()
         watch = asyncio.ensure_future(gone(receive))
+        watch.add_done_callback(lambda _future: call.end())  # who goes away ends the request too, begun or not
+        try:
+            try:
+                reply = await loop.run_in_executor(self._workers, asked, call)
+            except ConfedError as error:
+                await _send_error(send, own_error(path, error))
+                return
+            await self._carry(reply, call, watch, send)
+        finally:
+            watch.cancel()
+
+    async def _carry(self, reply: Reply, call: Call, watch: asyncio.Future[None], send: Send) -> None:
+        pump = Pump(asyncio.get_running_loop())
+        self._workers.submit(pump.run, lambda: self._pieces(reply, call))
         watch.add_done_callback(lambda _future: pump.stop())
         # Without a length the answer ends with its last chunk, which goes once the receipt holds: else it is cut off.
         headers = [(name.encode(), value.encode()) for name, value in reply.head.headers if name != "content-length"]
@@ -83,11 +95,14 @@ class Proxy:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             pump.stop()
-            watch.cancel()
 
-    def _pieces(self, reply: Reply) -> Iterator[bytes]:
-        with reply:
-            yield from reply
+    def _pieces(self, reply: Reply, call: Call) -> Iterator[bytes]:
+        with call, reply:
+            try:
+                yield from reply
+            except RefusedError:
+                if not call.ended:  # else it was cut off here, for nobody waits
+                    raise
             if reply.proof is not None:
                 self._keep(reply.proof)
 

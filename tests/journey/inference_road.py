@@ -7,8 +7,12 @@ replica of it is served over HTTP on loopback. ``Linear`` is the served model: y
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import select
 import socket
+import ssl
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,10 +55,10 @@ from confed.sealing.container import Container, Draft, seal_to_bytes
 from confed.sealing.derivation import container_key
 from confed.sealing.recipients import RecipientEntry
 from confed.serving import OutputTerms, Padding, PaddingTerms, ServingTerms
-from confed.wire.channel import open_channel
+from confed.wire.channel import TlsIdentity, open_channel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "chat"))
-from relay import Relay
+from relay import Piece, Relay
 
 OWNER = "model-owner"
 CODE = "c1" * 32
@@ -235,6 +239,56 @@ class Served:
 def with_serving(manifest: Manifest, **changes: Any) -> Manifest:
     assert manifest.serving is not None
     return dataclasses.replace(manifest, serving=dataclasses.replace(manifest.serving, **changes))
+
+
+class TlsBefore(Relay):
+    """What speaks TLS before a replica, as a reverse proxy does."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(target)
+        self.url = self.url.replace("http:", "https:")
+        self.identity = TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC))
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with pem_files(self.identity) as files:
+            self.tls.load_cert_chain(*files)
+
+    def require(self, caller: TlsIdentity) -> None:
+        """Take nobody but this caller from now on."""
+        self.tls.load_verify_locations(cadata=caller.certificate)
+        self.tls.verify_mode = ssl.CERT_REQUIRED
+
+    def context(self, caller: TlsIdentity | None = None) -> ssl.SSLContext:
+        """What a caller speaks TLS with who knows this one's certificate."""
+        found = ssl.create_default_context(cadata=self.identity.certificate)
+        if caller is not None:
+            with pem_files(caller) as files:
+                found.load_cert_chain(*files)
+        return found
+
+    def _join(self, caller: socket.socket, number: int) -> None:
+        with (
+            suppress(OSError),
+            caller,
+            self.tls.wrap_socket(caller, server_side=True) as spoken,
+            socket.create_connection(self._target) as target,
+        ):
+            while True:
+                for one in [spoken] if spoken.pending() else select.select([spoken, target], [], [])[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    self.pieces.append(Piece(0.0, one is spoken, number, data))
+                    (target if one is spoken else spoken).sendall(data)
+
+
+@contextmanager
+def pem_files(identity: TlsIdentity) -> Iterator[tuple[str, str]]:
+    """The two files of an identity, as TLS libraries want them."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = (f"{folder}/certificate.pem", f"{folder}/key.pem")
+        for file, text in zip(files, (identity.certificate, identity.private_key), strict=True):
+            Path(file).write_text(text)
+        yield files
 
 
 class Cutter(Relay):
