@@ -94,7 +94,7 @@ class _Place:
         self.epoch: tuple[str, EpochKey] | None = None
         self.heard_at = 0
 
-    @functools.cached_property
+    @property
     def exchange(self) -> httpx.URL:
         """Where sealed requests go."""
         return httpx.URL(self.url + EXCHANGE_PATH)
