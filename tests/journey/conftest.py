@@ -4,10 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from road import Land, Road
+
+if TYPE_CHECKING:
+    from inference_road import Deployment, Served
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +72,19 @@ def make_road(place: Path) -> Iterator[Callable[..., Road]]:
     yield make
     for road in roads:
         road.__exit__()
+
+
+@pytest.fixture(scope="module")
+def deployment(quick_disk: Path) -> Iterator[Deployment]:
+    """A model's owner, its sealed model, an approved manifest and a broker."""
+    from inference_road import Deployment  # noqa: PLC0415 (most tests serve nothing)
+
+    with Deployment(folder=Path(tempfile.mkdtemp(dir=quick_disk))) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def served(deployment: Deployment) -> Iterator[Served]:
+    """A replica of it that listens."""
+    with deployment.served() as served:
+        yield served

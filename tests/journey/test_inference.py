@@ -59,20 +59,6 @@ from confed.serving import Origin
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
-@pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "inference"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def served(deployment: Deployment) -> Iterator[Served]:
-    with deployment.served() as served:
-        yield served
-
-
 @pytest.fixture
 def client(deployment: Deployment, served: Served) -> Iterator[ConfidentialClient]:
     with deployment.client(served.url) as client:

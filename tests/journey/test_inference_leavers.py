@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,14 +19,6 @@ from confed.inference.proxy import Proxy
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 X = np.ones((1, 4), dtype=np.float32)
-
-
-@pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "leavers"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -82,14 +81,6 @@ def streamed(asked: openai.OpenAI, prompt: str) -> str:
         model="linear", messages=[{"role": "user", "content": prompt}], max_tokens=TOKENS, stream=True
     )
     return "".join(event.choices[0].delta.content or "" for event in stream)
-
-
-@pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "load"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
 
 
 @pytest.fixture(scope="module")

@@ -90,20 +90,6 @@ class Road:
     url: str
 
 
-@pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "relays"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def served(deployment: Deployment) -> Iterator[Served]:
-    with deployment.served() as served:
-        yield served
-
-
 @pytest.fixture
 def road(deployment: Deployment, served: Served) -> Iterator[Road]:
     relay = Relay(served.url)

@@ -45,14 +45,6 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "streams"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
 def shared(deployment: Deployment) -> Iterator[Served]:
     with deployment.served() as served:
         yield served

@@ -24,20 +24,6 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 CALLER, OTHER = (TlsIdentity.generate(now=datetime.datetime.now(datetime.UTC)) for _ in range(2))
 
 
-@pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "tls"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def served(deployment: Deployment) -> Iterator[Served]:
-    with deployment.served(most_at_once=8) as served:
-        yield served
-
-
 @pytest.fixture
 def before(served: Served) -> Iterator[TlsBefore]:
     with TlsBefore.before(served.url) as before:

@@ -21,20 +21,6 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture(scope="module")
-def deployment(quick_disk: Path) -> Iterator[Deployment]:
-    folder = quick_disk / "triton"
-    folder.mkdir()
-    with Deployment(folder=folder) as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def served(deployment: Deployment) -> Iterator[Served]:
-    with deployment.served() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
 def proxy(deployment: Deployment, served: Served) -> Iterator[str]:
     with (
         deployment.client(served.url) as client,
